@@ -1,0 +1,160 @@
+"""Errors and outcomes: who is to blame, and what everybody is told about it.
+
+The one table from cause to status, side and text stands here. An outcome's name is the metric label, the span
+attribute `tunnel.outcome`, the log field, the error page's code and the header `X-Tunnel-Outcome`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class TunnelError(Exception):
+    """Something failed in a way we have words for: one line, fit for a user."""
+
+
+class ConfigError(TunnelError):
+    """Bad flag, file, address, certificate: what is wrong and what to do. The program ends with exit code 2."""
+
+
+class WireError(TunnelError):
+    """The other end broke the link protocol (tunnel/SPEC.md). The link ends."""
+
+
+class LocalWireError(TunnelError):
+    """We were about to break the link protocol: a bug on this side."""
+
+
+class Refused(TunnelError):
+    """The core does not take this agent. reason: a word of REFUSALS; `final` says that trying again is useless."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+    @property
+    def final(self) -> bool:
+        return self.reason in FINAL_REFUSALS
+
+
+class Failure(TunnelError):
+    """A request or stream ends with this outcome. The text is the particular cause, one line, safe to show."""
+
+    def __init__(self, outcome: str, text: str = "", retry_after: float = 0) -> None:
+        super().__init__(text or OUTCOMES[outcome].title)
+        self.outcome = outcome
+        self.text = text
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One row. side: whose fault ("visitor", "core", "agent", "local service", "nobody").
+
+    failed: the record is an ERROR and the span an error. code: number on the wire in a reset frame (SPEC.md).
+    """
+
+    name: str
+    code: int
+    status: int
+    side: str
+    failed: bool
+    title: str
+    advice: str
+
+
+_ROWS = (
+    Outcome("ok", 0, 200, "nobody", False, "The request was answered.", ""),
+    Outcome("visitor_aborted", 1, 499, "visitor", False, "The visitor went away before the answer was complete.", ""),
+    Outcome(
+        "bad_request", 2, 400, "visitor", False,
+        "The request is not valid HTTP.", "Check the client, or any proxy between it and this server.",
+    ),
+    Outcome(
+        "method_not_allowed", 3, 405, "visitor", False,
+        "This method is not passed through the tunnel.", "CONNECT and TRACE are refused; use another method.",
+    ),
+    Outcome(
+        "request_timeout", 4, 408, "visitor", False,
+        "The request did not arrive in time.", "Send the whole request without long pauses.",
+    ),
+    Outcome(
+        "body_too_large", 5, 413, "visitor", False,
+        "The request's body is larger than this tunnel accepts.",
+        "Send less, or ask the operator to raise the limit (-max-body).",
+    ),
+    Outcome(
+        "uri_too_long", 6, 414, "visitor", False,
+        "The request's address is too long.", "Shorten the URL, or send the data in the body.",
+    ),
+    Outcome(
+        "head_too_large", 7, 431, "visitor", False,
+        "The request's header fields are too large.", "Clear this site's cookies, or send fewer or shorter fields.",
+    ),
+    Outcome(
+        "no_tunnel", 8, 404, "visitor", False,
+        "There is no tunnel with this name.",
+        "Check the host name. If the tunnel is yours, start an agent that serves it.",
+    ),
+    Outcome(
+        "no_agent", 9, 503, "agent", True,
+        "The tunnel exists, but no agent is connected for it.",
+        "Start the agent, or wait for it to reconnect, then try again.",
+    ),
+    Outcome(
+        "link_lost", 10, 502, "agent", True,
+        "The connection to the agent broke before the answer was complete.",
+        "Try again; the agent reconnects by itself. If it persists, look at the agent's log and network.",
+    ),
+    Outcome(
+        "local_refused", 11, 502, "local service", True,
+        "The agent is connected, but its local service does not accept connections.",
+        "Start the local service, or correct the agent's -local address.",
+    ),
+    Outcome(
+        "local_broken", 12, 502, "local service", True,
+        "The local service broke off, or its answer is not valid HTTP.",
+        "Look at the local service's own log.",
+    ),
+    Outcome(
+        "timeout", 13, 504, "local service", True,
+        "The local service did not answer in time.",
+        "Look at what the local service is doing, or raise the time-out (-request-timeout).",
+    ),
+    Outcome(
+        "quota", 14, 429, "visitor", False,
+        "The account's quota is used up.", "Wait and try again, or ask the operator for a higher limit.",
+    ),
+    Outcome(
+        "overloaded", 15, 503, "core", True,
+        "Every agent of this tunnel is at its limit of open requests.", "Try again in a moment, or add an agent.",
+    ),
+    Outcome(
+        "draining", 16, 503, "core", True,
+        "The server is shutting down.", "Try again in a moment; another instance may take over.",
+    ),
+    Outcome(
+        "internal", 17, 500, "core", True,
+        "Something went wrong inside the tunnel.", "Report it with the request id; the log has the details.",
+    ),
+)  # fmt: skip
+
+OUTCOMES: dict[str, Outcome] = {row.name: row for row in _ROWS}
+BY_CODE: dict[int, Outcome] = {row.code: row for row in _ROWS}
+
+#: outcomes counted as tunnel_upstream_errors_total{reason}: the request failed past the core
+UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
+
+#: why the core refuses a link: the label of tunnel_authentication_failures_total, and what the agent is told
+REFUSALS = (
+    "missing_token", "bad_token", "revoked", "expired", "account_disabled",  # credentials
+    "bad_name", "name_taken", "name_reserved", "no_port",  # what it asks for
+    "connection_quota", "too_many_connections", "draining",  # load
+    "version", "protocol", "timeout",  # the talk itself
+)  # fmt: skip
+#: refusals that no retry can mend: the agent ends with exit code 1
+FINAL_REFUSALS = frozenset(
+    {"missing_token", "bad_token", "revoked", "expired", "account_disabled", "bad_name", "version"}
+)
+#: refusals for load: back off up to 30 s instead of 2 s
+LOAD_REFUSALS = frozenset({"connection_quota", "too_many_connections", "draining"})

@@ -1,0 +1,431 @@
+"""The seam: what is handled (visits), what handles it (handlers), and what is wrapped around it (layers).
+
+A *visit* is one thing being handled. The room that handles it makes the visit and fills in the facts; layers around
+the handler (metrics, tracing, logs, third parties) see it begin, run and end. Parents are explicit, so no context
+variable has to cross a task or the link. With no layer a handler is the bare function and nothing is paid.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import trio
+
+monotonic = time.monotonic  #: the clock of `Visit.started` and of all marks (seconds)
+
+
+class Visit:
+    """One thing being handled.
+
+    kind: "connect", "link", "stream", "request", "local" or "query".
+    parent: the visit that caused this one (request → stream → local request), or None.
+    started: monotonic seconds.
+    marks: named times on the way, monotonic seconds, in the order they happened.
+    headers: what travels on with it (a stream's over the link, a local request's to the local service); a layer may
+        add trace context here. Names are lower case.
+    outcome: how it ended, a word of `tunnel.errors.OUTCOMES`; "" while it runs.
+    status: HTTP status as the visitor (or local caller) saw it; 0 where there is none.
+    error: one line about a failure, for the log and the span; "" otherwise.
+    bytes_in, bytes_out: body bytes, towards the local service and back.
+    trace_id, span_id, sampled: set by a tracing layer (lower-case hex); sampled says that the trace is exported.
+    """
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "error",
+        "extra",
+        "headers",
+        "kind",
+        "marks",
+        "outcome",
+        "parent",
+        "raised",
+        "reached",
+        "sampled",
+        "span_id",
+        "started",
+        "status",
+        "trace_id",
+    )
+
+    def __init__(self, kind: str, parent: Visit | None = None) -> None:
+        self.kind = kind
+        self.parent = parent
+        self.started = monotonic()
+        self.marks: dict[str, float] = {}
+        self.headers: dict[str, str] = {}
+        self.outcome = ""
+        self.status = 0
+        self.error = ""
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.trace_id = ""
+        self.span_id = ""
+        self.sampled = False
+        self.extra: Any = None  # a layer's own state for this visit; keep a dict if several need it
+        self.reached = 0  # the guard's: how many layers in the call has come
+        self.raised: BaseException | None = None  # the guard's: what the handler itself raised
+
+
+class ConnectVisit(Visit):
+    """Getting a link up: on the core from accept to welcome, on the agent from dial to welcome.
+
+    Marks on the agent: "dialed", "tls" (where used), "websocket", "authenticated". Outcome "ok", or "refused" with
+    `reason` from `tunnel.errors.REFUSALS`, or "link_lost".
+    """
+
+    __slots__ = ("account_id", "agent_id", "connection_id", "reason", "remote")
+
+    def __init__(self, remote: str, connection_id: str = "") -> None:
+        super().__init__("connect")
+        self.remote = remote  # the other end's address, host:port
+        self.connection_id = connection_id
+        self.agent_id = ""
+        self.account_id = ""
+        self.reason = ""
+
+
+class LinkVisit(Visit):
+    """An attached link, welcome to end. Its parent is the ConnectVisit that brought it up."""
+
+    __slots__ = ("account_id", "agent_id", "connection_id", "remote", "state")
+
+    def __init__(self, connect: ConnectVisit) -> None:
+        super().__init__("link", connect)
+        self.remote = connect.remote
+        self.connection_id = connect.connection_id
+        self.agent_id = connect.agent_id
+        self.account_id = connect.account_id
+        self.state = "connected"  # or "draining"
+
+
+class RequestVisit(Visit):
+    """A visitor's HTTP request at the core, first byte of its head to last byte of the answer.
+
+    Marks: "head" (request head read), "opened" (stream opened), "answered" (answer's head came from the agent),
+    "first_byte" (answer's head written), "upgraded" (101 written), "event" (first body byte of an event stream).
+    `request_headers` are (name, value) byte pairs as the visitor sent them, in order.
+    `agent_us` and `local_us` are the agent's and the local service's share up to the answer's head, microseconds,
+    -1 where unknown.
+    """
+
+    __slots__ = (
+        "account_id",
+        "agent_id",
+        "agent_us",
+        "client",
+        "connection_id",
+        "event_stream",
+        "host",
+        "http_version",
+        "local_us",
+        "method",
+        "request_headers",
+        "request_id",
+        "scheme",
+        "target",
+        "tunnel",
+    )
+
+    def __init__(self, client: str, scheme: str) -> None:
+        super().__init__("request")
+        self.client = client  # the visitor's IP address
+        self.scheme = scheme
+        self.method = ""
+        self.target = ""  # path and query; log the path only, redact the query's values on spans
+        self.host = ""  # normalised: lower case, no port
+        self.http_version = "1.1"
+        self.request_headers: Sequence[tuple[bytes, bytes]] = ()
+        self.request_id = ""
+        self.tunnel = ""
+        self.agent_id = ""
+        self.account_id = ""
+        self.connection_id = ""
+        self.event_stream = False
+        self.agent_us = -1
+        self.local_us = -1
+
+
+class StreamVisit(Visit):
+    """One stream on a link, seen from either end. `headers` cross the link in the open frame.
+
+    protocol: "http", "upgrade", "tcp" or "probe" (probes count in no stream metric).
+    offset: the link's measured clock difference, agent minus core, seconds.
+    On the core the parent is the RequestVisit (None for a TCP tunnel); on the agent there is none.
+    On the agent `method` and `target` name the request, and `agent_us`, `local_us` its times as sent to the core.
+    """
+
+    __slots__ = (
+        "account_id",
+        "agent_id",
+        "connection_id",
+        "method",
+        "offset",
+        "protocol",
+        "request_id",
+        "stream_id",
+        "target",
+        "tunnel",
+    )
+
+    def __init__(self, parent: Visit | None, protocol: str) -> None:
+        super().__init__("stream", parent)
+        self.protocol = protocol
+        self.stream_id = 0
+        self.connection_id = ""
+        self.agent_id = ""
+        self.account_id = ""
+        self.tunnel = ""
+        self.method = ""
+        self.target = ""
+        self.request_id = ""
+        self.offset = 0.0
+
+
+class LocalVisit(Visit):
+    """The agent's request to a local service; its parent is the StreamVisit.
+
+    Marks: "connected" (a new connection was made), "sent", "first_byte". A layer's `headers` are added to the request
+    and replace fields of the same name.
+    """
+
+    __slots__ = ("address", "method", "request_id", "scheme", "target")
+
+    def __init__(self, parent: StreamVisit, address: str, scheme: str) -> None:
+        super().__init__("local", parent)
+        self.address = address  # host:port of the local service
+        self.scheme = scheme
+        self.method = parent.method
+        self.target = parent.target
+        self.request_id = parent.request_id
+
+
+class QueryVisit(Visit):
+    """A query that really goes to the store. operation: a closed set of names ("token.find", "usage.add", …)."""
+
+    __slots__ = ("operation", "system")
+
+    def __init__(self, operation: str, system: str, parent: Visit | None = None) -> None:
+        super().__init__("query", parent)
+        self.operation = operation
+        self.system = system  # "sqlite" or "postgresql"
+
+
+Handler = Callable[[Any], Awaitable[None]]
+Layer = Callable[[Handler], Handler]
+
+
+def wrap(handler: Handler, layers: Sequence[Layer]) -> Handler:
+    """Put layers around a handler: the first is outermost. `wrap(handler, [])` is the handler itself."""
+    for layer in reversed(layers):
+        handler = layer(handler)
+    return handler
+
+
+class Guard:
+    """Makes a layer harmless: what it raises is reported once, then the layer is out of the way for good.
+
+    The guard knows per visit whether the inner handler has run (`visit.reached`) and what it raised itself
+    (`visit.raised`), so it never runs it twice, never swallows its exceptions, and lets `Cancelled` pass.
+    `depth` is the layer's place counted from outside, starting at 0.
+    """
+
+    def __init__(self, name: str, layer: Layer, depth: int, log: logging.Logger) -> None:
+        self.name = name
+        self.is_off = False
+        self._layer = layer
+        self._depth = depth
+        self._log = log
+
+    def __call__(self, handler: Handler) -> Handler:
+        depth = self._depth
+
+        async def inner(visit: Visit) -> None:
+            if visit.reached > depth:
+                raise RuntimeError(f"layer {self.name} ran the handler twice")
+            visit.reached = depth + 1
+            try:
+                await handler(visit)
+            except BaseException as exc:
+                visit.raised = exc
+                raise
+
+        try:
+            layered = self._layer(inner)
+        except Exception as exc:
+            self._report(exc)
+            return handler
+
+        async def guarded(visit: Visit) -> None:
+            if self.is_off:
+                await handler(visit)
+                return
+            try:
+                await layered(visit)
+            except BaseException as exc:
+                if exc is visit.raised or not isinstance(exc, Exception):
+                    raise
+                self._report(exc)
+            else:
+                if visit.reached > depth and visit.raised is None:
+                    return
+                self._report(RuntimeError("it swallowed the handler's call or its exception"))
+            if visit.reached <= depth:
+                await handler(visit)
+            elif visit.raised is not None:
+                raise visit.raised
+
+        return guarded
+
+    def _report(self, exc: BaseException) -> None:
+        if not self.is_off:
+            self.is_off = True
+            self._log.error(
+                "layer switched off",
+                extra={"fields": {"layer": self.name, "error": f"{type(exc).__name__}: {exc}"}},
+            )
+
+
+# What a program offers its plug-ins ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class PageRequest:
+    """A GET on one of the program's own pages; header names lower case."""
+
+    path: str
+    query: str
+    headers: dict[str, str]
+
+
+@dataclass(slots=True)
+class PageAnswer:
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Page = Callable[[PageRequest], Awaitable[PageAnswer]]
+Check = Callable[[], tuple[bool, str]]  #: (holds, reason)
+
+
+@dataclass(slots=True)
+class QuotaStatistics:
+    account_id: str
+    type: str  # "connection", "bandwidth" or "requests"
+    usage: float
+    limit: float  # math.inf: none
+
+
+@dataclass(slots=True)
+class LinkStatistics:
+    """What a link's owner counts in plain integers."""
+
+    connection_id: str
+    agent_id: str
+    account_id: str
+    state: str
+    streams: int
+    frames_in: int
+    frames_out: int
+    frames_bad: int
+    queue_bytes: int
+    rtt: float  # seconds, the newest; 0 before the first
+    offset: float  # seconds, the other end's clock minus ours
+
+
+@dataclass(slots=True)
+class CoreStatistics:
+    connections_limit: float
+    bytes_in: int
+    bytes_out: int
+    links: list[LinkStatistics]
+    quotas: list[QuotaStatistics]
+    quota_exceeded: dict[str, int]  # by type, since start
+    logs_dropped: int = 0
+
+
+@dataclass(slots=True)
+class AgentStatistics:
+    agent_id: str
+    connected: bool
+    reconnections: int  # attempts to get a lost link back
+    reconnection_errors: int
+    consecutive_errors: int
+    frames_received: int
+    frames_sent: int
+    frames_error: int
+    heartbeats_sent: int
+    heartbeats_failed: int
+    logs_dropped: int = 0
+
+
+@dataclass(slots=True)
+class AgentReport:
+    """Metrics that an agent sent over its link: Prometheus text, and when it came (monotonic seconds)."""
+
+    agent_id: str
+    account_id: str
+    text: bytes
+    at: float
+    connected: bool
+
+
+class Host(Protocol):
+    """What a plug-in is given: the program it is plugged into."""
+
+    @property
+    def role(self) -> str:
+        """"core" or "agent"."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """The configuration by section ("metrics", "tracing", "log", …), as plain values."""
+
+    @property
+    def outcomes(self) -> Sequence[str]:
+        """All outcome words."""
+
+    @property
+    def refusals(self) -> Sequence[str]:
+        """All reasons for which a link is refused."""
+
+    @property
+    def checks(self) -> dict[str, Check]:
+        """Readiness checks by name; all hold when the program may take traffic."""
+
+    def statistics(self) -> CoreStatistics | AgentStatistics: ...
+
+    def take_round_trips(self) -> list[float]:
+        """Heartbeat round trips (seconds) since the last call; bounded, oldest dropped."""
+
+    def reports(self) -> list[AgentReport]:
+        """Core: what agents reported over their links. Empty on an agent."""
+
+    def set_report(self, make: Callable[[], bytes]) -> None:
+        """Agent: what to send over the link every few seconds as this agent's metrics."""
+
+    def add_page(self, path: str, page: Page) -> None:
+        """Serve a page on the metrics address."""
+
+    def set_details(self, name: str, details: Callable[[], dict[str, Any]]) -> None:
+        """Add a section to /health/detailed and the status page."""
+
+    def details(self) -> dict[str, dict[str, Any]]: ...
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """For a plug-in's own background tasks; cancelled when the program ends."""
+
+
+PlugIn = Callable[[Host], AbstractAsyncContextManager[Layer]]

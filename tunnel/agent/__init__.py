@@ -1,0 +1,1 @@
+"""The agent: dials a core and serves its streams from local services."""

@@ -1,0 +1,69 @@
+"""`python -m tunnel.agent`: serve local services through a core."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tunnel.config import load_agent
+from tunnel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tunnel.agent.client import Agent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 when stopped, 1 when it gives up, 2 when the configuration is wrong."""
+    try:
+        settings = load_agent(sys.argv[1:] if argv is None else argv, os.environ)
+    except ConfigError as exc:
+        print(f"tunnel agent: {exc}", file=sys.stderr)
+        return 2
+    import trio  # after the flags: `--help` is not to wait for it
+
+    from tunnel.agent.client import Agent, Stopped
+    from tunnel.log import get_logger, setup
+    from tunnel.tuning import tune_gc
+
+    setup(settings.log_level, settings.log_json)
+    log = get_logger("tunnel.agent")
+    try:
+        agent = Agent(settings)
+        tune_gc()
+        trio.run(_serve, agent)
+    except ConfigError as exc:
+        log.error("can't start", error=str(exc))
+        return 2
+    except Stopped as exc:
+        log.error("giving up", error=str(exc))
+        return 1
+    return 0
+
+
+async def _serve(agent: Agent) -> None:
+    """The first SIGTERM or SIGINT lets open requests finish; the second ends all now."""
+    import trio
+
+    from tunnel.link.tasks import open_pair
+
+    async with open_pair() as nursery:
+
+        async def watch_signals() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                stopping = False
+                async for _ in signals:
+                    if stopping:
+                        nursery.cancel_scope.cancel()
+                    stopping = True
+                    agent.stop()
+
+        nursery.start_soon(watch_signals)
+        await agent.run()
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""How long an agent waits before it dials again.
+
+Full jitter: a wait is drawn evenly between 0 and a bound that doubles, so that many agents which lost the same core
+do not come back in step. The bound stays low after network errors (a core that restarts has all agents back within
+seconds) and grows high when the core says that it has too much to do. No clock and no waiting in here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+FIRST = 0.2  # seconds: the bound of the first wait
+NETWORK_CAP = 2.0  # seconds: after network errors
+LOAD_CAP = 30.0  # seconds: after a refusal for load (errors.LOAD_REFUSALS)
+HELD = 5.0  # seconds that a link has to hold to count as good
+
+
+class Backoff:
+    """Waits before reconnecting. `failures`: waits drawn since the last link that held.
+
+    uniform(low, high): the random source. held: seconds a link has to last to start over from the first bound.
+    """
+
+    def __init__(self, uniform: Callable[[float, float], float] = random.uniform, held: float = HELD) -> None:
+        self.failures = 0
+        self._uniform = uniform
+        self._held = held
+        self._hurried = False
+
+    def after_network_error(self) -> float:
+        """Seconds to wait after a failed dial, or a refusal that is neither final nor for load."""
+        return self._next(NETWORK_CAP)
+
+    def after_load_refusal(self) -> float:
+        """Seconds to wait after a refusal for load."""
+        return self._next(LOAD_CAP)
+
+    def after_link(self, lasted: float, *, go_away: bool = False) -> float:
+        """Seconds to wait after a link that was up for `lasted` seconds.
+
+        0 after a go-away. But a core that sends every new link away is met with waits from the second time on, or the
+        two programs would spin.
+        """
+        if lasted >= self._held:
+            self.failures = 0
+            self._hurried = False
+        if go_away and not self._hurried:
+            self._hurried = True
+            return 0.0
+        return self._next(NETWORK_CAP)
+
+    def _next(self, cap: float) -> float:
+        bound = min(cap, FIRST * 2.0 ** min(self.failures, 32))
+        self.failures += 1
+        return self._uniform(0.0, bound)

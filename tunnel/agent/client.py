@@ -1,0 +1,401 @@
+"""The agent's life: dial, authenticate, serve, and again when the link is gone.
+
+Attempt after attempt until told to stop: (1) dial, (2) TLS and the pin, (3) WebSocket, (4) hello and welcome,
+(5) serve streams until the link ends. What goes wrong decides the next wait (tunnel/agent/backoff.py); refused
+credentials end the program, since no retry mends them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket as stdlib_socket
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+import trio
+import trio_websocket
+
+from tunnel import __version__
+from tunnel.agent import dialing
+from tunnel.agent.backoff import Backoff
+from tunnel.agent.forward import Forwarder
+from tunnel.config import AgentSettings, parse_address, parse_local, sections
+from tunnel.errors import LOAD_REFUSALS, ConfigError, Refused, TunnelError, WireError
+from tunnel.handler import AgentStatistics, ConnectVisit, Handler, Layer, LinkVisit, wrap
+from tunnel.http.client import Service
+from tunnel.http.pages import serve_pages
+from tunnel.link import transport
+from tunnel.link.link import Link
+from tunnel.link.stream import Stream
+from tunnel.link.sweeper import Sweeper
+from tunnel.link.tasks import open_pair
+from tunnel.log import get_logger
+from tunnel.net import Socket, address_text, listen
+from tunnel.plugins import Program
+from tunnel.wire import control, frames
+from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
+
+log = get_logger("tunnel.agent")
+
+CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
+DRAIN_POLL = 0.05  #: seconds
+
+
+class Stopped(TunnelError):
+    """The agent gives up: its text is the one line for the user, exit code 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A tunnel in service. url: what visitors type; local: what it forwards to."""
+
+    name: str
+    url: str
+    local: str
+
+
+class _Connect(ConnectVisit):
+    """An attempt to get a link up, and what came of it."""
+
+    __slots__ = ("link", "nursery", "welcome")
+
+    def __init__(self, server: str, nursery: trio.Nursery, link: Link) -> None:
+        super().__init__(server)
+        self.nursery = nursery
+        self.link = link
+        self.welcome: Welcome | None = None
+
+
+class _Attached(LinkVisit):
+    __slots__ = ("link",)
+
+    def __init__(self, connect: _Connect) -> None:
+        super().__init__(connect)
+        self.link = connect.link
+
+
+class Agent:
+    """An agent with these settings. After `run` has started: `tunnels`, `metrics_address`.
+
+    Raises ConfigError for settings that can't work.
+    """
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self.settings = settings
+        self.agent_id = settings.agent_id or default_agent_id()
+        self.locals = parse_local(settings.local, settings.subdomain)
+        self.services = [Service(one.host, one.port, one.scheme == "https") for one in self.locals]
+        self.tunnels: list[Tunnel] = []
+        self.metrics_address: tuple[str, int] | None = None
+        self._tls = dialing.tls_context(settings)
+        self._backoff = Backoff()
+        self._instance = secrets.token_hex(8)
+        self._link: Link | None = None
+        self._connected = False
+        self._draining = False
+        self._stopping = trio.Event()
+        self._went_away = False
+        self._counts = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)
+        self._round_trips: list[float] = []
+        self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
+        self._program = Program("agent", sections(settings), self.statistics, self._take_round_trips)
+        self._program.checks["link"] = self._check_link
+        self._on_up: trio.TaskStatus[None] | None = None
+        self._forwarder: Forwarder | None = None
+        self._handle_connect: Handler = self._connect
+        self._handle_link: Handler = self._attached
+
+    # What others may ask --------------------------------------------------------------------------------------
+
+    def statistics(self) -> AgentStatistics:
+        """Counts since the start, those of the present link included."""
+        counts, link = self._counts, self._link
+        session = link.session if link else None
+        return AgentStatistics(
+            self.agent_id,
+            self._connected,
+            counts.reconnections,
+            counts.reconnection_errors,
+            counts.consecutive_errors,
+            counts.frames_received + (session.frames_in if session else 0),
+            counts.frames_sent + (session.frames_out if session else 0),
+            counts.frames_error + (session.frames_bad if session else 0),
+            counts.heartbeats_sent + (link.heartbeats_sent if link else 0),
+            counts.heartbeats_failed + (link.heartbeats_failed if link else 0),
+        )
+
+    def _take_round_trips(self) -> list[float]:
+        taken, self._round_trips = self._round_trips, []
+        if self._link is not None:
+            taken += self._link.round_trips
+            self._link.round_trips.clear()
+        return taken
+
+    def _check_link(self) -> tuple[bool, str]:
+        if self._draining:
+            return False, "shutting down"
+        if self._connected:
+            return True, f"connected to {self.settings.server}"
+        return False, f"no link to {self.settings.server}"
+
+    # Running --------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop gracefully: open requests get `drain_timeout` to finish, then `run` returns."""
+        self._draining = True
+        self._stopping.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until stopped; started once the first link is up.
+
+        Raises Stopped (refused credentials, retries used up) and ConfigError (metrics address, plug-ins).
+        """
+        self._on_up = task_status
+        async with open_pair() as nursery:
+            async with self._program.plugged_in(self.settings.layers, nursery) as layers:
+                await self._start(nursery, layers)
+                async with open_pair() as working:
+                    working.start_soon(self._watch_stop, working)
+                    await self._dial_for_ever()
+                    working.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+
+    async def _start(self, nursery: trio.Nursery, layers: Sequence[Layer]) -> None:
+        self._forwarder = Forwarder(layers, self._sweeper, self.settings.request_timeout)
+        self._handle_connect = wrap(self._connect, layers)
+        self._handle_link = wrap(self._attached, layers)
+        nursery.start_soon(self._sweeper.run)
+        if self.settings.metrics_addr:
+            sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+            self.metrics_address = sockets[0].getsockname()[:2]
+            nursery.start_soon(serve_pages, listeners, self._program.pages)
+            log.info("metrics and health", url=f"http://{address_text(self.metrics_address)}/metrics")
+
+    async def _watch_stop(self, working: trio.Nursery) -> None:
+        """Let open requests finish, then end the link politely."""
+        await self._stopping.wait()
+        link = self._link
+        if link is not None and self._connected:
+            link.session.control(frames.GOAWAY, control.pack_goaway("the agent is shutting down"))
+            forwarder = self._forwarder
+            with trio.move_on_after(self.settings.drain_timeout):
+                while forwarder is not None and forwarder.active:
+                    await trio.sleep(DRAIN_POLL)
+            link.close("the agent was stopped")
+            with trio.move_on_after(2):
+                while self._connected:
+                    await trio.sleep(DRAIN_POLL)
+        working.cancel_scope.cancel()
+
+    async def _dial_for_ever(self) -> None:
+        retries = 0
+        while not self._draining:
+            began = monotonic()
+            wait, failed = await self._attempt()
+            if self._draining:
+                return
+            if failed:
+                self._counts.consecutive_errors += 1
+                retries += 1
+                if retries > 1 or self._counts.reconnections:
+                    self._counts.reconnection_errors += 1
+                if 0 <= self.settings.max_retries < retries:
+                    raise Stopped(
+                        f"no link to {self.settings.server} after {retries} attempts; giving up (-max-retries)"
+                    )
+            elif monotonic() - began > 5:
+                retries = 0
+            self._counts.reconnections += 1
+            log.info("reconnecting", server=self.settings.server, wait=f"{wait:.2f}s", attempt=retries)
+            await trio.sleep(wait)
+
+    async def _attempt(self) -> tuple[float, bool]:
+        """One link from dialling to its end: (seconds to wait before the next, whether it never came up)."""
+        self._went_away = False
+        self._link = link = Link(
+            False, self.settings.heartbeat, self.settings.heartbeat_timeout, self._on_opened
+        )
+        came_up = 0.0
+        try:
+            log.info("connecting to server", server=self.settings.server)
+            async with open_pair() as nursery:
+                connect = _Connect(self.settings.server, nursery, link)
+                await self._handle_connect(connect)
+                came_up = monotonic()
+                await self._handle_link(_Attached(connect))
+                nursery.cancel_scope.cancel()
+        except Refused as exc:
+            log.error("connection refused", server=self.settings.server, reason=exc.reason, error=str(exc))
+            if exc.final:
+                raise Stopped(f"the core at {self.settings.server} refused this agent: {exc}") from None
+            if exc.reason in LOAD_REFUSALS:
+                return self._backoff.after_load_refusal(), True
+            return self._backoff.after_network_error(), True
+        except TunnelError as exc:
+            log.error("connection failed", server=self.settings.server, error=str(exc))
+            return self._backoff.after_network_error(), True
+        finally:
+            self._retire(link)
+        lasted = monotonic() - came_up
+        log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
+        return self._backoff.after_link(lasted, go_away=self._went_away), False
+
+    def _retire(self, link: Link) -> None:
+        """Keep an ended link's counts."""
+        counts, session = self._counts, link.session
+        counts.frames_received += session.frames_in
+        counts.frames_sent += session.frames_out
+        counts.frames_error += session.frames_bad
+        counts.heartbeats_sent += link.heartbeats_sent
+        counts.heartbeats_failed += link.heartbeats_failed
+        self._round_trips = [*self._round_trips, *link.round_trips][-1000:]
+        self._link = None
+
+    # Getting a link up ----------------------------------------------------------------------------------------
+
+    async def _connect(self, visit: _Connect) -> None:
+        """The innermost handler of a connect visit. Raises Refused, TunnelError."""
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT):
+                await self._dial(visit)
+                await self._introduce(visit)
+            visit.outcome = "ok"
+        except trio.TooSlowError:
+            visit.outcome, visit.error = "timeout", "the core did not answer in time"
+            raise TunnelError(f"{visit.error} ({CONNECT_TIMEOUT:g} s)") from None
+        except Refused as exc:
+            visit.outcome, visit.reason, visit.error = "refused", exc.reason, str(exc)
+            raise
+        except TunnelError as exc:
+            visit.outcome, visit.error = "link_lost", str(exc)
+            raise
+
+    async def _dial(self, visit: _Connect) -> None:
+        host, port = parse_address(self.settings.server)
+        socket = await dialing.dial_core(host, port)
+        try:
+            visit.marks["dialed"] = monotonic()
+            if self._tls is not None:
+                socket = await dialing.secure(socket, self._tls, host, self.settings)
+                visit.marks["tls"] = monotonic()
+            carrier = await transport.connect(visit.nursery, socket, host, visit.link.on_message)
+        except (trio_websocket.HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            socket.close()
+            raise TunnelError(dialing.explain_handshake(self.settings, exc)) from exc
+        except BaseException:
+            socket.close()
+            raise
+        visit.marks["websocket"] = monotonic()
+        visit.nursery.start_soon(visit.link.run, carrier)
+
+    async def _introduce(self, visit: _Connect) -> None:
+        hello = Hello(
+            [frames.VERSION],
+            __version__,
+            self.agent_id,
+            self.settings.token,
+            [
+                TunnelRequest(one.name, "tcp" if one.scheme == "tcp" else "http", f"{one.scheme}://{one.address}")
+                for one in self.locals
+            ],
+            self._instance,
+        )
+        visit.link.session.control(frames.HELLO, control.encode(hello))
+        try:
+            kind, payload = await visit.link.receive_control()
+            if kind == frames.REFUSED:
+                refusal = control.decode(RefusedMessage, payload)
+                raise Refused(refusal.reason, refusal.text)
+            if kind != frames.WELCOME:
+                raise WireError(f"the core answered the hello with {frames.NAMES[kind]}")
+            welcome = control.decode(Welcome, payload)
+        except trio.EndOfChannel:
+            raise TunnelError(f"the link ended before the core's welcome: {visit.link.end_reason}") from None
+        if len(welcome.tunnels) != len(self.locals):
+            raise WireError("the core's welcome names another number of tunnels")
+        visit.welcome = welcome
+        visit.account_id, visit.connection_id = welcome.account_id, welcome.connection_id
+        visit.agent_id = self.agent_id
+        visit.marks["authenticated"] = monotonic()
+        log.info(
+            "authenticated",
+            agent_id=self.agent_id,
+            account_id=welcome.account_id,
+            connection_id=welcome.connection_id,
+            server_version=welcome.core_version,
+        )
+        self.tunnels = [
+            Tunnel(grant.name, grant.url, f"{one.scheme}://{one.address}")
+            for grant, one in zip(welcome.tunnels, self.locals, strict=True)
+        ]
+        for tunnel in self.tunnels:
+            log.info("tunnel ready", tunnel=tunnel.name, url=tunnel.url, local=tunnel.local)
+
+    # A link that is up ----------------------------------------------------------------------------------------
+
+    async def _attached(self, visit: _Attached) -> None:
+        """The innermost handler of a link visit: until the link ends. (The streams are tasks beside it.)"""
+        link = visit.link
+        self._connected = True
+        self._counts.consecutive_errors = 0
+        self._sweeper.add(link)
+        if self._on_up is not None:
+            self._on_up.started()
+            self._on_up = None
+        try:
+            async with self._reporting(link):
+                while True:
+                    kind, payload = await link.receive_control()
+                    if kind == frames.GOAWAY:
+                        self._went_away = True
+                        visit.state = "draining"
+                        log.info("the core sends us away", reason=payload.decode("utf-8", "replace"))
+                    elif kind == frames.REFUSED:
+                        refusal = control.decode(RefusedMessage, payload)
+                        raise Refused(refusal.reason, refusal.text)
+        except trio.EndOfChannel:
+            visit.outcome, visit.error = "link_lost", "" if self._went_away or self._draining else link.end_reason
+        finally:
+            self._connected = False
+            self._sweeper.discard(link)
+
+    @asynccontextmanager
+    async def _reporting(self, link: Link):  # type: ignore[no-untyped-def]
+        """Send our metrics over the link now and then, while the block runs."""
+        async with open_pair() as nursery:
+            nursery.start_soon(self._report, link)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+
+    async def _report(self, link: Link) -> None:
+        while True:
+            await trio.sleep(min(1.0, self.settings.metrics.report_interval))
+            if self._program.make_report is not None:
+                try:
+                    report = self._program.make_report()
+                except Exception as exc:
+                    log.error("metrics report broke", error=exc)
+                    return
+                if len(report) <= frames.MAX_DATA and link.session.queued_bytes < frames.MAX_DATA:
+                    link.session.control(frames.REPORT, report)
+            await trio.sleep(max(0.0, self.settings.metrics.report_interval - 1.0))
+
+    def _on_opened(self, stream: Stream) -> None:
+        """A visitor's stream: a task of the link's own nursery serves it."""
+        assert self._forwarder is not None
+        assert stream.link.nursery is not None
+        stream.link.nursery.start_soon(self._forwarder.serve, stream.link, stream, self.services, self.agent_id)
+
+
+def default_agent_id() -> str:
+    """The host's name, made fit for a label."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in stdlib_socket.gethostname())
+    return name.strip("-.")[:63] or "agent"
+
+
+__all__ = ["Agent", "ConfigError", "Socket", "Stopped", "Tunnel"]

@@ -1,0 +1,1 @@
+"""The core: takes visitors in, hands their requests to agents, keeps accounts."""

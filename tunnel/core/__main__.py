@@ -1,0 +1,72 @@
+"""`python -m tunnel.core`: serve; with a command (account, token, tunnel, usage, migrate): work on the store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tunnel.config import data_dir, load_core, split_command
+from tunnel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tunnel.core.server import Core
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 when drained, 2 when the configuration is wrong; a command has its own."""
+    try:
+        flags, words = split_command(sys.argv[1:] if argv is None else argv)
+        settings = load_core(flags, os.environ)
+        if words:
+            from tunnel.core.commands import run_command
+
+            return run_command(words, database_url=settings.database.url, data_dir=data_dir(settings))
+    except ConfigError as exc:
+        print(f"tunnel core: {exc}", file=sys.stderr)
+        return 2
+    import trio  # after the flags: `--help` is not to wait for it
+
+    from tunnel.core.database import StoreError
+    from tunnel.core.server import Core
+    from tunnel.log import get_logger, setup
+    from tunnel.tuning import tune_gc
+
+    setup(settings.log_level, settings.log_json)
+    log = get_logger("tunnel.core")
+    try:
+        core = Core(settings)
+        tune_gc()
+        trio.run(_serve, core)
+    except (ConfigError, StoreError) as exc:
+        log.error("can't start", error=str(exc))
+        return 2
+    return 0
+
+
+async def _serve(core: Core) -> None:
+    """The first SIGTERM or SIGINT drains; the second ends all now."""
+    import trio
+
+    from tunnel.link.tasks import open_pair
+
+    async with open_pair() as nursery:
+
+        async def watch_signals() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                draining = False
+                async for _ in signals:
+                    if draining:
+                        nursery.cancel_scope.cancel()
+                    draining = True
+                    core.drain()
+
+        nursery.start_soon(watch_signals)
+        await core.run()
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

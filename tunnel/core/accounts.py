@@ -1,0 +1,349 @@
+"""Accounts in a running core: who may attach, with what limits, and what they use.
+
+Gate and door work with live objects in memory; the store is asked when an agent attaches, and watched for changes by
+one look at its revision a second. What is counted is written in batches every `flush_interval` (5 s): a core that is
+killed (SIGKILL) loses the use of at most that long, plus the time a write takes, and nothing of it is ever added
+twice: a batch keeps its number until the store has confirmed it. While the store is away, attached agents go on, use
+is kept in memory, and the outage is logged once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+import trio
+
+from tunnel.core import records
+from tunnel.core.first import FirstToken, ensure_default
+from tunnel.core.holds import Holds
+from tunnel.core.quotas import TYPES, Account, QuotaFailure, Use
+from tunnel.core.records import AccountRecord, Snapshot, TokenRecord
+from tunnel.core.store import Store, StoreError
+from tunnel.core.tokens import MAX_LENGTH, PREFIX, Grant, JwtVerifier, hash_token, is_hash_equal
+from tunnel.core.usage import UsageWriter
+from tunnel.errors import Refused
+from tunnel.handler import QuotaStatistics, Visit
+from tunnel.log import get_logger
+
+__all__ = ["Account", "Accounts", "FirstToken", "Grant", "QuotaFailure", "ensure_default"]
+
+log = get_logger("tunnel.core")
+
+#: seconds that an account without links stays in memory
+_LINGER = 60.0
+
+
+class _Trouble:
+    """Logs an outage once when it begins and once when it ends."""
+
+    def __init__(self, begun: str, ended: str) -> None:
+        self._begun, self._ended = begun, ended
+        self._is_on = False
+
+    def note(self, cause: str) -> None:
+        """cause: "" if all is well."""
+        if cause and not self._is_on:
+            log.error(self._begun, error=cause)
+        elif self._is_on and not cause:
+            log.info(self._ended)
+        self._is_on = bool(cause)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A granted token as of a revision: what was read earlier never replaces what was read later."""
+
+    revision: int
+    record: TokenRecord
+
+
+class Accounts:
+    """store: opened. flush_interval, watch_interval, name_hold: seconds. wall, monotonic: clocks, seconds.
+
+    Raises ConfigError for an unusable JWT key (jwt_public_key is the path of a PEM file).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        jwt_secret: str = "",
+        jwt_public_key: str = "",
+        default_max_connections: int = 0,
+        flush_interval: float = 5.0,
+        watch_interval: float = 1.0,
+        name_hold: float = 600.0,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        #: refusals by type since start: tunnel_quota_exceeded_total
+        self.exceeded: dict[str, int] = dict.fromkeys(TYPES, 0)
+        self._store = store
+        self._jwt = JwtVerifier(jwt_secret, jwt_public_key, wall) if jwt_secret or jwt_public_key else None
+        self._default_links = default_max_connections
+        self._flush_interval = flush_interval
+        self._watch_interval = watch_interval
+        self._wall = wall
+        self._monotonic = monotonic
+        self._holds = Holds(store, name_hold, wall, monotonic)
+        self._revision = 0  # the newest seen; nothing older is taken over
+        self._is_current = False  # everything in memory is as of `_revision`
+        self._accounts: dict[str, Account] = {}  # with links, or lately asked for
+        self._tokens: dict[str, _Seen] = {}  # of these accounts, as far as they were used
+        self._expiries: list[float] = []  # heap: when granted tokens run out
+        self._usage = UsageWriter(store, self._accounts, wall)
+        self._cause = "the store was not asked yet"  # "" while it answers
+        self._watching = _Trouble("store unreachable", "store answers again")
+        self._writing = _Trouble("usage not written", "usage is written again")
+
+    # Agents -------------------------------------------------------------------------------------------------------
+
+    async def authenticate(self, token: str, agent_id: str, parent: Visit | None = None) -> Grant:
+        """Who is this? agent_id: as the agent states it; a JWT's own wins where the agent says "".
+
+        Raises Refused (missing_token, bad_token, revoked, expired, account_disabled) or StoreError.
+        """
+        if not token:
+            raise Refused("missing_token", "no token was given")
+        if len(token) > MAX_LENGTH:
+            raise Refused("bad_token", "the token is too long")
+        if token.startswith(PREFIX):
+            return await self._by_token(token, agent_id, parent)
+        if self._jwt is None:
+            raise Refused("bad_token", "the token is not known here")
+        claims = self._jwt.verify(token, agent_id)
+        account = await self.load(claims.account_id, parent)
+        if account.is_disabled:
+            raise Refused("account_disabled", f"account {account.name} is disabled")
+        self._expect(claims.expires_at)
+        return Grant(account.id, account.name, claims.agent_id, "", claims.expires_at)
+
+    async def _by_token(self, token: str, agent_id: str, parent: Visit | None) -> Grant:
+        hash = hash_token(token)
+        while True:
+            revision, record, account = await self._store.query(
+                "token.find", lambda conn: records.find_token(conn, hash), parent=parent
+            )
+            if revision >= self._revision:  # else it was changed while we read
+                break
+        if record is None or account is None or not is_hash_equal(record.hash, hash):
+            raise Refused("bad_token", "the token is not known here")
+        refused = self._check_token(record)
+        if refused is not None:
+            raise refused
+        if account.is_disabled:
+            raise Refused("account_disabled", f"account {account.name} is disabled")
+        self._tokens[record.id] = _Seen(revision, record)
+        await self.load(account.id, parent)
+        self._usage.note_token(record.id)
+        self._expect(record.expires_at)
+        grant = Grant(account.id, account.name, agent_id, record.id, record.expires_at)
+        refused = self.check(grant)
+        if refused is not None:
+            raise refused
+        return grant
+
+    def _expect(self, expires_at: float | None) -> None:
+        if expires_at is not None and expires_at not in self._expiries[:1]:
+            heapq.heappush(self._expiries, expires_at)
+
+    def _check_token(self, record: TokenRecord) -> Refused | None:
+        if record.revoked_at is not None:
+            return Refused("revoked", f"the token {record.prefix}… was revoked")
+        if record.expires_at is not None and record.expires_at <= self._wall():
+            return Refused("expired", f"the token {record.prefix}… has expired")
+        return None
+
+    def check(self, grant: Grant) -> Refused | None:
+        """Does the grant still hold, by what was last seen of the store and by its expiry? For attached agents."""
+        account = self._accounts.get(grant.account_id)
+        if account is None or account.is_deleted:
+            return Refused("account_disabled", f"account {grant.account} is no longer there")
+        if account.is_disabled:
+            return Refused("account_disabled", f"account {grant.account} is disabled")
+        if grant.token_id:
+            seen = self._tokens.get(grant.token_id)
+            return Refused("revoked", "the token was revoked") if seen is None else self._check_token(seen.record)
+        if grant.expires_at is not None and grant.expires_at <= self._wall():
+            return Refused("expired", "the JWT has expired")
+        return None
+
+    async def load(self, account_id: str, parent: Visit | None = None) -> Account:
+        """The account's one live object. Raises Refused("bad_token") for an unknown one, or StoreError."""
+        while True:
+            account = self._accounts.get(account_id)
+            if account is not None:
+                if account.is_deleted:
+                    break
+                account.seen = self._monotonic()
+                return account
+            account = self._make(account_id)
+            period = account.period
+
+            def read(conn: sa.Connection, period: str = period) -> tuple[Snapshot, Use]:
+                snapshot = records.read_snapshot(conn, [account_id])
+                use = records.read_usage_of(conn, [account_id], [period])
+                return snapshot, use.get((account_id, period), Use())
+
+            snapshot, use = await self._store.query("account.load", read, parent=parent)
+            if snapshot.revision < self._revision or account_id in self._accounts:
+                continue  # changed or loaded by another while we read
+            record = snapshot.accounts.get(account_id)
+            if record is None:
+                break
+            _apply(account, record)
+            account.settle(period, use)
+            self._accounts[account_id] = account
+            self._take_tokens(snapshot, {account_id})
+            return account
+        raise Refused("bad_token", "the token's account does not exist")
+
+    def _make(self, account_id: str) -> Account:
+        return Account(
+            account_id,
+            account_id,
+            exceeded=self.exceeded,
+            default_links=self._default_links,
+            wall=self._wall,
+            monotonic=self._monotonic,
+        )
+
+    # Names --------------------------------------------------------------------------------------------------------
+
+    async def owner_of(self, name: str, parent: Visit | None = None) -> str | None:
+        """The id of the account that has reserved the name or holds it (in use, or within `name_hold` after that).
+
+        name: lower case. Cached for 2 s, "nobody" too. Raises StoreError.
+        """
+        return await self._holds.owner_of(name, parent)
+
+    async def claim(self, name: str, account_id: str) -> None:
+        """Take a name for an account. Raises Refused (name_reserved, name_taken) or StoreError."""
+        await self._holds.claim(name, account_id)
+
+    async def release(self, name: str, account_id: str) -> None:
+        """The name's last link is gone: it is held for `name_hold` seconds from now. Never raises StoreError."""
+        await self._holds.release(name, account_id)
+
+    # In the background ----------------------------------------------------------------------------------------------
+
+    async def run(
+        self, on_change: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Watch the store and bring it what was counted, until cancelled. The caller flushes once more after that.
+
+        on_change: called when limits, tokens, accounts or names may have changed, or a granted token has run out:
+        time to `check` each grant.
+        """
+        await self.watch(on_change)
+        task_status.started()
+        now = trio.current_time()
+        watch_at, flush_at = now + self._watch_interval, now + self._flush_interval
+        while True:
+            await trio.sleep_until(min(watch_at, flush_at))
+            if trio.current_time() >= watch_at:
+                watch_at = trio.current_time() + self._watch_interval
+                await self.watch(on_change)
+            if trio.current_time() >= flush_at:
+                flush_at = trio.current_time() + self._flush_interval
+                await self._flush_quietly()
+
+    async def watch(self, on_change: Callable[[], None]) -> None:
+        """One look at the store; takes over what has changed. An unreachable store is logged, not raised."""
+        wall = self._wall()
+        for account in self._accounts.values():
+            account.roll(wall)
+        is_changed = False
+        while self._expiries and self._expiries[0] <= wall:
+            heapq.heappop(self._expiries)
+            is_changed = True
+        try:
+            revision = await self._store.query("revision.read", records.read_revision)
+            if revision != self._revision or not self._is_current:
+                await self._refresh()
+                is_changed = True
+            self._cause = ""
+        except StoreError as exc:
+            self._cause = str(exc)
+        self._watching.note(self._cause)
+        if is_changed:
+            on_change()
+
+    async def _refresh(self) -> None:
+        self._is_current = False
+        ids = list(self._accounts)
+        snapshot = await self._store.query("accounts.refresh", lambda conn: records.read_snapshot(conn, ids))
+        self._holds.clear()
+        self._revision = snapshot.revision
+        for account_id in ids:
+            record = snapshot.accounts.get(account_id)
+            if record is None:
+                self._accounts[account_id].is_deleted = True
+            else:
+                _apply(self._accounts[account_id], record)
+        self._take_tokens(snapshot, set(ids))
+        # an account that was loaded while we read may be older than this revision: look once more, at once
+        self._is_current = len(ids) == len(self._accounts)
+
+    def _take_tokens(self, snapshot: Snapshot, ids: set[str]) -> None:
+        for seen in list(self._tokens.values()):
+            token = seen.record
+            if token.account_id not in ids or seen.revision > snapshot.revision:
+                continue
+            fresh = snapshot.tokens.get(token.id)
+            if fresh is None:
+                del self._tokens[token.id]
+            else:
+                self._tokens[token.id] = _Seen(snapshot.revision, fresh)
+
+    async def _flush_quietly(self) -> None:
+        try:
+            await self.flush()
+            await self._holds.touch()
+        except StoreError as exc:
+            self._writing.note(str(exc))
+        else:
+            self._writing.note("")
+            self._evict()
+
+    async def flush(self) -> None:
+        """Bring everything counted so far to the store. Raises StoreError; what was not written stays for the next.
+
+        Safe to cancel and to call at any time, also by several tasks.
+        """
+        await self._usage.flush()
+
+    def _evict(self) -> None:
+        """Forget accounts that nobody uses: no links for a while and everything written."""
+        now = self._monotonic()
+        idle = [
+            account.id
+            for account in self._accounts.values()
+            if not account.links and account.is_settled() and now - account.seen > _LINGER
+        ]
+        for account_id in idle:
+            del self._accounts[account_id]
+        if idle:
+            kept = {id: seen for id, seen in self._tokens.items() if seen.record.account_id in self._accounts}
+            self._tokens = kept
+
+    # What others want to know -----------------------------------------------------------------------------------------
+
+    def is_ready(self) -> tuple[bool, str]:
+        """A readiness check: did the store answer when it was last asked? (holds, reason)"""
+        return not self._cause, self._cause or f"{self._store.system} answers"
+
+    def quotas(self) -> list[QuotaStatistics]:
+        """Of every account that has a link."""
+        return [row for account in self._accounts.values() if account.links for row in account.quotas()]
+
+
+def _apply(account: Account, record: AccountRecord) -> None:
+    account.name = record.name
+    account.is_disabled = record.is_disabled
+    if account.limits != record.limits:
+        account.set_limits(record.limits)

@@ -1,0 +1,65 @@
+"""The certificate of a core that was given none: self-signed, kept in the data directory, pinned by its fingerprint."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ssl
+from pathlib import Path
+
+from tunnel.core.first import write_secret
+from tunnel.errors import ConfigError
+
+YEARS = 20
+
+
+def ensure_certificate(data_dir: Path) -> tuple[Path, Path]:
+    """(certificate, key), made on the first start. Raises ConfigError."""
+    cert, key = data_dir / "agent-link.crt", data_dir / "agent-link.key"
+    try:
+        if not (cert.exists() and key.exists()):
+            _make(cert, key)
+    except OSError as exc:
+        raise ConfigError(f"can't keep a certificate in {data_dir} ({exc.strerror}); give another -data-dir") from exc
+    return cert, key
+
+
+def fingerprint(cert: str | Path) -> str:
+    """sha256:… of a PEM file's first certificate. Raises ConfigError."""
+    try:
+        text = Path(cert).read_text()
+        first = text[text.index("-----BEGIN CERTIFICATE") :].partition("-----END CERTIFICATE-----")
+        der = ssl.PEM_cert_to_DER_cert(first[0] + first[1])
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"-agent-cert: {cert} is no PEM certificate") from exc
+    return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
+def _make(cert: Path, key: Path) -> None:
+    from cryptography import x509  # a tenth of a second, and only at the first start
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tunnel core")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=365 * YEARS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    write_secret(
+        key,
+        private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ).decode(),
+    )
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))

@@ -1,0 +1,119 @@
+"""The public side: visitors' connections, one task each, request after request."""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+import ssl
+from time import monotonic
+from typing import Any
+
+import trio
+
+from tunnel.core.exchange import Exchanger
+from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
+from tunnel.errors import ConfigError
+from tunnel.link.sweeper import Sweeper
+from tunnel.log import get_logger
+from tunnel.net import Socket, accept_each, with_tls
+
+log = get_logger("tunnel.core")
+
+LINGER = 1.0  #: seconds to let a visitor read an answer that came before its body was read
+
+
+class Door:
+    """tls: for visitors, None for plain HTTP. handshake_timeout, keepalive_timeout: seconds."""
+
+    def __init__(
+        self,
+        exchanger: Exchanger,
+        sweeper: Sweeper,
+        *,
+        tls: ssl.SSLContext | None,
+        handshake_timeout: float,
+        keepalive_timeout: float,
+    ) -> None:
+        self.visitors: set[Visitor] = set()
+        self._exchanger = exchanger
+        self._sweeper = sweeper
+        self._tls = tls
+        self._handshake_timeout = handshake_timeout
+        self._keepalive_timeout = keepalive_timeout
+
+    async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
+        """Take visitors from a listener until cancelled; their connections are tasks of `nursery`."""
+        await accept_each(listener, self._serve, nursery, _report)
+
+    def close_idle(self) -> None:
+        """Close connections that wait for another request: they have nothing to lose."""
+        for visitor in list(self.visitors):
+            if visitor.phase == IDLE:
+                visitor.socket.close()
+
+    async def _serve(self, socket: Socket, address: Any) -> None:
+        if self._tls is not None:
+            socket = with_tls(socket, self._tls, server_side=True)
+            with trio.move_on_after(self._handshake_timeout) as scope:
+                try:
+                    await socket.handshake()
+                except (ssl.SSLError, trio.BrokenResourceError):
+                    socket.close()
+                    return
+            if scope.cancelled_caught:
+                socket.close()
+                return
+        host = address[0].removeprefix("::ffff:")
+        visitor = Visitor(socket, host, "http" if self._tls is None else "https")
+        self.visitors.add(visitor)
+        self._sweeper.add(visitor)
+        try:
+            await self._requests(visitor)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except Exception as exc:  # a bug costs this one connection
+            log.error("connection broke", error=exc)
+        finally:
+            self._sweeper.discard(visitor)
+            self.visitors.discard(visitor)
+            socket.close()
+
+    async def _requests(self, visitor: Visitor) -> None:
+        exchanger = self._exchanger
+        while True:
+            if not visitor.buffer:
+                visitor.begin(IDLE, self._keepalive_timeout)
+                if exchanger.is_draining:
+                    return
+                visitor.buffer = await visitor.socket.recv()
+                if not visitor.buffer:
+                    return
+            visitor.phase = HEAD
+            if not await exchanger.serve(visitor):
+                break
+            visitor.half_since, visitor.probed = 0.0, False
+        await self._close(visitor)
+
+    async def _close(self, visitor: Visitor) -> None:
+        """End the connection so that the visitor can read the answer even if it is still sending (RFC 9112, 9.6)."""
+        if visitor.socket.is_closed:
+            return
+        visitor.socket.shutdown()
+        visitor.phase, visitor.deadline = BODY, monotonic() + LINGER
+        while await visitor.socket.recv():
+            pass
+
+
+def _report(exc: OSError) -> None:
+    log.error("can't accept visitors now", error=exc.strerror or exc)
+
+
+def tls_context(what: str, cert: str, key: str) -> ssl.SSLContext:
+    """A server's TLS, 1.2 or newer. Raises ConfigError that names the flag (what: "-public" or "-agent")."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key or None, password=lambda: b"")
+    except (OSError, ssl.SSLError) as exc:
+        reason = getattr(exc, "reason", None) or exc.strerror or str(exc)
+        raise ConfigError(f"{what}-cert, {what}-key: can't use {cert} with {key or cert} ({reason})") from exc
+    return context

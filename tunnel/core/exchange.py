@@ -1,0 +1,738 @@
+"""One public request: read its head, find its tunnel, open a stream, pass the bodies both ways, answer.
+
+The visitor's own task does all of it; a second one exists only while a body is still coming in, or both ways at once
+after an upgrade. Errors become answers in one place, `Exchanger.handle`: a Failure names its outcome, and the table in
+tunnel/errors.py says what everybody is told.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import h11
+import trio
+
+from tunnel.core.forwarding import Forwarding
+from tunnel.core.hostnames import normalise_host
+from tunnel.core.quotas import Account
+from tunnel.core.registry import AgentLink, Registry, Tunnel
+from tunnel.core.visitor import ANSWER, BODY, HEAD, RAW, Visitor
+from tunnel.errors import OUTCOMES, Failure
+from tunnel.handler import Layer, RequestVisit, StreamVisit, wrap
+from tunnel.http.answers import answer as make_answer
+from tunnel.http.heads import CHUNKED, Head, check_relayed, forwarded_head, is_request_id, parse_request
+from tunnel.http.response import has_no_body, trailer_fields
+from tunnel.link.stream import RawStream, Stream
+from tunnel.link.tasks import open_pair
+from tunnel.log import get_logger
+from tunnel.wire import frames
+from tunnel.wire.frames import NO_BODY, SMALL_BODY, UNKNOWN, Open, Response
+
+if TYPE_CHECKING:
+    from tunnel.core.accounts import Accounts
+
+log = get_logger("tunnel.core")
+
+FOREVER = float("inf")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
+_METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
+REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+COALESCE = 64 * 1024  #: small parts that wait together are written together
+
+
+class Request(RequestVisit):
+    """A public request being handled."""
+
+    __slots__ = (
+        "aborted",
+        "accept",
+        "account",
+        "body_over",
+        "continued",
+        "expired",
+        "head",
+        "head_written",
+        "keep_alive",
+        "reading",
+        "stream",
+        "visitor",
+        "writing",
+    )
+
+    def __init__(self, visitor: Visitor) -> None:
+        super().__init__(visitor.address, visitor.proto)
+        self.visitor = visitor
+        self.head: Head | None = None
+        self.accept = b""
+        self.account: Account | None = None
+        self.stream: Stream | None = None
+        self.keep_alive = False
+        self.body_over = False  # all of the request's body has been read
+        self.head_written = False
+        self.continued = False
+        self.aborted = ""
+        self.expired = False
+        self.reading = False  # waits for the visitor's body
+        self.writing = False  # waits for the visitor to take bytes
+
+    def abort(self, text: str) -> None:
+        """The visitor is gone: end the work at the agent."""
+        self.aborted = text
+        if self.stream is not None:
+            self.stream.reset("visitor_aborted", text)
+        self.visitor.socket.abort()
+
+    def expire(self) -> None:
+        """The deadline of the present phase has passed; whose fault that is depends on who is waited for."""
+        self.expired = True
+        if self.stream is None:
+            self.visitor.socket.close()
+        elif self.writing:
+            self.abort("the visitor did not take the answer in time")
+        elif self.reading:
+            self.stream.reset("request_timeout", "the request's body did not arrive in time")
+        else:
+            self.stream.reset("timeout", "no answer from the local service in time")
+
+
+class _Stream(StreamVisit):
+    """A request's stream, with what is needed to open it."""
+
+    __slots__ = ("agent", "body", "complete", "request", "tunnel_entry")
+
+    def __init__(self, request: Request, protocol: str, agent: AgentLink, tunnel: Tunnel) -> None:
+        super().__init__(request, protocol)
+        self.request = request
+        self.agent = agent
+        self.tunnel_entry = tunnel
+        self.tunnel = tunnel.name
+        self.connection_id = agent.visit.connection_id
+        self.agent_id = agent.visit.agent_id
+        self.account_id = agent.account.id
+        self.method = request.method
+        self.target = request.target
+        self.request_id = request.request_id
+        self.offset = agent.link.offset
+        self.body = b""
+        self.complete = True
+
+
+class Exchanger:
+    """Handles requests. on_finished hears of each one that ended (for a live status)."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        accounts: Accounts,
+        layers: Sequence[Layer],
+        forwarding: Forwarding,
+        *,
+        max_head: int,
+        max_target: int,
+        max_body: int,
+        head_timeout: float,
+        request_timeout: float,
+        body_idle_timeout: float,
+        server_timing: bool,
+    ) -> None:
+        self.active = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.is_draining = False
+        self.on_finished: Callable[[RequestVisit], None] | None = None
+        self.handle_request = wrap(self.handle, layers)
+        self._handle_stream = wrap(self._stream, layers)
+        self._registry = registry
+        self._accounts = accounts
+        self._forwarding = forwarding
+        self._max_head = max_head
+        self._max_target = max_target
+        self._max_body = max_body
+        self._head_timeout = head_timeout
+        self._request_timeout = request_timeout
+        self._idle_timeout = body_idle_timeout
+        self._server_timing = server_timing
+
+    async def serve(self, visitor: Visitor) -> bool:
+        """One request on a connection that has sent its first bytes; says whether the connection may go on."""
+        request = Request(visitor)
+        visitor.request = request
+        visitor.begin(HEAD, self._head_timeout)
+        self.active += 1
+        try:
+            await self.handle_request(request)
+        finally:
+            self.active -= 1
+            visitor.request = None
+            self.bytes_in += request.bytes_in
+            self.bytes_out += request.bytes_out
+            if self.on_finished is not None:
+                self.on_finished(request)
+        return request.keep_alive and not self.is_draining
+
+    async def handle(self, request: Request) -> None:
+        """The innermost handler of a request. Raises nothing but Cancelled."""
+        try:
+            await self._read_head(request)
+            await self._forward(request)
+            request.outcome = "ok"
+            if request.status >= 500 and not request.error:
+                request.error = f"the local service answered {request.status}"
+        except Failure as exc:
+            await self._fail(request, exc)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            request.keep_alive = False
+            if request.expired and not request.aborted:
+                await self._fail(request, Failure("request_timeout"))
+            else:
+                await self._fail(request, Failure("visitor_aborted", request.aborted))
+        except trio.Cancelled:
+            self._cut(request)
+            raise
+        except Exception as exc:
+            log.error("request broke", request_id=request.request_id, error=exc)
+            await self._fail(request, Failure("internal"))
+
+    # The head -------------------------------------------------------------------------------------------------
+
+    async def _read_head(self, request: Request) -> None:
+        visitor = request.visitor
+        data = visitor.buffer
+        while True:
+            if data.startswith(b"\r\n"):
+                data = data[2:]  # RFC 9112, 2.2: an empty line before the request is skipped
+            end = data.find(b"\r\n\r\n") + 4
+            if end >= 4 and end <= self._max_head:
+                break
+            if end >= 4 or len(data) > self._max_head:
+                self._name(request, data)
+                line = data.find(b"\r\n")
+                if line < 0 or line > self._max_target + 64:
+                    raise Failure("uri_too_long", f"the address is longer than {self._max_target} bytes")
+                raise Failure("head_too_large", f"the head is larger than {self._max_head} bytes")
+            if b"\n\n" in data or b"\n\r\n" in data.replace(b"\r\n\r\n", b""):
+                self._name(request, data)
+                raise Failure("bad_request", "a line does not end with CRLF")
+            part = await visitor.socket.recv()
+            if not part:
+                if data:
+                    self._name(request, data)
+                    request.aborted = "the visitor closed the connection within the request's head"
+                raise trio.BrokenResourceError
+            data += part
+        visitor.buffer = data[end:]
+        visitor.deadline = FOREVER
+        raw = data[:end]
+        try:
+            head = parse_request(raw, self._max_target)
+        except Failure:
+            self._name(request, raw)
+            raise
+        self._take_head(request, head)
+
+    def _name(self, request: Request, data: bytes) -> None:
+        """Facts for the log and the answer of a request whose head was not understood."""
+        match = _METHOD.match(data)
+        request.method = match[1].decode().upper() if match else "-"
+        request.request_id = make_request_id()
+
+    def _take_head(self, request: Request, head: Head) -> None:
+        request.marks["head"] = monotonic()
+        request.head = head
+        request.method = head.method.decode()
+        request.target = head.target.decode("latin-1")
+        request.http_version = head.version.decode()
+        for name, _, value in head.fields:
+            if name == b"x-request-id" and is_request_id(value):
+                request.request_id = value.decode()
+            elif name == b"accept":
+                request.accept = value
+        if not request.request_id:
+            request.request_id = make_request_id()
+        request.request_headers = [(name, value) for _, name, value in head.fields]
+        request.body_over = head.length is None or head.length == 0
+        words = head.connection
+        request.keep_alive = b"close" not in words if head.version == b"1.1" else b"keep-alive" in words
+        try:
+            request.host = normalise_host(head.host)
+        except ValueError as exc:
+            raise Failure("bad_request", str(exc)) from exc
+        if head.method in REFUSED_METHODS:
+            raise Failure("method_not_allowed", f"{request.method} is not passed through the tunnel")
+
+    # Where to -------------------------------------------------------------------------------------------------
+
+    async def _forward(self, request: Request) -> None:
+        head = request.head
+        assert head is not None
+        tunnel = self._registry.find(request.host)
+        if tunnel is None or tunnel.protocol != "http" or not tunnel.links:
+            await self._explain_missing(request, tunnel)
+            return
+        request.tunnel = tunnel.name
+        account = tunnel.links[0].account
+        request.account = account
+        request.account_id = account.id
+        account.admit_request()
+        if self._max_body and head.length is not None and head.length > self._max_body:
+            raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
+        agent = tunnel.choose()
+        request.agent_id = agent.visit.agent_id
+        request.connection_id = agent.visit.connection_id
+        is_upgrade = bool(head.upgrade) and b"upgrade" in head.connection and request.body_over
+        stream = _Stream(request, "upgrade" if is_upgrade else "http", agent, tunnel)
+        self._take_small_body(request, stream)
+        await self._handle_stream(stream)
+
+    async def _explain_missing(self, request: Request, tunnel: Tunnel | None) -> None:
+        """Raises Failure: no_agent for a name that is reserved or held, no_tunnel for one that nobody has."""
+        name = tunnel.name if tunnel is not None else self._registry.name_of(request.host)
+        if tunnel is not None and tunnel.protocol != "http":
+            raise Failure("no_tunnel", f"{name} is a TCP tunnel on port {tunnel.port}")
+        if tunnel is not None or await self._accounts.owner_of(name, parent=request) is not None:
+            request.tunnel = name
+            raise Failure("no_agent", f"no agent is connected for {name}", retry_after=5)
+        raise Failure("no_tunnel", f"nothing is served under {request.host}" if request.host else "no host was named")
+
+    def _take_small_body(self, request: Request, stream: _Stream) -> None:
+        """A body that is here already and small rides in the opening frame."""
+        head, visitor = request.head, request.visitor
+        assert head is not None
+        length = head.length or 0
+        if length == 0:
+            return
+        if 0 < length <= SMALL_BODY and len(visitor.buffer) >= length and not head.expects_continue:
+            stream.body, visitor.buffer = visitor.buffer[:length], visitor.buffer[length:]
+            request.body_over = True
+        else:
+            stream.complete = False
+
+    # The stream -----------------------------------------------------------------------------------------------
+
+    async def _stream(self, visit: _Stream) -> None:
+        """The innermost handler of a stream."""
+        request = visit.request
+        try:
+            self._open(visit)
+            if visit.complete:
+                await self._answer(visit)
+            else:
+                async with open_pair() as nursery:
+                    nursery.start_soon(self._upload, visit)
+                    await self._answer(visit)
+                    nursery.cancel_scope.cancel()
+            visit.outcome = "ok"
+        except Failure as exc:
+            visit.outcome = exc.outcome
+            visit.error = (exc.text or OUTCOMES[exc.outcome].title) if OUTCOMES[exc.outcome].failed else ""
+            raise
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            visit.outcome = "visitor_aborted"
+            raise
+        except trio.Cancelled:
+            visit.outcome = "draining"
+            raise
+        finally:
+            visit.status = request.status
+            visit.bytes_in, visit.bytes_out = request.bytes_in, request.bytes_out
+            stream = request.stream
+            if stream is not None and not stream.is_over:
+                stream.reset(visit.outcome or "internal")
+
+    def _open(self, visit: _Stream) -> None:
+        request = visit.request
+        head, agent = request.head, visit.agent
+        assert head is not None
+        context = f"request-id: {request.request_id}\r\n"
+        for name, value in visit.headers.items():
+            context += f"{name}: {value}\r\n"
+        is_upgrade = visit.protocol == "upgrade"
+        length = NO_BODY if head.length is None else UNKNOWN if head.length == CHUNKED else head.length
+        opened = Open(
+            frames.UPGRADE if is_upgrade else frames.HTTP,
+            agent.indexes[visit.tunnel],
+            int(self._request_timeout * 1000),
+            length,
+            context.encode("latin-1", "replace")[: frames.MAX_CONTEXT],
+            forwarded_head(head, self._forwarding.fields(request), upgrade=is_upgrade),
+        )
+        session = agent.link.session
+        end = visit.complete and not is_upgrade
+        if visit.body and not session.can_carry(None, len(visit.body)):
+            raise Failure("overloaded", "the link to the agent is full", retry_after=1)
+        stream = session.open(opened, visit.body, end)
+        request.bytes_in = len(visit.body)
+        request.stream = stream  # type: ignore[assignment]  # made by Link._make_stream
+        visit.stream_id = stream.id
+        request.marks["opened"] = monotonic()
+        request.visitor.begin(ANSWER, self._request_timeout)
+
+    async def _upload(self, visit: _Stream) -> None:
+        """Pass the request's body on as it comes; what is wrong with it fails the stream and so the answer."""
+        request = visit.request
+        stream = request.stream
+        assert stream is not None
+        try:
+            assert request.head is not None
+            if request.head.length == CHUNKED:
+                await self._upload_chunks(request, stream, request.head.parser)
+            else:
+                await self._upload_counted(request, stream, request.head.length or 0)
+        except Failure as exc:
+            if exc.outcome != "ok":  # ok: answered early, nobody wants the rest
+                stream.reset(exc.outcome, exc.text)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if not stream.is_over:
+                request.abort("the visitor closed the connection within the request's body")
+
+    async def _upload_counted(self, request: Request, stream: Stream, length: int) -> None:
+        visitor = request.visitor
+        left = length
+        while left:
+            part = visitor.buffer or await self._read_body(request)
+            visitor.buffer = part[left:]
+            part = part[:left]
+            left -= len(part)
+            await self._pass_up(request, stream, part, end=not left)
+        request.body_over = True
+
+    async def _upload_chunks(self, request: Request, stream: Stream, parser: h11.Connection) -> None:
+        visitor = request.visitor
+        data, visitor.buffer = visitor.buffer, b""
+        try:
+            if data:
+                parser.receive_data(data)
+            while True:
+                event = parser.next_event()
+                if event is h11.NEED_DATA:
+                    parser.receive_data(await self._read_body(request))
+                elif isinstance(event, h11.Data):
+                    if self._max_body and request.bytes_in + len(event.data) > self._max_body:
+                        raise Failure("body_too_large", f"{self._max_body} bytes are accepted")
+                    await self._pass_up(request, stream, bytes(event.data))
+                else:
+                    assert isinstance(event, h11.EndOfMessage)
+                    stream.finish(trailer_fields(event))
+                    visitor.buffer = parser.trailing_data[0]
+                    request.body_over = True
+                    return
+        except h11.RemoteProtocolError as exc:
+            raise Failure("bad_request", f"the request's body is malformed ({exc})") from exc
+
+    async def _read_body(self, request: Request) -> bytes:
+        request.reading = True
+        request.visitor.deadline = max(request.visitor.deadline, monotonic() + self._idle_timeout)
+        try:
+            part = await request.visitor.socket.recv()
+        finally:
+            request.reading = False
+        if not part:
+            raise trio.BrokenResourceError
+        return part
+
+    async def _pass_up(self, request: Request, stream: Stream, part: bytes, end: bool = False) -> None:
+        assert request.account is not None
+        request.bytes_in += len(part)
+        await stream.send(part, end=end)
+        if not request.head_written:
+            request.visitor.deadline = max(request.visitor.deadline, monotonic() + self._request_timeout)
+        delay = request.account.take_bytes(len(part), 0)
+        if delay:
+            await self._pause(request, delay)
+
+    async def _pause(self, request: Request, delay: float) -> None:
+        request.visitor.deadline += delay
+        await trio.sleep(delay)
+
+    # The answer -----------------------------------------------------------------------------------------------
+
+    async def _answer(self, visit: _Stream) -> None:
+        request = visit.request
+        stream = request.stream
+        assert stream is not None
+        visitor = request.visitor
+        while True:
+            response = await stream.answer()
+            if not frames.is_interim(response.status):
+                break
+            check_relayed(response.head)
+            if request.http_version == "1.1":
+                request.continued = request.continued or response.status == 100
+                await self._write(request, b"HTTP/1.1 %d %b\r\n" % (response.status, response.head))
+        request.marks["answered"] = monotonic()
+        request.agent_us, request.local_us = response.agent_us, response.local_us
+        check_relayed(response.head)
+        if response.status == 101:
+            await self._upgraded(visit, response)
+            return
+        request.status = response.status
+        method = request.method.encode()
+        bodiless = has_no_body(method, response.status)
+        visitor.begin(BODY, self._idle_timeout)
+        if bodiless:
+            await self._write_head(request, self._compose(request, response, bodiless=True))
+            return
+        if stream.ended and not stream.trailers and stream.inbox_bytes <= SMALL_BODY:
+            await self._write_whole(request, stream, response)
+            return
+        await self._relay(request, stream, response)
+
+    def _compose(self, request: Request, response: Response, *, bodiless: bool) -> bytes:
+        """The answer's head: what came from the agent, checked before, with our framing and fields."""
+        if not request.body_over:
+            request.keep_alive = False
+        length = response.length
+        if length >= 0 and response.status != 204:
+            framing = b"Content-Length: %d\r\n" % length
+        elif bodiless:
+            framing = b""
+        elif length == NO_BODY:
+            framing = b"Content-Length: 0\r\n"
+        elif request.http_version == "1.1":
+            framing = b"Transfer-Encoding: chunked\r\n"
+        else:
+            framing = b""
+            request.keep_alive = False
+        if self.is_draining:
+            request.keep_alive = False
+        if not request.keep_alive:
+            framing += b"Connection: close\r\n"
+        elif request.http_version == "1.0":
+            framing += b"Connection: keep-alive\r\n"
+        if self._server_timing:
+            framing += self._timing(request)
+        return b"HTTP/1.1 %d %b%bX-Request-Id: %b\r\n\r\n" % (
+            response.status,
+            response.head,
+            framing,
+            request.request_id.encode(),
+        )
+
+    def _timing(self, request: Request) -> bytes:
+        """Server-Timing up to the first byte (W3C), in milliseconds; traceresponse (W3C Trace Context, level 2)."""
+        now = monotonic()
+        waited = request.marks["answered"] - request.marks["opened"]
+        agent = min(max(request.agent_us, 0) / 1e6, waited)
+        local = min(max(request.local_us, 0) / 1e6, agent)
+        core = now - request.started - waited
+        text = (
+            f"Server-Timing: core;dur={core * 1e3:.2f}, link;dur={(waited - agent) * 1e3:.2f}, "
+            f"agent;dur={(agent - local) * 1e3:.2f}, local;dur={local * 1e3:.2f}\r\n"
+        )
+        if request.trace_id:
+            text += f"traceresponse: 00-{request.trace_id}-{request.span_id}-{'01' if request.sampled else '00'}\r\n"
+        return text.encode()
+
+    async def _write_whole(self, request: Request, stream: Stream, response: Response) -> None:
+        """The common small answer: all of it is here, and leaves in one write."""
+        session = stream.link.session
+        body = session.next_part(stream)
+        while part := session.next_part(stream):
+            body += part
+        size = len(body)
+        self._check_length(response, size, ended=True)
+        request.bytes_out = size
+        head = self._compose(request, response, bodiless=False)
+        if response.length == UNKNOWN and request.http_version == "1.1":
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if size else b"0\r\n\r\n"
+        assert request.account is not None
+        delay = request.account.take_bytes(request.bytes_in, size)
+        if delay:
+            await self._pause(request, delay)
+        await self._write_head(request, head + body)
+
+    def _check_length(self, response: Response, size: int, *, ended: bool) -> None:
+        """Raises Failure when the body is not as long as its head said."""
+        length = max(response.length, 0) if response.length != UNKNOWN else size
+        if size > length or (ended and size != length):
+            raise Failure("local_broken", f"the answer's body has {size} bytes, its head said {length}")
+
+    async def _relay(self, request: Request, stream: Stream, response: Response) -> None:
+        visitor, account = request.visitor, request.account
+        assert account is not None
+        head = self._compose(request, response, bodiless=False)
+        chunked = response.length == UNKNOWN and request.http_version == "1.1"
+        request.event_stream = _EVENT_STREAM.search(response.head) is not None
+        idle = FOREVER if request.event_stream else self._idle_timeout
+        delay = account.take_bytes(request.bytes_in, 0) if request.body_over and request.bytes_in <= SMALL_BODY else 0.0
+        if delay:
+            await self._pause(request, delay)
+        first_event = request.event_stream
+        if not stream.inbox:
+            await self._write_head(request, head)
+            head = b""
+        session = stream.link.session
+        while part := await stream.receive():
+            while stream.inbox and len(part) < COALESCE:
+                part += session.next_part(stream)
+            request.bytes_out += len(part)
+            self._check_length(response, request.bytes_out, ended=False)
+            data = b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
+            if head:
+                await self._write_head(request, head + data)
+                head = b""
+            else:
+                await self._write(request, data)
+            if first_event:
+                first_event = False
+                request.marks["event"] = monotonic()
+            delay = account.take_bytes(0, len(part))
+            if delay:
+                await trio.sleep(delay)
+            visitor.deadline = monotonic() + idle
+        self._check_length(response, request.bytes_out, ended=True)
+        if chunked:
+            await self._write(request, head + b"0\r\n" + stream.trailers + b"\r\n")
+        elif head:
+            await self._write_head(request, head)
+
+    async def _write_head(self, request: Request, data: bytes) -> None:
+        request.head_written = True
+        await self._write(request, data)
+        request.marks["first_byte"] = monotonic()
+
+    async def _write(self, request: Request, data: bytes) -> None:
+        """To the visitor; a visitor who takes nothing is cut off by the deadline."""
+        visitor = request.visitor
+        sent = visitor.socket.send_nowait(data)
+        if sent < len(data):
+            request.writing = True
+            visitor.deadline = monotonic() + self._idle_timeout
+            try:
+                # In slices, so that the deadline moves on as long as the visitor takes something.
+                rest = memoryview(data)[sent:]
+                while rest:
+                    await visitor.socket.send(bytes(rest[:COALESCE]))
+                    rest = rest[COALESCE:]
+                    visitor.deadline = monotonic() + self._idle_timeout
+            finally:
+                request.writing = False
+        visitor.wrote = monotonic()
+
+    async def _upgraded(self, visit: _Stream, response: Response) -> None:
+        """After a 101: raw bytes both ways until both directions ended."""
+        request = visit.request
+        stream, visitor, account = request.stream, request.visitor, request.account
+        assert stream is not None and account is not None
+        if visit.protocol != "upgrade":
+            raise Failure("local_broken", "the local service switched protocols unasked")
+        request.status = 101
+        request.keep_alive = False
+        head = b"HTTP/1.1 101 %bConnection: Upgrade\r\nX-Request-Id: %b\r\n\r\n" % (
+            response.head,
+            request.request_id.encode(),
+        )
+        await self._write_head(request, head)
+        request.marks["upgraded"] = monotonic()
+        visitor.phase, visitor.deadline = RAW, FOREVER
+        try:
+            await self.join(RawStream(stream), visitor, request, account)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # A visitor that drops an upgraded connection is its normal end; a link or service that does is not.
+            visitor.socket.abort()
+            if stream.failure is not None and not request.aborted:
+                stream.raise_failure()
+
+    async def join(
+        self, stream: RawStream, visitor: Visitor, visit: RequestVisit | StreamVisit, account: Account
+    ) -> None:
+        """Raw bytes both ways, with half-close and shaping. Raises trio.BrokenResourceError, trio.ClosedResourceError."""
+
+        async def inwards() -> None:
+            data, visitor.buffer = visitor.buffer, b""
+            while data := data or await visitor.socket.recv():
+                visit.bytes_in += len(data)
+                await stream.send_all(data)
+                delay = account.take_bytes(len(data), 0)
+                if delay:
+                    await trio.sleep(delay)
+                data = b""
+            await stream.send_eof()
+
+        async with open_pair() as nursery:
+            nursery.start_soon(inwards)
+            while data := await stream.receive_some():
+                visit.bytes_out += len(data)
+                await visitor.socket.send(data)
+                delay = account.take_bytes(0, len(data))
+                if delay:
+                    await trio.sleep(delay)
+            visitor.socket.shutdown()
+
+    # When it fails --------------------------------------------------------------------------------------------
+
+    async def _fail(self, request: Request, failure: Failure) -> None:
+        """The one place where a failure becomes an answer."""
+        row = OUTCOMES[failure.outcome]
+        if row.name == "ok":
+            row = OUTCOMES["link_lost"]  # the agent said "done" before it answered
+        request.outcome = row.name
+        if row.failed:
+            request.error = failure.text or row.title
+        if request.head_written:
+            # Too late for another answer: break this one off so that nobody takes it for complete.
+            request.keep_alive = False
+            if request.status == 101 or row.name == "visitor_aborted":
+                request.status = request.status if request.status == 101 else row.status
+            request.visitor.socket.abort()
+            return
+        request.status = row.status
+        if row.name == "visitor_aborted":
+            request.keep_alive = False
+            return
+        self._skip_small_body(request)
+        if not request.body_over or row.name in ("bad_request", "request_timeout", "head_too_large", "uri_too_long"):
+            request.keep_alive = False
+        _, head, body = make_answer(
+            row.name,
+            request_id=request.request_id,
+            accept=request.accept,
+            method=request.method,
+            host=request.host,
+            detail=failure.text,
+            retry_after=failure.retry_after,
+            http_version=request.http_version,
+            close=not request.keep_alive,
+        )
+        if request.http_version == "1.0":
+            request.keep_alive = False
+        request.visitor.begin(BODY, self._idle_timeout)
+        try:
+            await self._write_head(request, head + body)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            request.keep_alive = False
+
+    def _skip_small_body(self, request: Request) -> None:
+        """A body that is here already need not cost the connection."""
+        head, visitor = request.head, request.visitor
+        if head is not None and not request.body_over and 0 < (head.length or 0) <= len(visitor.buffer):
+            if not request.bytes_in:
+                visitor.buffer = visitor.buffer[head.length or 0 :]
+                request.body_over = True
+
+    def _cut(self, request: Request) -> None:
+        """The drain's deadline has come: answer at once if there is no answer yet, else break off."""
+        request.keep_alive = False
+        request.outcome = "draining"
+        request.error = OUTCOMES["draining"].title
+        if request.stream is not None:
+            request.stream.reset("draining", "the core is shutting down")
+        if request.method and not request.head_written:
+            request.status = OUTCOMES["draining"].status
+            _, head, body = make_answer("draining", request_id=request.request_id, accept=request.accept, close=True)
+            try:
+                request.visitor.socket.send_nowait(head + body)
+                request.visitor.socket.close()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+        else:
+            request.visitor.socket.abort()
+
+
+def make_request_id() -> str:
+    return os.urandom(8).hex()

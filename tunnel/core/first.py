@@ -1,0 +1,64 @@
+"""The first start: an account and a token, so that two terminals suffice to try it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from tunnel.core import records
+from tunnel.core.store import Store
+from tunnel.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The account that the first start made, and where its token is."""
+
+    account_id: str
+    account: str
+    path: Path
+
+
+async def ensure_default(store: Store, data_dir: Path) -> FirstToken | None:
+    """In a store without accounts make the account `default` with a token in `<data_dir>/default.token` (0600).
+
+    None in any other. The file is there before the store commits: a start that is killed half way begins again.
+    Raises ConfigError or StoreError.
+    """
+    path = data_dir / "default.token"
+
+    def make(conn: sa.Connection) -> FirstToken | None:
+        records.bump_revision(conn)  # also the lock against another core's first start
+        if records.count_accounts(conn):
+            return None
+        now = time.time()
+        account = records.create_account(conn, "default", now)
+        _, token = records.create_token(conn, account.id, "first start", now, None)
+        try:
+            write_secret(path, token + "\n")
+        except OSError as exc:
+            raise ConfigError(f"cannot write {path}: {exc.strerror}") from None
+        return FirstToken(account.id, account.name, path)
+
+    if await store.query("account.default", records.count_accounts):
+        return None
+    return await store.query("account.default", make, write=True)
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A file that only its owner can read, from its first moment, whole or not at all."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

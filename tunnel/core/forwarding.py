@@ -1,0 +1,73 @@
+"""The fields that tell a local service who asked: X-Forwarded-For, -Proto, -Host, Forwarded (RFC 7239), X-Request-Id.
+
+They are set by us. What a visitor sends under these names is believed only when it comes from a trusted proxy.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tunnel.core.visitor import Visitor
+
+if TYPE_CHECKING:
+    from tunnel.core.exchange import Request
+    from tunnel.http.heads import Head
+
+MAX_LIST = 4096  #: bytes of a trusted proxy's list that are passed on
+
+
+class Forwarding:
+    """trusted: networks (CIDR) of proxies in front of the core."""
+
+    def __init__(self, trusted: Sequence[str]) -> None:
+        self._trusted = [ipaddress.ip_network(one, strict=False) for one in trusted]
+
+    def fields(self, request: Request) -> bytes:
+        """The fields for this request, each line ended by CRLF. Sets `request.client` from a trusted proxy's word."""
+        visitor, head = request.visitor, request.head
+        assert head is not None
+        if self._trusted and self._is_trusted(visitor.address):
+            own = self._after_proxy(request, visitor, head)
+        elif visitor.forwarded[0] == head.host and visitor.forwarded[1]:
+            own = visitor.forwarded[1]
+        else:
+            own = _fields(visitor.address, [visitor.address], visitor.proto, head.host, [])
+            visitor.forwarded = (head.host, own)
+        return own + b"X-Request-Id: " + request.request_id.encode() + b"\r\n"
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(ip in network for network in self._trusted)
+
+    def _after_proxy(self, request: Request, visitor: Visitor, head: Head) -> bytes:
+        """Append to what the proxy said; the visitor is the last address in the list that is no trusted proxy."""
+        seen = {b"x-forwarded-for": b"", b"x-forwarded-proto": b"", b"x-forwarded-host": b"", b"forwarded": b""}
+        for name, _, value in head.fields:
+            if name in seen:
+                seen[name] = seen[name] + b", " + value if seen[name] else value
+        chain = [one.strip().decode("latin-1") for one in seen[b"x-forwarded-for"][-MAX_LIST:].split(b",")]
+        chain = [one for one in chain if one] + [visitor.address]
+        client = next((one for one in reversed(chain) if not self._is_trusted(one)), chain[0])
+        request.client = client
+        proto = seen[b"x-forwarded-proto"].decode("latin-1").split(",")[-1].strip()
+        if proto in ("http", "https"):
+            request.scheme = proto
+        host = seen[b"x-forwarded-host"].split(b",")[0].strip() or head.host
+        before = [seen[b"forwarded"][-MAX_LIST:]] if seen[b"forwarded"] else []
+        return _fields(visitor.address, chain, request.scheme, host, before)
+
+
+def _fields(client: str, chain: list[str], proto: str, host: bytes, before: list[bytes]) -> bytes:
+    node = f'"[{client}]"' if ":" in client else client
+    element = b'for=%b;host="%b";proto=%b' % (node.encode(), host.replace(b'"', b""), proto.encode())
+    return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nForwarded: %b\r\n" % (
+        ", ".join(chain).encode("latin-1", "replace"),
+        proto.encode(),
+        host,
+        b", ".join([*before, element]),
+    )

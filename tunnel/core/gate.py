@@ -1,0 +1,362 @@
+"""Where agents come in: one nursery for each connection, which owns its reader, its writer and its life.
+
+(1) TLS and WebSocket; (2) hello: version, token, names; (3) welcome, and the link serves; (4) its end, whoever ends
+it. Until the welcome everything has one deadline. A refusal says its reason to the agent, to the log and to the layers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket as stdlib_socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+import trio
+
+from tunnel import __version__
+from tunnel.core.accounts import Accounts
+from tunnel.core.database import StoreError
+from tunnel.core.hostnames import check_name, readable_name
+from tunnel.core.registry import AgentLink, Registry, Tunnel
+from tunnel.core.reports import Reports
+from tunnel.core.tcp import Ports
+from tunnel.core.tokens import Grant
+from tunnel.errors import Refused, TunnelError, WireError
+from tunnel.handler import ConnectVisit, Layer, LinkVisit, wrap
+from tunnel.link import transport
+from tunnel.link.link import Link
+from tunnel.link.sweeper import Sweeper
+from tunnel.link.tasks import open_pair
+from tunnel.log import get_logger
+from tunnel.net import Socket, accept_each, address_text, with_tls
+from tunnel.wire import control, frames
+from tunnel.wire.control import Hello, RefusedMessage, TunnelGrant, TunnelRequest, Welcome
+
+log = get_logger("tunnel.core")
+
+MAX_TUNNELS = 100  #: tunnels one agent may ask for
+MAX_ATTACHING = 1000  #: connections that have not authenticated yet
+
+
+class _Connect(ConnectVisit):
+    """A connection on its way to being a link."""
+
+    __slots__ = ("agent", "nursery", "socket")
+
+    def __init__(self, socket: Socket, remote: str, connection_id: str, nursery: trio.Nursery) -> None:
+        super().__init__(remote, connection_id)
+        self.socket = socket
+        self.nursery = nursery
+        self.agent: AgentLink | None = None
+
+
+class _Attached(LinkVisit):
+    __slots__ = ("agent", "grant")
+
+    def __init__(self, connect: _Connect, grant: Grant) -> None:
+        super().__init__(connect)
+        self.agent: AgentLink | None = None
+        self.grant = grant
+
+
+class Gate:
+    """Lets agents in. url_of: what visitors type for a tunnel."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        accounts: Accounts,
+        ports: Ports,
+        reports: Reports,
+        sweeper: Sweeper,
+        layers: Sequence[Layer],
+        url_of: Callable[[Tunnel], str],
+        *,
+        tls: ssl.SSLContext | None,
+        max_connections: int,
+        max_streams: int,
+        auth_timeout: float,
+        heartbeat: float,
+        heartbeat_timeout: float,
+    ) -> None:
+        self.is_draining = False
+        self.frames_bad = 0
+        self._registry = registry
+        self._accounts = accounts
+        self._ports = ports
+        self._reports = reports
+        self._sweeper = sweeper
+        self._url_of = url_of
+        self._tls = tls
+        self._max_connections = max_connections
+        self._max_streams = max_streams
+        self._auth_timeout = auth_timeout
+        self._heartbeat = heartbeat
+        self._heartbeat_timeout = heartbeat_timeout
+        self._handle_connect = wrap(self._connect, layers)
+        self._handle_link = wrap(self._attached, layers)
+        self._ids = itertools.count(1)
+        self._run_id = os.urandom(3).hex()
+        self._attaching = 0
+        self._round_trips: deque[float] = deque(maxlen=10_000)
+
+    async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
+        """Take agents from a listener until cancelled; their connections are tasks of `nursery`."""
+        await accept_each(listener, self._serve, nursery, _report)
+
+    # What others may ask --------------------------------------------------------------------------------------
+
+    def take_round_trips(self) -> list[float]:
+        for agent in self._registry.links.values():
+            self._round_trips.extend(agent.link.round_trips)
+            agent.link.round_trips.clear()
+        taken = list(self._round_trips)
+        self._round_trips.clear()
+        return taken
+
+    def recheck(self) -> None:
+        """Accounts or tokens have changed: end the links that may be there no longer."""
+        for agent in list(self._registry.links.values()):
+            visit = agent.visit
+            assert isinstance(visit, _Attached)
+            refusal = self._accounts.check(visit.grant)
+            if refusal is not None:
+                log.info(
+                    "link revoked", agent_id=visit.agent_id, connection_id=visit.connection_id, reason=refusal.reason
+                )
+                agent.link.session.control(
+                    frames.REFUSED, control.encode(RefusedMessage(refusal.reason, str(refusal)))
+                )
+                agent.link.close(str(refusal))
+
+    def send_away(self, reason: str) -> None:
+        """Drain: tell the agents to finish and to go elsewhere; new links are refused."""
+        self.is_draining = True
+        for agent in self._registry.links.values():
+            agent.visit.state = "draining"
+            agent.link.session.control(frames.GOAWAY, control.pack_goaway(reason))
+
+    def close_links(self, reason: str) -> None:
+        for agent in list(self._registry.links.values()):
+            agent.link.close(reason)
+
+    # One connection -------------------------------------------------------------------------------------------
+
+    async def _serve(self, socket: Socket, address: Any) -> None:
+        if self._attaching >= MAX_ATTACHING:
+            socket.close()
+            return
+        remote = address_text(address)
+        try:
+            async with open_pair() as nursery:
+                connect = _Connect(socket, remote, f"conn-{self._run_id}-{next(self._ids)}", nursery)
+                self._attaching += 1
+                try:
+                    await self._handle_connect(connect)
+                finally:
+                    self._attaching -= 1
+                agent = connect.agent
+                assert agent is not None
+                await self._handle_link(agent.visit)
+                nursery.cancel_scope.cancel()
+        except Refused as exc:
+            log.warning(
+                "authentication failed",
+                reason=exc.reason,
+                detail=str(exc),
+                agent_id=connect.agent_id,
+                account_id=connect.account_id,
+                remote=remote,
+            )
+        except TunnelError as exc:
+            log.info("agent connection ended early", detail=str(exc), remote=remote)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as exc:
+            log.info("agent connection ended early", detail=str(exc), remote=remote)
+        except Exception as exc:  # a bug costs this one link
+            log.error("agent connection broke", remote=remote, error=exc)
+        finally:
+            connect.socket.close()
+
+    async def _connect(self, visit: _Connect) -> None:
+        """The innermost handler of a connect visit. Raises Refused, TunnelError and the socket's errors."""
+        try:
+            with trio.fail_after(self._auth_timeout):
+                await self._let_in(visit)
+            visit.outcome = "ok"
+        except trio.TooSlowError:
+            visit.outcome, visit.reason, visit.error = "refused", "timeout", "no hello in time"
+            raise Refused("timeout", f"nothing valid came within {self._auth_timeout:g} s") from None
+        except Refused as exc:
+            visit.outcome, visit.reason, visit.error = "refused", exc.reason, str(exc)
+            raise
+        except WireError as exc:
+            visit.outcome, visit.reason, visit.error = "refused", "protocol", str(exc)
+            raise Refused("protocol", str(exc)) from exc
+        except BaseException as exc:
+            visit.outcome, visit.error = "link_lost", str(exc) or type(exc).__name__
+            raise
+
+    async def _let_in(self, visit: _Connect) -> None:
+        if self._tls is not None:
+            visit.socket = with_tls(visit.socket, self._tls, server_side=True)
+            await visit.socket.handshake()
+        link = Link(True, self._heartbeat, self._heartbeat_timeout)
+        carrier = await transport.accept(visit.nursery, visit.socket, link.on_message)
+        visit.nursery.start_soon(link.run, carrier)
+        try:
+            kind, payload = await link.receive_control()
+            if kind != frames.HELLO:
+                raise WireError(f"the first frame is {frames.NAMES[kind]}, not HELLO")
+            await self._welcome(visit, link, control.decode(Hello, payload))
+        except trio.EndOfChannel:
+            raise TunnelError(f"the link ended before the hello: {link.end_reason}") from None
+        except (Refused, WireError, StoreError) as exc:
+            await self._say_no(link, exc)
+            if isinstance(exc, StoreError):
+                raise TunnelError(str(exc)) from exc
+            raise
+
+    async def _say_no(self, link: Link, exc: TunnelError) -> None:
+        """Tell the agent why, and let that arrive."""
+        if isinstance(exc, Refused):
+            message = RefusedMessage(exc.reason, str(exc))
+        elif isinstance(exc, WireError):
+            message = RefusedMessage("protocol", str(exc))
+        else:
+            message = RefusedMessage("draining", "the core can't reach its store now; try again in a moment", 5)
+        link.session.control(frames.REFUSED, control.encode(message))
+        link.close(str(exc))
+        with trio.move_on_after(2):
+            await link.ended.wait()
+
+    async def _welcome(self, visit: _Connect, link: Link, hello: Hello) -> None:
+        visit.agent_id = hello.agent_id[:128]
+        if frames.VERSION not in hello.versions:
+            raise Refused(
+                "version",
+                f"this core speaks link protocol {frames.VERSION}, the agent {hello.versions}: "
+                f"install the agent of release {__version__}",
+            )
+        if self.is_draining:
+            raise Refused("draining", "the core is shutting down; try again in a moment")
+        grant = await self._accounts.authenticate(hello.token, hello.agent_id[:128], parent=visit)
+        visit.account_id, visit.agent_id = grant.account_id, grant.agent_id
+        if not 1 <= len(hello.tunnels) <= MAX_TUNNELS:
+            raise Refused("bad_name", f"an agent serves between 1 and {MAX_TUNNELS} tunnels")
+        account = await self._accounts.load(grant.account_id, parent=visit)
+        names = [self._name(grant, request) for request in hello.tunnels]
+        await self._supersede(grant, hello.instance)
+        if len(self._registry.links) >= self._max_connections:
+            raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
+        for name, request in zip(names, hello.tunnels, strict=True):
+            self._registry.check_free(name, request.protocol, grant.account_id)
+            await self._accounts.claim(name, grant.account_id)
+        attached = _Attached(visit, grant)
+        agent = AgentLink(link, attached, account, min(self._max_streams, max(hello.max_streams, 1)), hello.instance)
+        attached.agent = agent
+        account.admit_link()
+        try:
+            grants = await self._attach(agent, names, hello.tunnels)
+        except BaseException:
+            await self._withdraw(agent)
+            self._registry.detach(agent)
+            raise
+        visit.agent = agent
+        link.session.control(
+            frames.WELCOME,
+            control.encode(
+                Welcome(
+                    frames.VERSION, __version__, visit.connection_id, grant.account_id, grant.agent_id, grants
+                )
+            ),
+        )
+
+    def _name(self, grant: Grant, request: TunnelRequest) -> str:
+        if request.protocol not in ("http", "tcp"):
+            raise Refused("bad_name", f"there are tunnels for http and tcp, not {request.protocol[:20]!r}")
+        if not request.name:
+            return readable_name(grant.account_id, grant.agent_id, request.local)
+        return self._registry.name_of(check_name(request.name))
+
+    async def _supersede(self, grant: Grant, instance: str) -> None:
+        """An agent that dials again while we still wait for its old link knows better than we do."""
+        for old in list(self._registry.links.values()):
+            if instance and old.instance == instance and old.account.id == grant.account_id:
+                old.link.end("the agent has dialled again")
+                await self._withdraw(old)
+                self._registry.detach(old)
+
+    async def _attach(
+        self, agent: AgentLink, names: Sequence[str], requests: Sequence[TunnelRequest]
+    ) -> list[TunnelGrant]:
+        grants = []
+        for index, (name, request) in enumerate(zip(names, requests, strict=True)):
+            tunnel = self._registry.attach(agent, name, request.protocol, index)
+            if tunnel.protocol == "tcp":
+                self._ports.open(tunnel)
+            tunnel.url = self._url_of(tunnel)
+            grants.append(TunnelGrant(name, tunnel.protocol, tunnel.url))
+        return grants
+
+    async def _withdraw(self, agent: AgentLink) -> None:
+        """The link serves nothing new; names that it served alone are held from now. Safe to call again."""
+        if agent.withdrawn:
+            return
+        agent.withdrawn = True
+        agent.account.drop_link()
+        for tunnel in self._registry.withdraw(agent):
+            if tunnel.protocol == "tcp":
+                self._ports.close(tunnel)
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await self._accounts.release(tunnel.name, tunnel.account_id)
+
+    async def _attached(self, visit: _Attached) -> None:
+        """The innermost handler of a link visit: until the link ends."""
+        agent = visit.agent
+        assert agent is not None
+        link = agent.link
+        self._sweeper.add(link)
+        self._reports.begin(visit.account_id, visit.agent_id, visit.connection_id)
+        log.info(
+            "agent connected",
+            agent_id=visit.agent_id,
+            account_id=visit.account_id,
+            connection_id=visit.connection_id,
+            remote=visit.remote,
+            tunnels=sorted(agent.indexes),
+        )
+        try:
+            while True:
+                kind, payload = await link.receive_control()
+                if kind == frames.REPORT:
+                    self._reports.take(visit.account_id, visit.agent_id, visit.connection_id, payload)
+                elif kind == frames.GOAWAY:
+                    # The agent finishes what it has; new requests go to others or find no agent.
+                    visit.state = "draining"
+                    await self._withdraw(agent)
+        except trio.EndOfChannel:
+            visit.outcome = "ok" if self.is_draining or agent.withdrawn else "link_lost"
+            visit.error = "" if visit.outcome == "ok" else link.end_reason
+        finally:
+            self._sweeper.discard(link)
+            self._round_trips.extend(link.round_trips)
+            self.frames_bad += link.session.frames_bad
+            self._reports.end(visit.account_id, visit.agent_id, visit.connection_id)
+            await self._withdraw(agent)
+            self._registry.detach(agent)
+            log.info(
+                "agent disconnected",
+                agent_id=visit.agent_id,
+                account_id=visit.account_id,
+                connection_id=visit.connection_id,
+                reason=link.end_reason,
+                lasted=f"{monotonic() - visit.started:.1f}s",
+            )
+
+
+def _report(exc: OSError) -> None:
+    log.error("can't accept agents now", error=exc.strerror or exc)

@@ -1,0 +1,105 @@
+"""Which account a public name belongs to, as the store says: reserved, in use, or held after its last link.
+
+Visitors ask for any name they like, so answers, "nobody" too, are kept for a moment in a cache of bounded size. Names
+in use here are written to the store again and again, so that a core that is killed and started again, or another
+core, keeps the rule "10 minutes after the last link".
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from tunnel.core import records
+from tunnel.core.store import Store, StoreError
+from tunnel.handler import Visit
+from tunnel.log import get_logger
+
+log = get_logger("tunnel.core")
+
+#: seconds that an answer is kept; names kept at most
+CACHE_TIME = 2.0
+CACHE_SIZE = 10_000
+#: names in use are written this often within the time they are held, and at least once in so many seconds
+_TOUCHES = 10
+_TOUCH_INTERVAL = 60.0
+
+
+class Holds:
+    """hold: seconds that a name stays its account's after its last link. wall, monotonic: clocks, seconds."""
+
+    def __init__(self, store: Store, hold: float, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._store = store
+        self._hold = hold
+        self._wall = wall
+        self._monotonic = monotonic
+        self._cache: OrderedDict[str, tuple[float, str | None]] = OrderedDict()  # name → (good until, owner)
+        self._asked = 0  # how often the cache was emptied: an answer from before is not kept
+        self._claimed: dict[str, str] = {}  # in use here: name → account id
+        self._next_touch = 0.0
+
+    async def owner_of(self, name: str, parent: Visit | None = None) -> str | None:
+        """The id of the account that has reserved or holds the name; None for nobody. Raises StoreError."""
+        cached = self._cache.get(name)
+        if cached is not None and self._monotonic() < cached[0]:
+            return cached[1]
+        asked = self._asked
+        since = self._wall() - self._hold
+        owner = await self._store.query("name.owner", lambda conn: records.name_owner(conn, name, since), parent=parent)
+        if asked == self._asked:
+            self._keep(name, owner)
+        return owner
+
+    async def claim(self, name: str, account_id: str) -> None:
+        """Take a name for an account, now in use. Nothing is written for a name that the account has reserved.
+
+        Raises Refused (name_reserved, name_taken) or StoreError.
+        """
+        now = self._wall()
+        since = now - self._hold
+        await self._store.query(
+            "name.claim", lambda conn: records.claim_name(conn, name, account_id, now, since), write=True
+        )
+        self._claimed[name] = account_id
+        self._forget(name)
+
+    async def release(self, name: str, account_id: str) -> None:
+        """The name's last link is gone; it is held from now on. If the store fails, from its last touch on."""
+        if self._claimed.get(name) == account_id:
+            del self._claimed[name]
+        self._forget(name)
+        now = self._wall()
+        try:
+            await self._store.query(
+                "name.release",
+                lambda conn: records.touch_names(conn, {name: account_id}, now, now - self._hold),
+                write=True,
+            )
+        except StoreError as exc:
+            log.error("name not released in the store", tunnel=name, error=str(exc))
+
+    async def touch(self) -> None:
+        """Write again, when it is time, that the names in use are in use. Raises StoreError."""
+        if self._monotonic() < self._next_touch:
+            return
+        now = self._wall()
+        claimed = dict(self._claimed)
+        await self._store.query(
+            "name.touch", lambda conn: records.touch_names(conn, claimed, now, now - self._hold), write=True
+        )
+        self._next_touch = self._monotonic() + min(_TOUCH_INTERVAL, self._hold / _TOUCHES)
+
+    def clear(self) -> None:
+        """Forget all answers: something was changed."""
+        self._cache.clear()
+        self._asked += 1
+
+    def _forget(self, name: str) -> None:
+        self._cache.pop(name, None)
+        self._asked += 1
+
+    def _keep(self, name: str, owner: str | None) -> None:
+        self._cache[name] = (self._monotonic() + CACHE_TIME, owner)
+        self._cache.move_to_end(name)
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)

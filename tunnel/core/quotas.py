@@ -1,0 +1,275 @@
+"""An account as the core sees it while it is attached: its limits, and what it has used.
+
+The request path only adds integers; clocks are read only where a limit needs one. Use is what the store knew plus
+what was counted here since; `take()` and `settle()` are how `accounts.py` brings the counts to the store.
+
+Both rates are kept as one number, the time at which everything admitted so far would be paid for at the exact rate
+(the virtual scheduling form of a token bucket: ATM Forum TM 4.0, GCRA). A month is a calendar month in UTC.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+
+from tunnel.errors import Failure, Refused
+from tunnel.handler import QuotaStatistics
+
+#: seconds' worth of bytes that pass unshaped after a pause
+BURST = 0.25
+#: shorter waits are not asked for; the debt stays, so the rate holds
+MIN_WAIT = 0.005
+#: the types of tunnel_quota_exceeded_total, tunnel_quota_usage, tunnel_quota_limit
+TYPES = ("connection", "bandwidth", "requests")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """None: no such limit. Bytes are body bytes of both directions together."""
+
+    max_connections: int | None = None
+    requests_per_second: float | None = None
+    requests_burst: int | None = None  # None: twice the rate, at least 1
+    requests_per_month: int | None = None
+    bandwidth_bytes_per_second: int | None = None
+    bandwidth_bytes_per_month: int | None = None
+
+
+LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+
+
+class QuotaFailure(Failure):
+    """A request that is over its account's quota. quota: "requests" or "bandwidth"."""
+
+    def __init__(self, quota: str, text: str, retry_after: float) -> None:
+        super().__init__("quota", text, retry_after=retry_after)
+        self.quota = quota
+
+
+@dataclass(slots=True)
+class Use:
+    """What was used: requests, and body bytes towards the local service and back."""
+
+    requests: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def add(self, other: Use) -> None:
+        self.requests += other.requests
+        self.bytes_in += other.bytes_in
+        self.bytes_out += other.bytes_out
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.bytes_in or self.bytes_out)
+
+
+def month_of(at: float) -> tuple[str, float]:
+    """The month (UTC) of a time in seconds since 1970: ("2026-11", its end in seconds since 1970)."""
+    day = datetime.fromtimestamp(at, UTC)
+    end = datetime(day.year + day.month // 12, day.month % 12 + 1, 1, tzinfo=UTC)
+    return f"{day.year:04}-{day.month:02}", end.timestamp()
+
+
+class Account:
+    """One account, shared by all its links; made by `Accounts.load`.
+
+    links: attached now. requests, bytes_in, bytes_out: counted by this process since it loaded the account.
+    exceeded: refusals by type, shared by all accounts. default_links: the limit of links of an account that has none
+    of its own; 0 is none. wall, monotonic: clocks, seconds.
+    """
+
+    __slots__ = (
+        "_base_bytes",
+        "_base_requests",
+        "_byte_cost",
+        "_bytes_paid",
+        "_default_links",
+        "_is_limited",
+        "_monotonic",
+        "_month_end",
+        "_past",
+        "_period",
+        "_request_cost",
+        "_requests_paid",
+        "_taken",
+        "_wall",
+        "bytes_in",
+        "bytes_out",
+        "exceeded",
+        "id",
+        "is_deleted",
+        "is_disabled",
+        "limits",
+        "links",
+        "name",
+        "requests",
+        "seen",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        name: str,
+        limits: Limits | None = None,
+        *,
+        exceeded: dict[str, int] | None = None,
+        default_links: int = 0,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.id = id
+        self.name = name
+        self.links = 0
+        self.requests = self.bytes_in = self.bytes_out = 0
+        self.is_disabled = self.is_deleted = False
+        self.exceeded = exceeded if exceeded is not None else dict.fromkeys(TYPES, 0)
+        self.seen = monotonic()  # when it was last attached or asked for
+        self._default_links = default_links
+        self._wall = wall
+        self._monotonic = monotonic
+        self._taken = Use()  # the counts at the last take()
+        self._past: dict[str, Use] = {}  # counted in a month that is over, not taken yet
+        self._base_requests = self._base_bytes = 0  # use of the month = base + counts
+        self._period, self._month_end = month_of(wall())
+        self._requests_paid = self._bytes_paid = -math.inf
+        self.limits = Limits()
+        self.set_limits(limits or Limits())
+
+    @property
+    def period(self) -> str:
+        return self._period
+
+    @property
+    def month_requests(self) -> int:
+        return self._base_requests + self.requests
+
+    @property
+    def month_bytes(self) -> int:
+        return self._base_bytes + self.bytes_in + self.bytes_out
+
+    def set_limits(self, limits: Limits) -> None:
+        """New limits hold at once; debts from the old rates are forgotten."""
+        self.limits = limits
+        rate, bandwidth = limits.requests_per_second, limits.bandwidth_bytes_per_second
+        self._request_cost = 0.0 if rate is None else 1 / max(rate, 1e-9)
+        self._byte_cost = 0.0 if bandwidth is None else 1 / max(bandwidth, 1)
+        self._requests_paid = self._bytes_paid = -math.inf
+        self._is_limited = (
+            limits.requests_per_second is not None
+            or limits.requests_per_month is not None
+            or limits.bandwidth_bytes_per_month is not None
+        )
+
+    # Links ----------------------------------------------------------------------------------------------------
+
+    def admit_link(self) -> None:
+        """Count a link. Raises Refused("connection_quota") when the account holds as many as it may."""
+        limit = self._link_limit()
+        if self.links >= limit:
+            self.exceeded["connection"] += 1
+            raise Refused("connection_quota", f"the account already has {self.links} connections, its limit")
+        self.links += 1
+
+    def drop_link(self) -> None:
+        self.links -= 1
+        self.seen = self._monotonic()
+
+    def _link_limit(self) -> float:
+        if self.limits.max_connections is not None:
+            return self.limits.max_connections
+        return self._default_links or math.inf
+
+    # Requests and bytes: the hot path -------------------------------------------------------------------------
+
+    def admit_request(self) -> None:
+        """Count a request. Raises QuotaFailure with the seconds after which one would pass."""
+        if self._is_limited:
+            self._check_request()
+        self.requests += 1
+
+    def take_bytes(self, n_in: int, n_out: int) -> float:
+        """Count body bytes; returns the seconds to wait before the next ones (0.0: none).
+
+        The bytes have passed: all takers share the debt and each waits for what was owed when it took, which keeps
+        the sum at the rate. A stream under way is shaped, never broken off, when the month's bytes run out.
+        """
+        self.bytes_in += n_in
+        self.bytes_out += n_out
+        if not self._byte_cost:
+            return 0.0
+        now = self._monotonic()
+        paid = max(self._bytes_paid, now - BURST) + (n_in + n_out) * self._byte_cost
+        self._bytes_paid = paid
+        return paid - now if paid - now >= MIN_WAIT else 0.0
+
+    def _check_request(self) -> None:
+        limits = self.limits
+        wall = self._wall()
+        self.roll(wall)
+        month = limits.requests_per_month
+        if month is not None and self.month_requests >= month:
+            raise self._fail("requests", f"The limit of {month} requests a month is reached.", self._month_end - wall)
+        month = limits.bandwidth_bytes_per_month
+        if month is not None and self.month_bytes >= month:
+            raise self._fail("bandwidth", f"The limit of {month} bytes a month is reached.", self._month_end - wall)
+        rate = limits.requests_per_second
+        if rate is None:
+            return
+        now = self._monotonic()
+        burst = limits.requests_burst if limits.requests_burst is not None else 2 * rate
+        paid = max(self._requests_paid, now) + self._request_cost
+        wait = paid - now - max(1.0, burst) * self._request_cost
+        if wait > 1e-9:
+            raise self._fail("requests", f"The limit of {rate:g} requests a second is reached.", wait)
+        self._requests_paid = paid
+
+    def _fail(self, quota: str, text: str, retry_after: float) -> QuotaFailure:
+        self.exceeded[quota] += 1
+        return QuotaFailure(quota, text, retry_after)
+
+    # The month, and the way to the store ----------------------------------------------------------------------
+
+    def roll(self, wall: float) -> None:
+        """Begin a new month if the old one is over at `wall` (seconds since 1970)."""
+        if wall < self._month_end:
+            return
+        self._past.setdefault(self._period, Use()).add(self._untaken())
+        self._taken = Use(self.requests, self.bytes_in, self.bytes_out)
+        self._base_requests = -self.requests
+        self._base_bytes = -self.bytes_in - self.bytes_out
+        self._period, self._month_end = month_of(wall)
+
+    def take(self) -> dict[str, Use]:
+        """What was counted since the last take, by month. The caller owns it and must get it to the store."""
+        taken, self._past = self._past, {}
+        fresh = self._untaken()
+        if fresh:
+            taken.setdefault(self._period, Use()).add(fresh)
+            self._taken = Use(self.requests, self.bytes_in, self.bytes_out)
+        return {period: use for period, use in taken.items() if use}
+
+    def settle(self, period: str, stored: Use) -> None:
+        """The store holds `stored` for the month, all that was taken included (other cores' use too)."""
+        if period == self._period:
+            self._base_requests = stored.requests - self._taken.requests
+            self._base_bytes = stored.bytes_in + stored.bytes_out - self._taken.bytes_in - self._taken.bytes_out
+
+    def is_settled(self) -> bool:
+        """Nothing is left to take."""
+        return not self._past and not self._untaken()
+
+    def _untaken(self) -> Use:
+        taken = self._taken
+        return Use(self.requests - taken.requests, self.bytes_in - taken.bytes_in, self.bytes_out - taken.bytes_out)
+
+    def quotas(self) -> list[QuotaStatistics]:
+        """Use and limit now: links; bytes and requests of this month. The limit is infinite where there is none."""
+        requests, bandwidth = self.limits.requests_per_month, self.limits.bandwidth_bytes_per_month
+        return [
+            QuotaStatistics(self.id, "connection", self.links, self._link_limit()),
+            QuotaStatistics(self.id, "bandwidth", self.month_bytes, math.inf if bandwidth is None else bandwidth),
+            QuotaStatistics(self.id, "requests", self.month_requests, math.inf if requests is None else requests),
+        ]

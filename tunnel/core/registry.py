@@ -1,0 +1,147 @@
+"""Who serves which name: tunnels, the links that serve them, and names that are held for a while after the last link.
+
+Names are a subdomain of the base domain (one label), or a full host name. Decisions are sync, in memory; the store is
+asked only about names that nobody serves here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+
+from tunnel.core.quotas import Account
+from tunnel.errors import Failure, Refused
+from tunnel.handler import LinkVisit
+from tunnel.link.link import Link
+
+
+@dataclass(eq=False, slots=True)
+class AgentLink:
+    """An attached link and what it serves. `indexes`: tunnel name → its index in OPEN frames."""
+
+    link: Link
+    visit: LinkVisit
+    account: Account
+    max_streams: int
+    instance: str = ""
+    indexes: dict[str, int] = field(default_factory=dict)
+    withdrawn: bool = False  # serves nothing new; its account has it no more
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.link.session.streams) < self.max_streams
+
+
+@dataclass(eq=False, slots=True)
+class Tunnel:
+    """A name in service or held. url: what visitors type."""
+
+    name: str
+    protocol: str
+    account_id: str
+    url: str = ""
+    port: int = 0  # of a TCP tunnel
+    links: list[AgentLink] = field(default_factory=list)
+    held_until: float = 0.0
+    turn: int = 0
+
+    def choose(self) -> AgentLink:
+        """The next link in turn that has room, rather one that was heard of lately. Raises Failure."""
+        links = self.links
+        count = len(links)
+        if count == 1 and links[0].has_room:
+            return links[0]
+        if not count:
+            raise Failure("no_agent")
+        now = monotonic()
+        second: AgentLink | None = None
+        for step in range(count):
+            index = (self.turn + step) % count
+            one = links[index]
+            if one.has_room:
+                if not one.link.is_quiet(now):
+                    self.turn = index + 1
+                    return one
+                second = second or one
+        if second is None:
+            raise Failure("overloaded", retry_after=1)
+        return second
+
+
+class Registry:
+    """hold: seconds that an unreserved name stays its account's after its last link."""
+
+    def __init__(self, base_domain: str, hold: float, clock: Callable[[], float] = monotonic) -> None:
+        self.links: dict[str, AgentLink] = {}  # by connection id
+        self.tunnels: dict[str, Tunnel] = {}
+        self._suffix = "." + base_domain.lower().strip(".")
+        self._hold = hold
+        self._clock = clock
+
+    def name_of(self, host: str) -> str:
+        """The tunnel name that a (normalised) host name means."""
+        for suffix in (self._suffix, ".localhost"):
+            if host.endswith(suffix):
+                label = host[: -len(suffix)]
+                if label and "." not in label:
+                    return label
+        return host
+
+    def host_of(self, name: str) -> str:
+        return name if "." in name else name + self._suffix
+
+    def find(self, host: str) -> Tunnel | None:
+        """The tunnel in service or held under this host name."""
+        tunnel = self.tunnels.get(host)
+        if tunnel is None:
+            tunnel = self.tunnels.get(self.name_of(host))
+        if tunnel is not None and not tunnel.links and self._clock() > tunnel.held_until:
+            return None
+        return tunnel
+
+    def check_free(self, name: str, protocol: str, account_id: str) -> None:
+        """Raises Refused(name_taken) when the name is another's, or serves another protocol."""
+        tunnel = self.find(name)
+        if tunnel is None:
+            return
+        if tunnel.account_id != account_id:
+            raise Refused("name_taken", f"the name {name} is in use by another account; choose another one")
+        if tunnel.links and tunnel.protocol != protocol:
+            raise Refused("name_taken", f"the name {name} is in use for {tunnel.protocol.upper()} by another agent")
+
+    def attach(self, agent: AgentLink, name: str, protocol: str, index: int) -> Tunnel:
+        """Let a link serve a name. Raises Refused(name_taken)."""
+        account_id = agent.account.id
+        self.check_free(name, protocol, account_id)
+        tunnel = self.tunnels.get(name)
+        if tunnel is None or tunnel.account_id != account_id or tunnel.protocol != protocol:
+            tunnel = self.tunnels[name] = Tunnel(name, protocol, account_id)
+        tunnel.links.append(agent)
+        agent.indexes[name] = index
+        self.links[agent.visit.connection_id] = agent
+        return tunnel
+
+    def withdraw(self, agent: AgentLink) -> list[Tunnel]:
+        """The link serves nothing new. Returns the tunnels that it was the last one of; their names are held now."""
+        emptied: list[Tunnel] = []
+        for name in agent.indexes:
+            tunnel = self.tunnels.get(name)
+            if tunnel is not None and agent in tunnel.links:
+                tunnel.links.remove(agent)
+                if not tunnel.links:
+                    tunnel.held_until = self._clock() + self._hold
+                    emptied.append(tunnel)
+        return emptied
+
+    def detach(self, agent: AgentLink) -> None:
+        """The link is gone; `withdraw` it first."""
+        self.links.pop(agent.visit.connection_id, None)
+
+    def forget_expired(self) -> list[Tunnel]:
+        """Drop names whose hold is over."""
+        now = self._clock()
+        gone = [tunnel for tunnel in self.tunnels.values() if not tunnel.links and now > tunnel.held_until]
+        for tunnel in gone:
+            del self.tunnels[tunnel.name]
+        return gone

@@ -1,0 +1,338 @@
+"""The core: its parts, the order in which they start, and how they end.
+
+Nurseries, from outside in: `background` (sweeper, watcher, pages), `handlers` (agents' and visitors' connections),
+`accepting` (the listeners). A drain cancels the inner one at once and puts a deadline on the middle one.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, sections
+from tunnel.core.accounts import Accounts
+from tunnel.core.certificate import ensure_certificate, fingerprint
+from tunnel.core.door import Door, tls_context
+from tunnel.core.exchange import Exchanger
+from tunnel.core.first import FirstToken, ensure_default
+from tunnel.core.forwarding import Forwarding
+from tunnel.core.gate import Gate
+from tunnel.core.registry import Registry, Tunnel
+from tunnel.core.reports import Reports
+from tunnel.core.status import status_page
+from tunnel.core.store import Store
+from tunnel.core.tcp import Ports
+from tunnel.errors import ConfigError
+from tunnel.handler import CoreStatistics, Layer, LinkStatistics, Page, RequestVisit
+from tunnel.http.pages import serve_pages
+from tunnel.link.sweeper import Sweeper
+from tunnel.link.tasks import open_pair
+from tunnel.log import get_logger
+from tunnel.net import address_text, listen
+from tunnel.plugins import Program
+
+log = get_logger("tunnel.core")
+
+DRAIN_POLL = 0.02  #: seconds
+FORGET_INTERVAL = 10.0  #: seconds between looks for names whose hold is over
+
+Address = tuple[str, int]
+
+
+class Core:
+    """A core with these settings. Once `run` has started the addresses, `token_file` and `fingerprint` are known.
+
+    on_request hears of each request that ended. Raises ConfigError for settings that can't work.
+    """
+
+    def __init__(self, settings: CoreSettings) -> None:
+        self.settings = settings
+        self.data_dir: Path = data_dir(settings)
+        self.public_address: Address = ("", 0)
+        self.agent_address: Address = ("", 0)
+        self.metrics_address: Address | None = None
+        self.dashboard_address: Address | None = None
+        self.token_file: Path | None = None
+        self.fingerprint = ""
+        self.on_request: Callable[[RequestVisit], None] | None = None
+        self.registry = Registry(settings.base_domain, settings.name_hold)
+        self.reports = Reports()
+        self._draining = trio.Event()
+        self._listening = False
+        self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
+        self._program = Program(
+            "core", sections(settings), self.statistics, self._take_round_trips, self.reports.all
+        )
+        self._accounts: Accounts | None = None
+        self._exchanger: Exchanger | None = None
+        self._gate: Gate | None = None
+        self._public_url = urllib.parse.urlsplit(settings.public_url)
+
+    # What others may ask --------------------------------------------------------------------------------------
+
+    def statistics(self) -> CoreStatistics:
+        accounts, exchanger = self._accounts, self._exchanger
+        links = []
+        for agent in self.registry.links.values():
+            session, visit = agent.link.session, agent.visit
+            links.append(
+                LinkStatistics(
+                    visit.connection_id,
+                    visit.agent_id,
+                    visit.account_id,
+                    visit.state,
+                    len(session.streams),
+                    session.frames_in,
+                    session.frames_out,
+                    session.frames_bad,
+                    session.queued_bytes,
+                    agent.link.rtt,
+                    agent.link.offset,
+                )
+            )
+        dropped = self._program.details().get("logs", {}).get("dropped", 0)
+        return CoreStatistics(
+            self.settings.max_connections,
+            exchanger.bytes_in if exchanger else 0,
+            exchanger.bytes_out if exchanger else 0,
+            links,
+            accounts.quotas() if accounts else [],
+            dict(accounts.exceeded) if accounts else {},
+            dropped,
+        )
+
+    def _take_round_trips(self) -> list[float]:
+        return self._gate.take_round_trips() if self._gate else []
+
+    def url_of(self, tunnel: Tunnel) -> str:
+        """What visitors type for a tunnel."""
+        if tunnel.protocol == "tcp":
+            return f"tcp://{self.settings.base_domain}:{tunnel.port}"
+        outside = self._public_url
+        scheme = outside.scheme or ("https" if self.settings.public_tls else "http")
+        port = outside.port if outside.scheme else self.public_address[1]
+        default = 443 if scheme == "https" else 80
+        suffix = f":{port}" if port and port != default else ""
+        return f"{scheme}://{self.registry.host_of(tunnel.name)}{suffix}"
+
+    def _check_draining(self) -> tuple[bool, str]:
+        return (False, "shutting down") if self._draining.is_set() else (True, "serving")
+
+    def _check_listeners(self) -> tuple[bool, str]:
+        if self._listening:
+            return True, f"visitors on {address_text(self.public_address)}, agents on {address_text(self.agent_address)}"
+        return False, "not listening"
+
+    # Life -----------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Begin to shut down: `/readyz` says so at once; `run` returns when all accepted requests are answered."""
+        self._draining.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained. Raises ConfigError when an address, certificate, store or plug-in can't be used."""
+        async with open_pair() as background:
+            async with (
+                self._program.plugged_in(self.settings.layers, background) as layers,
+                self._opened_store(layers) as store,
+            ):
+                await self._serve(background, layers, store, task_status)
+            background.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _opened_store(self, layers: Sequence[Layer]) -> AsyncIterator[Store]:
+        try:
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
+        store = Store(self.settings.database.url, self.data_dir, layers)
+        await store.open()
+        try:
+            yield store
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(3):
+                if self._accounts is not None:
+                    await self._accounts.flush()
+                await store.close()
+
+    async def _serve(
+        self, background: trio.Nursery, layers: Sequence[Layer], store: Store, task_status: trio.TaskStatus[None]
+    ) -> None:
+        settings = self.settings
+        first = await ensure_default(store, self.data_dir)
+        accounts = self._accounts = Accounts(
+            store,
+            jwt_secret=settings.jwt_secret,
+            jwt_public_key=settings.jwt_public_key,
+            default_max_connections=settings.max_connections_per_account,
+            name_hold=settings.name_hold,
+        )
+        agent_tls = self._agent_tls()
+        public_tls = tls_context("-public", settings.public_cert, settings.public_key) if settings.public_tls else None
+        public_host, public_port = parse_address(settings.public_addr)
+        public = listen(public_host, public_port, "-public-addr")
+        agents = listen(*parse_address(settings.agent_addr), "-agent-addr")
+        self.public_address, self.agent_address = public[0].getsockname()[:2], agents[0].getsockname()[:2]
+        exchanger = self._exchanger = Exchanger(
+            self.registry,
+            accounts,
+            layers,
+            Forwarding(settings.trusted_proxies),
+            max_head=settings.max_head,
+            max_target=settings.max_target,
+            max_body=settings.max_body,
+            head_timeout=settings.head_timeout,
+            request_timeout=settings.request_timeout,
+            body_idle_timeout=settings.body_idle_timeout,
+            server_timing=settings.tracing.server_timing,
+        )
+        exchanger.on_finished = self.on_request
+        door = Door(
+            exchanger,
+            self._sweeper,
+            tls=public_tls,
+            handshake_timeout=settings.head_timeout,
+            keepalive_timeout=settings.keepalive_timeout,
+        )
+        background.start_soon(self._sweeper.run)
+        background.start_soon(self._forget_names)
+        self._program.checks.update(
+            listeners=self._check_listeners, store=accounts.is_ready, draining=self._check_draining
+        )
+        async with open_pair() as handlers:
+            ports = Ports(
+                public_host,
+                parse_ports(settings.tcp_ports),
+                self.registry,
+                exchanger,
+                layers,
+                handlers,
+                settings.request_timeout,
+            )
+            gate = self._gate = Gate(
+                self.registry,
+                accounts,
+                ports,
+                self.reports,
+                self._sweeper,
+                layers,
+                self.url_of,
+                tls=agent_tls,
+                max_connections=settings.max_connections,
+                max_streams=settings.max_streams,
+                auth_timeout=settings.auth_timeout,
+                heartbeat=settings.heartbeat,
+                heartbeat_timeout=settings.heartbeat_timeout,
+            )
+            await background.start(accounts.run, gate.recheck)
+            self._start_pages(background)
+            async with open_pair() as accepting:
+                for listener in public:
+                    accepting.start_soon(door.accept, listener, handlers)
+                for listener in agents:
+                    accepting.start_soon(gate.accept, listener, handlers)
+                self._listening = True
+                self._announce(first)
+                task_status.started()
+                await self._draining.wait()
+                log.info("draining", delay=f"{settings.drain_delay:g}s", timeout=f"{settings.drain_timeout:g}s")
+                await trio.sleep(settings.drain_delay)
+                self._listening = False
+                ports.close_all()
+                accepting.cancel_scope.cancel()
+            await self._finish(exchanger, door, gate)
+            handlers.cancel_scope.cancel()
+        log.info("stopped")
+
+    async def _finish(self, exchanger: Exchanger, door: Door, gate: Gate) -> None:
+        """Let every accepted request finish, within the deadline."""
+        exchanger.is_draining = True
+        gate.send_away("the core is shutting down")
+        with trio.move_on_after(self.settings.drain_timeout) as scope:
+            while exchanger.active:
+                door.close_idle()
+                await trio.sleep(DRAIN_POLL)
+        if scope.cancelled_caught:
+            log.warning("drain deadline reached", requests=exchanger.active)
+        door.close_idle()
+        gate.close_links("the core is shutting down")
+        with trio.move_on_after(1):
+            while self.registry.links:
+                await trio.sleep(DRAIN_POLL)
+
+    def _agent_tls(self) -> Any:
+        settings = self.settings
+        if not settings.agent_tls:
+            return None
+        cert, key = settings.agent_cert, settings.agent_key
+        if not cert:
+            made = ensure_certificate(self.data_dir)
+            cert, key = str(made[0]), str(made[1])
+        context = tls_context("-agent", cert, key)
+        self.fingerprint = fingerprint(cert)
+        return context
+
+    async def _forget_names(self) -> None:
+        while True:
+            await trio.sleep(FORGET_INTERVAL)
+            for tunnel in self.registry.forget_expired():
+                log.info("name is free again", tunnel=tunnel.name)
+
+    # Pages ----------------------------------------------------------------------------------------------------
+
+    def _start_pages(self, nursery: trio.Nursery) -> None:
+        if self.settings.metrics_addr:
+            self.metrics_address = _serve_on(
+                nursery, self.settings.metrics_addr, "-metrics-addr", self._program.pages
+            )
+        if self.settings.dashboard_addr:
+            pages = {path: page for path, page in self._program.pages.items() if not path.startswith("/metrics")}
+            page = status_page(self)
+            self.dashboard_address = _serve_on(
+                nursery, self.settings.dashboard_addr, "-dashboard-addr", {**pages, "/": page, "/status": page}
+            )
+
+    def _announce(self, first: FirstToken | None) -> None:
+        def url(address: Address | None, path: str = "") -> str:
+            return f"http://{address_text(address)}{path}" if address else "off"
+
+        log.info(
+            "core ready",
+            public=address_text(self.public_address),
+            agents=address_text(self.agent_address),
+            metrics=url(self.metrics_address, "/metrics"),
+            status=url(self.dashboard_address),
+            fingerprint=self.fingerprint or "none (no TLS on the agents' links)",
+        )
+        self.token_file = self.data_dir / "default.token"
+        if first is not None:
+            self.token_file = first.path
+            log.info("first start: connect an agent with this command", command=self.agent_command())
+
+    def agent_command(self) -> str:
+        """The whole command that connects an agent, to be pasted; the token stays in its file."""
+        host = self.settings.base_domain
+        trust = f"-server-fingerprint {self.fingerprint}" if self.fingerprint else "-tls=false"
+        return (
+            f"python -m tunnel.agent -server {host}:{self.agent_address[1]} -token-file {self.token_file} "
+            f"{trust} -local http://localhost:3000"
+        )
+
+    def details(self) -> dict[str, dict[str, Any]]:
+        return self._program.details()
+
+    def readiness(self) -> dict[str, dict[str, Any]]:
+        return {name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()}
+
+
+def _serve_on(nursery: trio.Nursery, where: str, what: str, pages: dict[str, Page]) -> Address:
+    sockets = listen(*parse_address(where), what)
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+    nursery.start_soon(serve_pages, listeners, pages)
+    address: Address = sockets[0].getsockname()[:2]
+    return address

@@ -1,0 +1,123 @@
+"""The store as a running core uses it: every query in a thread, seen by the layers, safe to cancel.
+
+A query is a function of a connection (they stand in `records.py`) with a name from OPERATIONS. `Store.query` runs it
+in one transaction, on a thread, as the handler of a QueryVisit, so metrics and tracing see each query that is really
+made. Threads are bounded by the store's own limiters: one writer for SQLite (more would only wait for its lock), some
+readers; on PostgreSQL both share one.
+
+Cancellation: a read is abandoned (its thread ends by itself), so an authentication's time-out holds while the
+database hangs. A write is waited for: its transaction has then ended one way or the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import trio
+
+from tunnel.core.database import READERS, Database, StoreError
+from tunnel.handler import Layer, QueryVisit, Visit, wrap
+
+__all__ = ["OPERATIONS", "Store", "StoreError"]
+
+T = TypeVar("T")
+
+#: the closed set of a query's names: the label `operation` of tunnel_db_query_duration_seconds, `db.operation.name`
+OPERATIONS = (
+    "store.open",
+    "account.default",
+    "account.load",
+    "accounts.refresh",
+    "name.claim",
+    "name.owner",
+    "name.release",
+    "name.touch",
+    "revision.read",
+    "token.find",
+    "usage.add",
+)
+_KNOWN = frozenset(OPERATIONS)
+
+
+class _Query(QueryVisit):
+    __slots__ = ("result", "work", "write")
+
+    def __init__(self, operation: str, system: str, parent: Visit | None, work: Callable[[], Any], write: bool) -> None:
+        super().__init__(operation, system, parent)
+        self.work = work
+        self.write = write
+        self.result: Any = None
+
+
+class Store:
+    """url: see `database.Database`; "" is SQLite in data_dir. Raises ConfigError for a URL that cannot be used."""
+
+    def __init__(self, url: str, data_dir: Path, query_layers: Sequence[Layer] = ()) -> None:
+        self.database = Database(url, data_dir)
+        self._handle = wrap(self._run, query_layers)
+        if self.system == "sqlite":
+            self._readers, self._writers = trio.CapacityLimiter(READERS), trio.CapacityLimiter(1)
+        else:
+            self._readers = self._writers = trio.CapacityLimiter(READERS * 2)
+
+    @property
+    def system(self) -> str:
+        """ "sqlite" or "postgresql"."""
+        return self.database.system
+
+    async def open(self) -> None:
+        """Create and migrate what is missing. Raises ConfigError: unreachable, unusable, or from a newer program."""
+        await self._ask(_Query("store.open", self.system, None, self.database.open, write=True))
+
+    async def close(self) -> None:
+        """Close the idle connections. A query after that opens new ones."""
+        await trio.to_thread.run_sync(self.database.close)
+
+    async def query(
+        self,
+        operation: str,
+        work: Callable[[sa.Connection], T],
+        *,
+        write: bool = False,
+        parent: Visit | None = None,
+    ) -> T:
+        """Run `work` in one transaction and return what it returns; what it raises rolls back and comes out here.
+
+        operation: of OPERATIONS. parent: the visit that needs it. Raises StoreError when the database fails.
+        """
+        if operation not in _KNOWN:
+            raise ValueError(f"unknown operation {operation!r}")
+
+        def transact() -> T:
+            with self.database.transaction(write=write) as conn:
+                return work(conn)
+
+        result: T = await self._ask(_Query(operation, self.system, parent, transact, write))
+        return result
+
+    async def _ask(self, visit: _Query) -> Any:
+        try:
+            await self._handle(visit)
+            return visit.result
+        finally:
+            visit.raised = None  # or traceback and visit would keep each other alive
+            visit.result = None
+
+    async def _run(self, visit: _Query) -> None:
+        try:
+            visit.result = await trio.to_thread.run_sync(
+                visit.work,
+                abandon_on_cancel=not visit.write,
+                limiter=self._writers if visit.write else self._readers,
+            )
+        except trio.Cancelled:
+            visit.outcome = "visitor_aborted"
+            raise
+        except Exception as exc:
+            visit.outcome = "internal"
+            visit.error = str(exc)
+            raise
+        visit.outcome = "ok"

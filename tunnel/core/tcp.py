@@ -1,0 +1,170 @@
+"""TCP tunnels: a public port for each, raw bytes both ways, with half-close and back-pressure."""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from tunnel.core.exchange import Exchanger
+from tunnel.core.registry import AgentLink, Registry, Tunnel
+from tunnel.core.visitor import RAW, Visitor
+from tunnel.errors import OUTCOMES, ConfigError, Failure, Refused
+from tunnel.handler import Layer, StreamVisit, wrap
+from tunnel.link.stream import RawStream, Stream
+from tunnel.log import get_logger
+from tunnel.net import Socket, accept_each, listen
+from tunnel.wire import frames
+from tunnel.wire.frames import UNKNOWN, Open
+
+log = get_logger("tunnel.core")
+
+
+class _Stream(StreamVisit):
+    __slots__ = ("agent", "stream", "visitor")
+
+    def __init__(self, visitor: Visitor, agent: AgentLink, tunnel: Tunnel) -> None:
+        super().__init__(None, "tcp")
+        self.visitor = visitor
+        self.agent = agent
+        self.stream: Stream | None = None
+        self.tunnel = tunnel.name
+        self.connection_id = agent.visit.connection_id
+        self.agent_id = agent.visit.agent_id
+        self.account_id = agent.account.id
+        self.offset = agent.link.offset
+
+
+class Ports:
+    """The public ports of TCP tunnels. ports: the range to give out, range(0, 1) for any the kernel has.
+
+    A name gets its last port again if it is free. The connections are tasks of `nursery`, the server's.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        ports: range,
+        registry: Registry,
+        exchanger: Exchanger,
+        layers: Sequence[Layer],
+        nursery: trio.Nursery,
+        request_timeout: float,
+    ) -> None:
+        self._host = host
+        self._ports = ports
+        self._registry = registry
+        self._exchanger = exchanger
+        self._nursery = nursery
+        self._timeout = request_timeout
+        self._handle = wrap(self._stream, layers)
+        self._open: dict[str, trio.CancelScope] = {}
+        self._last: dict[tuple[str, str], int] = {}
+
+    def open(self, tunnel: Tunnel) -> None:
+        """Listen for a tunnel; sets `tunnel.port`. Raises Refused(no_port)."""
+        if tunnel.name in self._open:
+            return
+        if not self._ports:
+            raise Refused("no_port", "this core gives no ports to TCP tunnels (its operator sets -tcp-ports)")
+        sockets = self._listen(self._last.get((tunnel.account_id, tunnel.name), 0))
+        tunnel.port = sockets[0].getsockname()[1]
+        self._last[tunnel.account_id, tunnel.name] = tunnel.port
+        scope = self._open[tunnel.name] = trio.CancelScope()
+        for socket in sockets:
+            self._nursery.start_soon(self._accept, socket, tunnel, scope)
+        log.info("tcp port opened", tunnel=tunnel.name, port=tunnel.port)
+
+    def close(self, tunnel: Tunnel) -> None:
+        """Stop listening; open connections have ended with the link."""
+        scope = self._open.pop(tunnel.name, None)
+        if scope is not None:
+            scope.cancel()
+
+    def close_all(self) -> None:
+        for scope in self._open.values():
+            scope.cancel()
+        self._open.clear()
+
+    def _listen(self, last: int) -> list[stdlib_socket.socket]:
+        candidates = list(self._ports)
+        if last and (last in self._ports or self._ports == range(1)):
+            candidates.insert(0, last)
+        for port in candidates:
+            try:
+                return listen(self._host, port, "-tcp-ports")
+            except ConfigError:
+                continue
+        raise Refused("no_port", "all ports for TCP tunnels are taken")
+
+    async def _accept(self, socket: stdlib_socket.socket, tunnel: Tunnel, scope: trio.CancelScope) -> None:
+        async def serve(connection: Socket, address: Any) -> None:
+            await self._serve(connection, address, tunnel)
+
+        with scope:
+            await accept_each(socket, serve, self._nursery, lambda exc: None)
+
+    async def _serve(self, socket: Socket, address: Any, tunnel: Tunnel) -> None:
+        """One visitor's connection. There is nobody to tell what went wrong but the log: it is reset."""
+        visitor = Visitor(socket, address[0].removeprefix("::ffff:"), "tcp")
+        visitor.phase, visitor.deadline = RAW, float("inf")
+        self._exchanger.active += 1
+        try:
+            agent = tunnel.choose()
+            agent.account.admit_request()
+            await self._handle(_Stream(visitor, agent, tunnel))
+        except Failure as exc:
+            socket.abort()
+            self._note(tunnel, exc)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            socket.abort()
+        except Exception as exc:  # a bug costs this one connection
+            socket.abort()
+            log.error("tcp connection broke", tunnel=tunnel.name, error=exc)
+        finally:
+            self._exchanger.active -= 1
+            socket.close()
+
+    def _note(self, tunnel: Tunnel, exc: Failure) -> None:
+        if OUTCOMES[exc.outcome].failed:
+            log.error("tcp connection failed", tunnel=tunnel.name, outcome=exc.outcome, error=str(exc))
+        else:
+            log.info("tcp connection refused", tunnel=tunnel.name, outcome=exc.outcome, reason=str(exc))
+
+    async def _stream(self, visit: _Stream) -> None:
+        """The innermost handler of a TCP stream."""
+        context = "".join(f"{name}: {value}\r\n" for name, value in visit.headers.items()).encode("latin-1", "replace")
+        opened = Open(frames.TCP, visit.agent.indexes[visit.tunnel], int(self._timeout * 1000), UNKNOWN, context, b"")
+        stream = visit.agent.link.session.open(opened)
+        assert isinstance(stream, Stream)
+        visit.stream, visit.stream_id = stream, stream.id
+        try:
+            with trio.move_on_after(self._timeout) as scope:
+                await stream.answer()
+            if scope.cancelled_caught:
+                raise Failure("timeout")
+            await self._exchanger.join(RawStream(stream), visit.visitor, visit, visit.agent.account)
+            visit.outcome = "ok"
+        except Failure as exc:
+            visit.outcome = exc.outcome
+            visit.error = str(exc) if OUTCOMES[exc.outcome].failed else ""
+            raise
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if stream.failure is None:
+                visit.outcome = "visitor_aborted"
+                raise
+            try:
+                stream.raise_failure()
+            except Failure as exc:
+                visit.outcome, visit.error = exc.outcome, str(exc)
+                raise
+        except trio.Cancelled:
+            visit.outcome = "draining"
+            raise
+        finally:
+            self._exchanger.bytes_in += visit.bytes_in
+            self._exchanger.bytes_out += visit.bytes_out
+            if not stream.is_over:
+                stream.reset(visit.outcome or "internal")

@@ -1,0 +1,108 @@
+"""A visitor's connection: its socket, what has been read of it, and the deadline it is under now."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import trio
+
+from tunnel.net import GONE, HALF_CLOSED, HERE, Socket
+
+if TYPE_CHECKING:
+    from tunnel.core.exchange import Request
+
+#: seconds that a visitor who ended its direction is left in peace before we ask whether it is still there
+HALF_CLOSED_GRACE = 1.0
+#: seconds without a write after which a visitor who ended its direction is taken for gone, in the middle of a body
+SILENT_GRACE = 5.0
+
+# What a connection waits for; each has its own time-out.
+IDLE, HEAD, ANSWER, BODY, RAW = "idle", "head", "answer", "body", "raw"
+
+
+class Visitor:
+    """One connection. The sweeper calls `tick`; whatever it decides, it does by closing or by failing the stream.
+
+    phase and deadline (monotonic seconds) are set by the connection's task; `half_since` is when the visitor was
+    first seen to have ended its direction, 0 while it has not.
+    """
+
+    __slots__ = (
+        "address",
+        "buffer",
+        "deadline",
+        "forwarded",
+        "half_since",
+        "on_silent",
+        "phase",
+        "probed",
+        "proto",
+        "request",
+        "socket",
+        "wrote",
+    )
+
+    def __init__(self, socket: Socket, address: str, proto: str) -> None:
+        self.socket = socket
+        self.address = address
+        self.proto = proto
+        self.buffer = b""
+        self.phase = IDLE
+        self.deadline = 0.0
+        self.request: Request | None = None
+        self.half_since = 0.0
+        self.probed = False
+        self.wrote = 0.0
+        self.forwarded: tuple[bytes, bytes] = (b"", b"")  # the last Host and the fields made for it
+
+    def begin(self, phase: str, seconds: float) -> None:
+        """Wait for this from now on, for so long at most."""
+        self.phase = phase
+        self.deadline = monotonic() + seconds
+
+    def tick(self, now: float) -> None:
+        if now > self.deadline:
+            self.deadline = float("inf")
+            self._expire()
+            return
+        request = self.request
+        if request is not None and self.phase in (ANSWER, BODY) and now - request.started > 0.1:
+            self._look(request, now)
+
+    def _expire(self) -> None:
+        request = self.request
+        if request is None or self.phase in (IDLE, HEAD):
+            if request is not None:
+                request.expired = True
+            self.socket.close()
+        else:
+            request.expire()
+
+    def _look(self, request: Request, now: float) -> None:
+        """Is the visitor still there? An end of its direction may be a half-close by one who still listens.
+
+        Only something written tells the two apart. While nothing of the answer is written, an interim response is
+        (RFC 9110, 15.2: clients ignore it): if the visitor is gone, it comes back as a reset. Within a body there is
+        nothing to write, so silence decides; an event stream's reader never half-closes.
+        """
+        peer = self.socket.peer()
+        if peer == HERE:
+            return
+        if peer == GONE:
+            request.abort("the visitor closed the connection")
+            return
+        assert peer == HALF_CLOSED
+        if not self.half_since:
+            self.half_since = now
+        elif now - self.half_since < HALF_CLOSED_GRACE:
+            pass
+        elif self.phase == ANSWER:
+            if not self.probed and request.http_version == "1.1" and not request.head_written:
+                self.probed = True
+                try:
+                    self.socket.send_nowait(b"HTTP/1.1 100 Continue\r\n\r\n")
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    request.abort("the visitor closed the connection")
+        elif request.event_stream or now - max(self.wrote, self.half_since) > SILENT_GRACE:
+            request.abort("the visitor closed the connection")

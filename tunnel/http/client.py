@@ -1,0 +1,101 @@
+"""Connections to local services: dialled late, kept while idle, used again when they are still good."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from collections import deque
+from time import monotonic
+
+import trio
+
+from tunnel.errors import Failure
+from tunnel.net import Socket, dial, with_tls
+
+CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
+IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
+MAX_IDLE = 128  #: idle connections kept for one service
+
+
+class Service:
+    """One local service and its idle connections. `secure`: TLS, verified unless the service is on loopback."""
+
+    def __init__(self, host: str, port: int, secure: bool) -> None:
+        self.host = host
+        self.port = port
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._idle: deque[tuple[Socket, float]] = deque()
+        self._tls = _tls_context(host) if secure else None
+
+    def take_idle(self) -> Socket | None:
+        """A kept connection that is still good, the most recently used first."""
+        while self._idle:
+            socket, since = self._idle.pop()
+            if monotonic() - since < IDLE_TIMEOUT and not socket.is_stale():
+                return socket
+            socket.close()
+        return None
+
+    def keep(self, socket: Socket) -> None:
+        self._idle.append((socket, monotonic()))
+        if len(self._idle) > MAX_IDLE:
+            self._idle.popleft()[0].close()
+
+    async def connect(self) -> Socket:
+        """A new connection. Raises Failure(local_refused) that says what did not work."""
+        with trio.move_on_after(CONNECT_TIMEOUT):
+            try:
+                socket = await dial(self.host, self.port)
+            except OSError as exc:
+                raise Failure("local_refused", f"can't connect to {self.address}: {_reason(exc)}") from exc
+            if self._tls is None:
+                return socket
+            socket = with_tls(socket, self._tls, server_side=False, server_name=self.host)
+            try:
+                await socket.handshake()
+            except (ssl.SSLError, trio.BrokenResourceError) as exc:
+                socket.close()
+                raise Failure("local_refused", f"TLS with {self.address} failed: {_reason(exc)}") from exc
+            except BaseException:
+                socket.close()
+                raise
+            return socket
+        raise Failure("local_refused", f"can't connect to {self.address} within {CONNECT_TIMEOUT:g} s")
+
+    def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            self._idle.pop()[0].close()
+
+    def sweep(self, now: float) -> None:
+        """Close what has been idle for too long."""
+        while self._idle and now - self._idle[0][1] >= IDLE_TIMEOUT:
+            self._idle.popleft()[0].close()
+
+
+def _tls_context(host: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if _is_loopback(host):
+        # A development server's own certificate proves nothing there, and nobody is in between.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _reason(exc: BaseException) -> str:
+    """The innermost cause in a few words: Trio wraps one OSError an address in a group."""
+    inner: BaseException | None = exc.__cause__ if exc.__cause__ is not None else exc
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[-1]
+    if isinstance(inner, ssl.SSLError):
+        return str(inner.reason or inner)
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    return str(inner) or type(inner).__name__

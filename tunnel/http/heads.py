@@ -1,0 +1,205 @@
+"""Heads of requests and answers: what is refused, what is dropped, what is set.
+
+The public side is hostile: h11 alone accepts both Content-Length and Transfer-Encoding, obs-fold, bare LF, odd
+versions and control bytes. So a byte-level expression looks first, h11 parses, and a few checks follow. What goes over
+the link has no framing fields and no hop-by-hop fields (RFC 9110, 7.6.1); each side sets its own framing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import h11
+
+from tunnel.errors import Failure
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_LINE = rb"(?:" + TOKEN + rb":[\t -~\x80-\xff]*\r\n)*"
+_NORMAL_LINE = rb"(?:" + TOKEN + rb": (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?\r\n)*"
+
+#: request line and fields, each line ended by CRLF, then the empty line (RFC 9112, 2.1); no obs-fold, no bare LF
+_REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~\x80-\xff]+) HTTP/(\d\.\d)\r\n" + _LINE + rb"\r\n")
+_TARGET = re.compile(rb"[!-\"$-~]+")  # visible ASCII, no fragment
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)(/[^#]*|\?[^#]*)?")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:+/=@\-]{1,128}")
+
+#: request head as it travels: request line, fields, no empty line
+_FORWARDED_REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.1\r\n" + _NORMAL_LINE)
+#: answer head as it travels: reason, fields, exactly as h11 would write them
+_RELAYED = re.compile(rb"[\t -~\x80-\xff]*\r\n" + _NORMAL_LINE)
+#: fields that an answer must not carry over the link (or that are the core's own)
+_FORBIDDEN = re.compile(
+    rb"(?i)\n(?:connection|keep-alive|proxy-connection|proxy-authenticate|te|transfer-encoding|content-length"
+    rb"|x-tunnel-outcome|x-request-id):"
+)
+
+#: not passed on: hop by hop, framing, and what we set ourselves
+DROPPED = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te",
+        b"transfer-encoding", b"upgrade", b"content-length", b"http2-settings",
+        b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-request-id",
+    }
+)  # fmt: skip
+
+
+class Head(NamedTuple):
+    """A visitor's request head, checked. length: of the body; None: none declared; -2: chunked.
+
+    host: the Host field, or the authority of an absolute target. target: origin form, or "*". fields: (lower-case
+    name, name as sent, value). connection: lower-case words of Connection.
+    """
+
+    method: bytes
+    target: bytes
+    host: bytes
+    version: bytes
+    fields: list[tuple[bytes, bytes, bytes]]
+    length: int | None
+    connection: frozenset[bytes]
+    upgrade: bytes
+    expects_continue: bool
+    parser: h11.Connection
+
+
+CHUNKED = -2
+_NO_WORDS: frozenset[bytes] = frozenset()
+_KEEP_ALIVE = frozenset({b"keep-alive"})
+
+
+def parse_request(raw: bytes, max_target: int) -> Head:
+    """Check and parse a whole request head, the empty line included.
+
+    Raises Failure: bad_request, uri_too_long.
+    """
+    match = _REQUEST.fullmatch(raw)
+    if match is None:
+        raise Failure("bad_request", _explain(raw))
+    method, target, version = match.groups()
+    if version not in (b"1.1", b"1.0"):
+        raise Failure("bad_request", "the HTTP version is not 1.1 or 1.0")
+    if len(target) > max_target:
+        raise Failure("uri_too_long", f"the address is longer than {max_target} bytes")
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw) + 65536)
+    try:
+        parser.receive_data(raw)
+        event = parser.next_event()
+    except h11.RemoteProtocolError as exc:
+        raise Failure("bad_request", str(exc)) from exc
+    if type(event) is not h11.Request:
+        raise Failure("bad_request", "the request head is not complete")
+    return _check(parser, event, method, target, version)
+
+
+def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: bytes, version: bytes) -> Head:
+    headers = event.headers
+    fields = [(name, raw[0], value) for (name, value), raw in zip(headers, headers.raw_items(), strict=True)]
+    length: int | None = None
+    host = upgrade = b""
+    hosts = 0
+    chunked = expects = False
+    words = _NO_WORDS
+    for name, _, value in fields:
+        if name == b"host":
+            hosts += 1
+            host = value
+        elif name == b"connection":
+            lower = value.lower()
+            words = _KEEP_ALIVE if lower == b"keep-alive" and not words else words | split_words(lower)
+        elif name == b"content-length":
+            if length is not None:
+                raise Failure("bad_request", "Content-Length is given twice")
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if chunked or value.lower() != b"chunked":
+                raise Failure("bad_request", "only Transfer-Encoding: chunked is understood, once")
+            chunked = True
+        elif name == b"upgrade":
+            upgrade = value
+        elif name == b"expect":
+            if value.lower() != b"100-continue":
+                raise Failure("bad_request", "only Expect: 100-continue is understood")
+            expects = version == b"1.1"
+    if hosts > 1 or (hosts == 0 and version == b"1.1"):
+        raise Failure("bad_request", "there must be exactly one Host field")
+    if chunked and (length is not None or version == b"1.0"):
+        raise Failure("bad_request", "Transfer-Encoding does not go with Content-Length or HTTP/1.0")
+    if not target.startswith(b"/"):
+        target, host = _other_target(method, target, host)
+    if _TARGET.fullmatch(target) is None:
+        raise Failure("bad_request", "the address has characters that must be percent-encoded")
+    return Head(
+        method, target, host, version, fields, CHUNKED if chunked else length, words, upgrade, expects, parser
+    )
+
+
+def _other_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes]:
+    """Absolute form to origin form (its authority beats Host: RFC 9112, 3.2.2); "*" for OPTIONS; nothing else."""
+    if target == b"*" and method == b"OPTIONS":
+        return target, host
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        if method == b"CONNECT":
+            raise Failure("method_not_allowed", "CONNECT is not passed through the tunnel")
+        raise Failure("bad_request", "the address is neither a path nor an http URL")
+    path = match[2] or b"/"
+    return (path if path.startswith(b"/") else b"/" + path), match[1]
+
+
+def split_words(value: bytes) -> frozenset[bytes]:
+    """The words of a comma-separated field value."""
+    return frozenset(word.strip() for word in value.split(b",") if word.strip())
+
+
+def _explain(raw: bytes) -> str:
+    first = raw.partition(b"\r\n")[0]
+    if re.fullmatch(TOKEN + rb" [!-~\x80-\xff]+ HTTP/\d\.\d", first) is None:
+        return "the request line is malformed"
+    if re.search(rb"(?<!\r)\n|\r(?!\n)", raw):
+        return "a line does not end with CRLF"
+    if re.search(rb"\n[ \t]", raw):
+        return "a field is folded over several lines"
+    return "a field name or value has characters that are not allowed"
+
+
+def is_request_id(value: bytes) -> bool:
+    return _REQUEST_ID.fullmatch(value) is not None
+
+
+def forwarded_head(head: Head, own_fields: bytes, *, upgrade: bool) -> bytes:
+    """The request head as it travels to the agent: request line, the visitor's fields in their order, our own."""
+    dropped = DROPPED
+    words = head.connection
+    if words is not _NO_WORDS and words is not _KEEP_ALIVE:
+        dropped = dropped | words
+        dropped -= {b"host"}
+    lines = [head.method + b" " + head.target + b" HTTP/1.1"]
+    has_host = False
+    for name, raw_name, value in head.fields:
+        if name in dropped:
+            continue
+        if name == b"host":
+            has_host = True
+            value = head.host
+        lines.append(raw_name + b": " + value)
+    if not has_host:
+        lines.append(b"Host: " + head.host)
+    if upgrade:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
+    lines.append(own_fields)
+    return b"\r\n".join(lines)
+
+
+def check_forwarded(head: bytes) -> tuple[bytes, bytes]:
+    """The agent's look at a request head that came over the link: (method, target). Raises Failure."""
+    match = _FORWARDED_REQUEST.fullmatch(head)
+    if match is None:
+        raise Failure("bad_request", "the request head that came over the link is not valid")
+    return match[1], match[2]
+
+
+def check_relayed(head: bytes) -> None:
+    """The core's look at an answer's head that came over the link. Raises Failure(local_broken)."""
+    if _RELAYED.fullmatch(head) is None or _FORBIDDEN.search(head) is not None:
+        raise Failure("local_broken", "the answer's head that came over the link is not valid")

@@ -1,0 +1,179 @@
+"""Reading a local service's answer: its head by one bounded scan, its body by count, by chunks or to the end.
+
+Well-formed heads (nearly all) are taken by one expression. Anything else goes to h11, which is more lenient, and is
+written anew from what h11 understood. Chunked bodies are h11's too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import h11
+
+from tunnel.errors import Failure
+from tunnel.http.heads import TOKEN, split_words
+from tunnel.wire.frames import NO_BODY, UNKNOWN
+
+MAX_HEAD = 64 * 1024
+
+_NORMAL = re.compile(
+    rb"HTTP/1\.([01]) ([1-9]\d\d) ?([\t -~\x80-\xff]*\r\n"
+    rb"(?:" + TOKEN + rb": (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?\r\n)*)\r\n"
+)
+#: fields about this connection or this message's framing, and those that are the core's to set
+_OWN = re.compile(
+    rb"(?im)^(connection|keep-alive|proxy-connection|proxy-authenticate|te|transfer-encoding|content-length|upgrade"
+    rb"|x-tunnel-outcome|x-request-id): ([^\r\n]*)\r\n"
+)
+
+
+class Answer(NamedTuple):
+    """head: reason, CRLF, fields to pass on. length: of the body in the wire's terms (NO_BODY, UNKNOWN, or bytes).
+
+    chunked: the body comes in chunks. keep_alive: the connection may be used again. upgrade: the value of Upgrade.
+    rest: what came behind the head.
+    """
+
+    status: int
+    head: bytes
+    length: int
+    chunked: bool
+    keep_alive: bool
+    upgrade: bytes
+    rest: bytes
+
+
+def find_head(data: bytes) -> int:
+    """Where the head in `data` ends (its empty line included), 0 when it is not whole yet. Raises Failure."""
+    end = data.find(b"\r\n\r\n") + 4
+    if end < 4:
+        bare = data.find(b"\n\n") + 2  # h11 and most servers' clients accept bare line feeds
+        end = bare if bare >= 2 else 0
+    if (end or len(data)) > MAX_HEAD:
+        raise Failure("local_broken", f"the local service's answer has a head of more than {MAX_HEAD} bytes")
+    return end
+
+
+def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
+    """Read the head that ends at `end`. Raises Failure(local_broken)."""
+    match = _NORMAL.fullmatch(data, 0, end)
+    if match is None:
+        return _parse_leniently(data, end, method)
+    minor, status_text, head = match.groups()
+    status = int(status_text)
+    length = -3
+    chunked = False
+    keep_alive = minor == b"1"
+    upgrade = b""
+    named: list[bytes] = []
+    for name, value in _OWN.findall(head):
+        name = name.lower()
+        if name == b"content-length":
+            if not value.isdigit() or (length >= 0 and int(value) != length):
+                raise Failure("local_broken", "the local service's Content-Length is not one number")
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise Failure("local_broken", "the local service uses a Transfer-Encoding other than chunked")
+            chunked = True
+        elif name == b"connection":
+            words = split_words(value.lower())
+            if b"close" in words:
+                keep_alive = False
+            elif b"keep-alive" in words:
+                keep_alive = True
+            named += words
+        elif name == b"upgrade":
+            upgrade = value
+    head = _OWN.sub(b"", head)
+    for name in named:
+        if name not in (b"close", b"keep-alive", b"upgrade") and re.fullmatch(TOKEN, name):
+            head = re.sub(rb"(?im)^" + re.escape(name) + rb": [^\r\n]*\r\n", b"", head)
+    if status == 101:
+        head += b"Upgrade: " + upgrade + b"\r\n" if upgrade else b""
+    if chunked:
+        if length >= 0:
+            # RFC 9112, 6.3: Transfer-Encoding wins, and the message is suspicious; never reuse that connection.
+            keep_alive = False
+        length = UNKNOWN
+    if has_no_body(method, status):
+        chunked = False
+        length = length if length >= 0 else NO_BODY
+    elif length == -3:
+        length, keep_alive = UNKNOWN, False
+    return Answer(status, head, length, chunked, keep_alive, upgrade, data[end:])
+
+
+def has_no_body(method: bytes, status: int) -> bool:
+    """RFC 9112, 6.3, rule 1."""
+    return method == b"HEAD" or status < 200 or status in (204, 304)
+
+
+def _parse_leniently(data: bytes, end: int, method: bytes) -> Answer:
+    """Through h11, then once more through the strict way as h11 would have written it."""
+    parser = _client(method)
+    try:
+        parser.receive_data(data[:end])
+        event = parser.next_event()
+    except h11.RemoteProtocolError as exc:
+        raise Failure("local_broken", f"the local service's answer is not valid HTTP ({exc})") from exc
+    if not isinstance(event, h11.Response | h11.InformationalResponse):
+        raise Failure("local_broken", "the local service's answer is not valid HTTP")
+    lines = [b"HTTP/%s %d %s" % (event.http_version, event.status_code, event.reason)]
+    lines += [name + b": " + b" ".join(value.split()) for name, value in event.headers.raw_items()]
+    rewritten = b"\r\n".join(lines) + b"\r\n\r\n"
+    if _NORMAL.fullmatch(rewritten) is None:
+        raise Failure("local_broken", "the local service's answer has a field that can't be passed on")
+    answer = parse_answer(rewritten, len(rewritten), method)
+    return answer._replace(rest=data[end:])
+
+
+def _client(method: bytes) -> h11.Connection:
+    parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD + 1024)
+    parser.send(h11.Request(method=method, target=b"/", headers=[(b"Host", b"local")]))
+    parser.send(h11.EndOfMessage())
+    return parser
+
+
+class Chunks:
+    """A chunked body, decoded by h11. `feed` returns what is in it; `trailers` and `rest` are valid once `ended`."""
+
+    def __init__(self) -> None:
+        self._parser = _client(b"GET")
+        self._parser.receive_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self._parser.next_event()
+        self.ended = False
+        self.trailers = b""
+        self.rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Raises Failure(local_broken); b"" says that the connection ended."""
+        parts: list[bytes] = []
+        try:
+            self._parser.receive_data(data)
+            while True:
+                event = self._parser.next_event()
+                if isinstance(event, h11.Data):
+                    parts.append(bytes(event.data))
+                elif isinstance(event, h11.EndOfMessage):
+                    self.ended = True
+                    self.trailers = trailer_fields(event)
+                    self.rest = self._parser.trailing_data[0]
+                    return parts
+                else:
+                    return parts
+        except h11.RemoteProtocolError as exc:
+            raise Failure("local_broken", f"the local service broke off its answer ({exc})") from exc
+
+
+_NOT_IN_TRAILERS = {b"transfer-encoding", b"content-length", b"host", b"connection", b"trailer", b"content-encoding"}
+
+
+def trailer_fields(event: h11.EndOfMessage) -> bytes:
+    """Trailer fields as they travel; framing and routing have no place there (RFC 9110, 6.5.1)."""
+    return b"".join(
+        raw_name + b": " + value + b"\r\n"
+        for raw_name, value in event.headers.raw_items()
+        if raw_name.lower() not in _NOT_IN_TRAILERS
+    )

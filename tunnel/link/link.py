@@ -1,0 +1,213 @@
+"""One link on Trio: the reader feeds the session, the writer sends what it has queued, the sweeper keeps it alive.
+
+Only the writer sends, and it takes all that was queued by the time it runs, so what many tasks queue in one turn of
+the run loop leaves as one message. The reader (the task in which the transport delivers) never waits: it files frames
+and wakes whoever waits for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from tunnel.errors import OUTCOMES, WireError
+from tunnel.link.stream import Stream
+from tunnel.link.transport import Transport
+from tunnel.net import limit_unsent
+from tunnel.wire import control, frames
+from tunnel.wire.session import CONTROL, OPENED, Session
+
+UNSENT = 128 * 1024  #: bytes of bulk the kernel may hold unsent, in front of urgent frames
+MAX_CONTROL = 64  #: control frames nobody has taken yet
+
+
+def wall_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Link:
+    """opens: this end opens streams (the core).
+
+    on_opened is called with each stream the other end opened. rtt, offset: the newest heartbeat's round trip and the
+    other clock's lead, seconds. round_trips: those not yet taken by `statistics`, bounded.
+    """
+
+    def __init__(
+        self,
+        opens: bool,
+        heartbeat: float,
+        heartbeat_timeout: float,
+        on_opened: Callable[[Stream], None] | None = None,
+    ) -> None:
+        self.session = Session(opens, self._make_stream, self._on_queued)
+        self.rtt = 0.0
+        self.offset = 0.0
+        self.round_trips: deque[float] = deque(maxlen=1000)
+        self.heartbeats_sent = 0
+        self.heartbeats_failed = 0
+        self.end_reason = ""
+        self.ended = trio.Event()  # `run` has returned
+        self.on_opened = on_opened
+        self.nursery: trio.Nursery | None = None  # while it runs; owns the tasks of streams that the other end opened
+        self._transport: Transport | None = None
+        self._heartbeat = heartbeat
+        self._heartbeat_timeout = heartbeat_timeout
+        self._last_heard = monotonic()
+        self._next_ping = self._last_heard + heartbeat
+        self._pings: dict[int, float] = {}
+        self._token = 0
+        self._writer: Task | None = None
+        self._closing = False
+        self._scope = trio.CancelScope()
+        self._controls: deque[tuple[int, bytes]] = deque()
+        self._controls_changed = trio.Event()
+
+    def _make_stream(self, id: int) -> Stream:
+        return Stream(id, self)
+
+    # The reader -----------------------------------------------------------------------------------------------
+
+    def on_message(self, message: bytes) -> None:
+        """Take in one message. Never waits, never raises: a broken protocol ends the link."""
+        self._last_heard = monotonic()
+        try:
+            events = self.session.receive(message)
+            for kind, stream, value in events:
+                if kind == OPENED:
+                    if self.on_opened is not None:
+                        self.on_opened(stream)  # type: ignore[arg-type]  # made by _make_stream
+                elif kind == CONTROL:
+                    self._on_control(*value)  # type: ignore[misc]
+                else:
+                    stream.wake()  # type: ignore[union-attr]
+        except WireError as exc:
+            self.end(f"the other end broke the link protocol: {exc}")
+
+    def _on_control(self, kind: int, payload: bytes) -> None:
+        if kind == frames.PING:
+            self.session.control(frames.PONG, control.pack_pong(payload, wall_us()))
+        elif kind == frames.PONG:
+            token, sent, answered = control.unpack_pong(payload)
+            at = self._pings.pop(token, None)
+            if at is not None:
+                self.rtt = monotonic() - at
+                self.offset = (answered - (sent + wall_us()) / 2) / 1e6
+                self.round_trips.append(self.rtt)
+        else:
+            if len(self._controls) >= MAX_CONTROL:
+                raise WireError("too many control frames")
+            self._controls.append((kind, payload))
+            self._controls_changed.set()
+
+    async def receive_control(self) -> tuple[int, bytes]:
+        """The next control frame (not ping or pong). Raises trio.EndOfChannel when the link has ended."""
+        while not self._controls:
+            if self.end_reason:
+                raise trio.EndOfChannel
+            self._controls_changed = trio.Event()
+            await self._controls_changed.wait()
+        return self._controls.popleft()
+
+    # The writer -----------------------------------------------------------------------------------------------
+
+    def _on_queued(self) -> None:
+        task = self._writer
+        if task is not None:
+            self._writer = None
+            reschedule(task)
+
+    async def _write(self, transport: Transport) -> None:
+        def abort(_: object) -> Abort:
+            self._writer = None
+            return Abort.SUCCEEDED
+
+        session = self.session
+        while True:
+            if not session.has_queued:
+                if self._closing:
+                    await transport.close(self.end_reason)
+                    return
+                self._writer = current_task()
+                await wait_task_rescheduled(abort)
+                continue
+            message, drained = session.take()
+            if message:
+                await transport.send(message)
+            if drained:
+                for stream in drained:
+                    stream.wake_sender()  # type: ignore[attr-defined]  # made by _make_stream
+                await trio.lowlevel.checkpoint()  # urgent frames queued meanwhile go before the next bulk
+
+    # Life -----------------------------------------------------------------------------------------------------
+
+    async def run(self, transport: Transport) -> None:
+        """Serve until the link ends, whoever ends it; then every stream fails with link_lost. `end_reason` says why."""
+        self._transport = transport
+        limit_unsent(transport.socket.sock, UNSENT)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self.nursery = nursery
+                    nursery.start_soon(self._guarded_write, transport)
+                    reason = await transport.deliver(self.on_message)
+                    self.end(reason)
+        except* (WireError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            self._note_end(str(group.exceptions[0]) or "the connection was lost")
+        finally:
+            self._note_end("cancelled")
+            transport.socket.close()
+            self.fail_streams("link_lost", self.end_reason)
+            self.ended.set()
+
+    async def _guarded_write(self, transport: Transport) -> None:
+        try:
+            await self._write(transport)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.end("the connection was lost")
+        else:
+            self._scope.cancel()
+
+    def end(self, reason: str) -> None:
+        """End the link now; queued frames are lost."""
+        self._note_end(reason)
+        self._scope.cancel()
+
+    def close(self, reason: str) -> None:
+        """End the link politely: what is queued is sent first, then a WebSocket close."""
+        self._note_end(reason)
+        self._closing = True
+        self._on_queued()
+
+    def _note_end(self, reason: str) -> None:
+        if not self.end_reason:
+            self.end_reason = reason
+        self._controls_changed.set()
+
+    def fail_streams(self, outcome: str, text: str) -> None:
+        for stream in list(self.session.streams.values()):
+            self.session.fail(stream, OUTCOMES[outcome].code, text)
+            stream.wake()
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether a heartbeat is overdue: maybe the other end is gone."""
+        return now - self._last_heard > 1.5 * self._heartbeat + 0.5
+
+    def tick(self, now: float) -> None:
+        """Called by the sweeper: heartbeats out, silence noticed."""
+        if now - self._last_heard > self._heartbeat_timeout:
+            self.heartbeats_failed += 1
+            self.end(f"no heartbeat for {self._heartbeat_timeout:g} s")
+        elif now >= self._next_ping:
+            self._next_ping = now + self._heartbeat
+            self._token += 1
+            for token in [t for t, at in self._pings.items() if now - at > self._heartbeat_timeout]:
+                del self._pings[token]
+                self.heartbeats_failed += 1
+            self._pings[self._token] = now
+            self.heartbeats_sent += 1
+            self.session.control(frames.PING, control.pack_ping(self._token, wall_us()))

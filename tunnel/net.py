@@ -1,0 +1,354 @@
+"""Sockets on Trio: listen, accept, dial, and a stream that tries before it waits.
+
+On loopback and on busy links the bytes are usually there already, so `recv` and `send` go to the kernel first and only
+then wait (`trio.lowlevel.wait_readable`). Plain sockets and `ssl.SSLSocket` go through the same code: a non-blocking
+SSLSocket is faster than an SSL object with memory buffers and needs no second class.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from tunnel.errors import ConfigError
+
+RECV_SIZE = 64 * 1024
+_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+HERE, HALF_CLOSED, GONE = "here", "half closed", "gone"
+
+
+class Socket(trio.abc.HalfCloseableStream):
+    """A connected TCP socket, plain or TLS.
+
+    `recv` and `send` are the fast way: no checkpoint when the kernel has an answer at once. `receive_some` and
+    `send_all` keep Trio's whole contract. One task may receive while another sends.
+    Raises trio.BrokenResourceError when the connection failed, trio.ClosedResourceError when we closed it.
+    """
+
+    __slots__ = ("_receiving", "_sending", "is_closed", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.is_closed = False
+        self._receiving = False
+        self._sending = False
+
+    # Receiving
+
+    def recv_nowait(self, size: int = RECV_SIZE) -> bytes | None:
+        """What is there: bytes, b"" at the end, None when nothing is there yet."""
+        try:
+            return self.sock.recv(size)
+        except _WOULD_BLOCK:
+            return None
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    async def recv(self, size: int = RECV_SIZE) -> bytes:
+        """The next bytes; b"" at the end."""
+        while True:
+            try:
+                return self.sock.recv(size)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self.sock)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await trio.lowlevel.wait_readable(self.sock)
+            except OSError as exc:
+                raise self._failed(exc) from exc
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving")
+        self._receiving = True
+        try:
+            await trio.lowlevel.checkpoint()
+            if self.is_closed:
+                raise trio.ClosedResourceError
+            return await self.recv(max_bytes or RECV_SIZE)
+        finally:
+            self._receiving = False
+
+    # Sending
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """How many bytes the kernel took."""
+        try:
+            return self.sock.send(data)
+        except _WOULD_BLOCK:
+            return 0
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it. When cancelled, how much went is unknown: the connection is of no more use."""
+        sent = self.send_nowait(data)
+        if sent == len(data):
+            return
+        rest = memoryview(data)[sent:]
+        while rest:
+            try:
+                rest = rest[self.sock.send(rest) :]
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self.sock)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await trio.lowlevel.wait_writable(self.sock)
+            except OSError as exc:
+                raise self._failed(exc) from exc
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending")
+        self._sending = True
+        try:
+            await trio.lowlevel.checkpoint()
+            if self.is_closed:
+                raise trio.ClosedResourceError
+            await self.send(bytes(data))
+        finally:
+            self._sending = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending")
+        self._sending = True
+        try:
+            await trio.lowlevel.checkpoint()
+            if self.is_closed:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.wait_writable(self.sock)
+        finally:
+            self._sending = False
+
+    async def send_eof(self) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending")
+        await trio.lowlevel.checkpoint()
+        if self.is_closed:
+            raise trio.ClosedResourceError
+        self.shutdown()
+
+    def shutdown(self) -> None:
+        """End our direction. Over TLS that also sends close_notify."""
+        try:
+            if isinstance(self.sock, ssl.SSLSocket):
+                # The first call sends our close_notify and then wants the other's, which we need not wait for.
+                self.sock.unwrap()
+            else:
+                self.sock.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):
+            pass
+
+    # Closing
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close now; tasks that wait on it get trio.ClosedResourceError."""
+        if not self.is_closed:
+            self.is_closed = True
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+
+    def abort(self) -> None:
+        """Close with a reset, so that the other end cannot take what it has for the whole."""
+        if not self.is_closed:
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:
+                pass
+            self.close()
+
+    def _failed(self, exc: OSError) -> Exception:
+        if self.is_closed:
+            return trio.ClosedResourceError("this socket was closed here")
+        return trio.BrokenResourceError(str(exc))
+
+    # Asking
+
+    def peer(self) -> str:
+        """Whether the other end is here, has ended its direction, or is gone; what it sent stays unread.
+
+        On Linux one poll tells (POLLRDHUP also sees an end behind unread bytes); elsewhere a look at the next byte.
+        """
+        if self.is_closed:
+            return GONE
+        if hasattr(select, "POLLRDHUP"):
+            poll = select.poll()
+            poll.register(self.sock, select.POLLRDHUP)
+            seen = poll.poll(0)
+            if not seen:
+                return HERE
+            return GONE if seen[0][1] & (select.POLLERR | select.POLLHUP) else HALF_CLOSED
+        try:
+            plain = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return HERE
+        except OSError:
+            return GONE
+        return HERE if plain else HALF_CLOSED
+
+    def is_stale(self) -> bool:
+        """Whether an idle connection must not be used again: the other end closed it or said something unasked."""
+        try:
+            self.sock.recv(1)
+        except _WOULD_BLOCK:
+            return False
+        except OSError:
+            return True
+        return True
+
+    async def handshake(self) -> None:
+        """The TLS handshake; nothing on a plain socket. Raises ssl.SSLError, trio.BrokenResourceError."""
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return
+        while True:
+            try:
+                self.sock.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self.sock)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self.sock)
+            except ssl.SSLError:
+                raise
+            except OSError as exc:
+                raise self._failed(exc) from exc
+
+
+def tune(sock: socket.socket) -> None:
+    """No Nagle; notice peers that vanished without a word."""
+    sock.setblocking(False)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    except OSError:
+        pass
+
+
+def limit_unsent(sock: socket.socket, size: int) -> None:
+    """Let the kernel hold little that is unsent, so that urgent frames don't queue behind bulk there."""
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if hasattr(select, "epoll") else None)
+    if option is not None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, option, size)
+        except OSError:
+            pass
+
+
+def listen(host: str, port: int, what: str, backlog: int = 1024) -> list[socket.socket]:
+    """Bound, listening sockets: all interfaces for host "", every address of a name otherwise.
+
+    With port 0 the kernel chooses one, the same for all. Raises ConfigError that names what the address is for.
+    """
+    try:
+        if host:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            places = list(dict.fromkeys((info[0], info[4][0]) for info in infos))
+        else:
+            places = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]
+    except socket.gaierror as exc:
+        raise ConfigError(f"{what}: can't resolve {host!r} ({exc.strerror}); give an address") from exc
+    opened: list[socket.socket] = []
+    problem: OSError | None = None
+    for family, address in places:
+        try:
+            sock = _bind(family, str(address), port, backlog, dual=not host)
+        except OSError as exc:
+            problem = exc
+            continue
+        opened.append(sock)
+        port = sock.getsockname()[1]
+        if not host and family == socket.AF_INET6:
+            break  # it takes IPv4 as well
+    if not opened:
+        raise ConfigError(_cannot_listen(what, host, port, problem))
+    return opened
+
+
+def _bind(family: int, address: str, port: int, backlog: int, dual: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        sock.bind((address, port))
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _cannot_listen(what: str, host: str, port: int, problem: OSError | None) -> str:
+    where = f"{host or '*'}:{port}"
+    if problem is not None and problem.errno == errno.EADDRINUSE:
+        return f"{what}: {where} is in use by another program; stop it or choose another address"
+    if problem is not None and problem.errno in (errno.EACCES, errno.EPERM):
+        return f"{what}: not allowed to listen on {where}; use a port above 1023 or grant CAP_NET_BIND_SERVICE"
+    return f"{what}: can't listen on {where} ({problem.strerror if problem else 'no address'})"
+
+
+async def accept_each(
+    listener: socket.socket,
+    handle: Callable[[Socket, Any], Awaitable[None]],
+    nursery: trio.Nursery,
+    on_problem: Callable[[OSError], None],
+) -> None:
+    """Accept for ever, a task of `nursery` for each connection: the handlers outlive this accepting task."""
+    try:
+        while True:
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(listener)
+            except OSError as exc:
+                if exc.errno in _OUT_OF_FILES:
+                    on_problem(exc)
+                    await trio.sleep(0.1)
+                # Anything else is about that one connection, which was gone before we took it.
+            else:
+                tune(sock)
+                nursery.start_soon(handle, Socket(sock), address)
+    finally:
+        trio.lowlevel.notify_closing(listener)
+        listener.close()
+
+
+async def dial(host: str, port: int) -> Socket:
+    """Connect, trying a name's addresses in Trio's way. Raises OSError."""
+    stream = await trio.open_tcp_stream(host, port)
+    sock = socket.socket(fileno=stream.socket.detach())
+    tune(sock)
+    return Socket(sock)
+
+
+def with_tls(stream: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> Socket:
+    """The same connection under TLS; `handshake()` comes next."""
+    return Socket(
+        context.wrap_socket(
+            stream.sock,
+            server_side=server_side,
+            do_handshake_on_connect=False,
+            server_hostname=None if server_side else server_name,
+        )
+    )
+
+
+def address_text(address: Any) -> str:
+    """host:port of a socket address, IPv4-mapped addresses in their own form."""
+    host = address[0].removeprefix("::ffff:")
+    return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"

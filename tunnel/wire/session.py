@@ -1,0 +1,374 @@
+"""One end of a link, sans-IO: messages in, events out, messages out.
+
+`receive()` checks a message's frames against the table and the windows and files them under their streams; what it
+returns is who must look. Everything to be sent is queued by the `send_…` methods and leaves through `take()`, which
+makes one message of all that waits: link control and small frames first, then the bulk of the streams in turn, so that
+a small answer passes a large download. Within one stream the order holds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from tunnel.errors import LocalWireError, WireError
+from tunnel.wire import frames, states
+from tunnel.wire.frames import END, HEADER, Open, Response
+from tunnel.wire.stream import Stream
+
+SMALL_FRAME = 4 * 1024  #: a frame up to this size passes the bulk of other streams
+BULK_PER_MESSAGE = 64 * 1024  #: bulk in one message; more waits for the next, behind what is urgent by then
+
+# Kinds of event: (kind, stream or None, value).
+OPENED, ANSWERED, BODY, FAILED, CONTROL = "opened", "answered", "body", "failed", "control"
+Event = tuple[str, Stream | None, object]
+
+
+class Session:
+    """opens: this end opens streams (the core); the other accepts them (the agent).
+
+    on_queued is called when something waits for `take()`; it must only note the fact.
+    """
+
+    def __init__(
+        self,
+        opens: bool,
+        make_stream: Callable[[int], Stream] = Stream,
+        on_queued: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.streams: dict[int, Stream] = {}
+        self.frames_in = 0
+        self.frames_out = 0
+        self.frames_bad = 0
+        self.queued_bytes = 0
+        self._opens = opens
+        self._make_stream = make_stream
+        self._on_queued = on_queued
+        self._last_id = 0
+        self._credit = frames.LINK_WINDOW
+        self._receivable = frames.LINK_WINDOW
+        self._consumed = 0
+        self._urgent: list[bytes] = []
+        self._ring: deque[Stream] = deque()  # streams with pending frames, each once
+        self._starved: set[Stream] = set()  # streams that wait for the link's credit
+
+    # Receiving ------------------------------------------------------------------------------------------------
+
+    def receive(self, message: bytes) -> list[Event]:
+        """Take in one message. Raises WireError when the other end broke the protocol: the link must end."""
+        if len(message) > frames.MAX_MESSAGE:
+            raise WireError("the message is too long")
+        events: list[Event] = []
+        try:
+            for kind, flags, stream_id, payload in frames.split(message):
+                self.frames_in += 1
+                if kind == frames.DATA:
+                    self._receive_data(events, flags, stream_id, payload)
+                elif kind == frames.OPEN:
+                    self._receive_open(events, flags, stream_id, payload)
+                elif kind == frames.RESPONSE:
+                    self._receive_response(events, flags, stream_id, payload)
+                elif kind == frames.WINDOW:
+                    self._receive_window(events, stream_id, payload)
+                elif kind == frames.RESET:
+                    self._receive_reset(events, stream_id, payload)
+                elif kind == frames.TRAILERS:
+                    self._receive_trailers(events, stream_id, payload)
+                elif kind in frames.NAMES:
+                    events.append((CONTROL, None, (kind, payload)))
+                # Unknown types are skipped, so that a later version may add some (SPEC.md, Versions).
+        except WireError:
+            self.frames_bad += 1
+            raise
+        return events
+
+    def _find(self, stream_id: int) -> Stream | None:
+        """The stream, or None when it is over here and the frame crossed our reset or end."""
+        stream = self.streams.get(stream_id)
+        if stream is None and (stream_id == 0 or stream_id > self._last_id):
+            raise WireError(f"a frame came for stream {stream_id}, which was never opened")
+        return stream
+
+    def _receive_open(self, events: list[Event], flags: int, stream_id: int, payload: bytes) -> None:
+        if self._opens or stream_id <= self._last_id:
+            raise WireError(f"stream {stream_id} can't be opened by the other end")
+        self._last_id = stream_id
+        stream = self._make_stream(stream_id)
+        stream.out = states.IDLE
+        stream.head, body = frames.unpack_open(payload)
+        stream.inn = states.after_receiving(stream.inn, states.HEAD)
+        self.streams[stream_id] = stream
+        if body or flags & END:
+            self._add_part(stream, flags, body)
+        events.append((OPENED, stream, None))
+
+    def _receive_response(self, events: list[Event], flags: int, stream_id: int, payload: bytes) -> None:
+        stream = self._find(stream_id)
+        response, body = frames.unpack_response(payload)
+        if stream is None:
+            self._discard(len(body))
+            return
+        if not self._opens:
+            raise WireError("a RESPONSE came from the end that opens streams")
+        if frames.is_interim(response.status):
+            stream.inn = states.after_receiving(stream.inn, states.INTERIM)
+            if body or flags & END or len(stream.interims) > 100:
+                raise WireError("an interim RESPONSE has a body or an end, or there are too many")
+            stream.interims.append(response)
+        else:
+            stream.inn = states.after_receiving(stream.inn, states.HEAD)
+            stream.head = response
+            if body or flags & END:
+                self._add_part(stream, flags, body)
+        events.append((ANSWERED, stream, None))
+
+    def _receive_data(self, events: list[Event], flags: int, stream_id: int, payload: bytes) -> None:
+        stream = self._find(stream_id)
+        if len(payload) > frames.MAX_DATA:
+            raise WireError("a DATA frame is too long")
+        if stream is None:
+            self._discard(len(payload))
+            return
+        self._add_part(stream, flags, payload)
+        events.append((BODY, stream, None))
+
+    def _add_part(self, stream: Stream, flags: int, payload: bytes) -> None:
+        if payload:
+            size = len(payload)
+            stream.inn = states.after_receiving(stream.inn, states.PART)
+            stream.receivable -= size
+            self._receivable -= size
+            if stream.receivable < 0 or self._receivable < 0:
+                raise WireError("more body came than the window allows")
+            stream.inbox.append(payload)
+            stream.inbox_bytes += size
+        if flags & END:
+            stream.inn = states.after_receiving(stream.inn, states.FINISH)
+            stream.ended = True
+            self._drop_if_over(stream)
+
+    def _receive_trailers(self, events: list[Event], stream_id: int, payload: bytes) -> None:
+        stream = self._find(stream_id)
+        if stream is not None:
+            stream.inn = states.after_receiving(stream.inn, states.FINISH)
+            stream.trailers = payload
+            stream.ended = True
+            self._drop_if_over(stream)
+            events.append((BODY, stream, None))
+
+    def _receive_reset(self, events: list[Event], stream_id: int, payload: bytes) -> None:
+        stream = self._find(stream_id)
+        if stream is not None:
+            if not payload:
+                raise WireError("a RESET frame is cut off")
+            self.fail(stream, payload[0], payload[1 : 1 + frames.MAX_TEXT].decode("utf-8", "replace"))
+            events.append((FAILED, stream, None))
+
+    def _receive_window(self, events: list[Event], stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise WireError("a WINDOW frame must have four bytes")
+        (credit,) = frames.WINDOW_BODY.unpack(payload)
+        if stream_id == 0:
+            self._credit += credit
+            if self._credit > frames.LINK_WINDOW:
+                raise WireError("the link's window grew past its size")
+            for starved in self._starved:
+                events.append((BODY, starved, None))
+            self._starved.clear()
+            return
+        stream = self._find(stream_id)
+        if stream is not None:
+            stream.credit += credit
+            if stream.credit > frames.STREAM_WINDOW:
+                raise WireError("a stream's window grew past its size")
+            events.append((BODY, stream, None))
+
+    def _discard(self, size: int) -> None:
+        """Body for a stream that is over: nobody will take it, so its link credit goes back here."""
+        self._receivable -= size
+        if self._receivable < 0:
+            raise WireError("more body came than the window allows")
+        self._give_back(size)
+
+    # Taking what came -----------------------------------------------------------------------------------------
+
+    def next_part(self, stream: Stream) -> bytes:
+        """The next part of the body, b"" when there is none now. Its credit goes back to the sender."""
+        if not stream.inbox:
+            return b""
+        part = stream.inbox.popleft()
+        size = len(part)
+        stream.inbox_bytes -= size
+        self._give_back(size)
+        stream.consumed += size
+        if stream.consumed >= frames.STREAM_WINDOW // 2 and not stream.ended and stream.failure is None:
+            stream.receivable += stream.consumed
+            self._queue(frames.frame(frames.WINDOW, stream.id, frames.WINDOW_BODY.pack(stream.consumed)))
+            stream.consumed = 0
+        return part
+
+    def _give_back(self, size: int) -> None:
+        self._consumed += size
+        if self._consumed >= frames.LINK_WINDOW // 4:
+            self._receivable += self._consumed
+            self._queue(frames.frame(frames.WINDOW, 0, frames.WINDOW_BODY.pack(self._consumed)))
+            self._consumed = 0
+
+    # Sending --------------------------------------------------------------------------------------------------
+
+    def open(self, opened: Open, body: bytes = b"", end: bool = False) -> Stream:
+        """Open a stream, with the beginning (at most SMALL_BODY) or all of its body. Raises LocalWireError."""
+        if not self._opens or self._last_id == 0xFFFFFFFF:
+            raise LocalWireError("this end can't open a stream")
+        self._last_id += 1
+        stream = self._make_stream(self._last_id)
+        stream.out = states.DONE if end else states.BODY
+        self.streams[stream.id] = stream
+        self._spend(stream, len(body))
+        payload = frames.pack_open(opened, body)
+        self._queue(HEADER.pack(frames.OPEN, END if end else 0, stream.id, len(payload)) + payload)
+        return stream
+
+    def can_carry(self, stream: Stream | None, size: int) -> bool:
+        """Whether a body of this size may ride in the stream's first frame."""
+        return size <= frames.SMALL_BODY and size <= self._credit and (stream is None or size <= stream.credit)
+
+    def respond(self, stream: Stream, response: Response, body: bytes = b"", end: bool = False) -> None:
+        """Send a response's head, interim or final, with the beginning or all of its body. Raises LocalWireError."""
+        move = states.INTERIM if frames.is_interim(response.status) else states.HEAD
+        stream.out = states.after_sending(stream.out, move)
+        if end:
+            stream.out = states.DONE
+        self._spend(stream, len(body))
+        payload = frames.pack_response(response, body)
+        self._queue(HEADER.pack(frames.RESPONSE, END if end else 0, stream.id, len(payload)) + payload)
+        if end:
+            self._drop_if_over(stream)
+
+    def sendable(self, stream: Stream) -> int:
+        """How many bytes of body may be queued now; 0: wait for `wake()`."""
+        if stream.pending_bytes > 2 * frames.MAX_DATA:
+            return 0
+        size = min(stream.credit, self._credit, frames.MAX_DATA)
+        if size == 0 and stream.credit:
+            self._starved.add(stream)
+        return size
+
+    def send_data(self, stream: Stream, part: bytes, end: bool = False) -> None:
+        """Queue a part of the body, at most `sendable()` bytes. Raises LocalWireError."""
+        if part:
+            stream.out = states.after_sending(stream.out, states.PART)
+        if end:
+            stream.out = states.after_sending(stream.out, states.FINISH)
+        self._spend(stream, len(part))
+        self._queue_in_order(stream, HEADER.pack(frames.DATA, END if end else 0, stream.id, len(part)) + part)
+        if end:
+            self._drop_if_over(stream)
+
+    def send_trailers(self, stream: Stream, fields: bytes) -> None:
+        """End our half with trailer fields. Raises LocalWireError."""
+        stream.out = states.after_sending(stream.out, states.FINISH)
+        self._queue_in_order(stream, frames.frame(frames.TRAILERS, stream.id, fields))
+        self._drop_if_over(stream)
+
+    def reset(self, stream: Stream, code: int, text: str = "") -> None:
+        """Give a stream up, at any time; nothing more is sent or heard on it. Does nothing when it is over."""
+        if stream.id in self.streams:
+            self.fail(stream, code, text)
+            payload = frames.RESET_HEAD.pack(code) + text.encode()[: frames.MAX_TEXT]
+            self._queue(frames.frame(frames.RESET, stream.id, payload))
+
+    def control(self, kind: int, payload: bytes) -> None:
+        """Queue a frame of the link itself."""
+        self._queue(frames.frame(kind, 0, payload))
+
+    def fail(self, stream: Stream, code: int, text: str) -> None:
+        """Mark a stream as failed without telling the other end (it knows, or is gone)."""
+        if stream.failure is None:
+            stream.failure = (code, text)
+            self.streams.pop(stream.id, None)
+            self._forget_pending(stream)
+            stream.inn = stream.out = states.DONE
+
+    def _forget_pending(self, stream: Stream) -> None:
+        """Frames never sent need no credit at the other end, but ours was spent: take it back for the link.
+
+        What is still in the inbox stays readable for its owner (a broken answer is passed on up to the break).
+        """
+        for part in stream.pending:
+            if part[0] == frames.DATA:
+                self._credit += len(part) - 10
+            self.queued_bytes -= len(part)
+        stream.pending.clear()
+        stream.pending_bytes = 0
+        self._starved.discard(stream)
+
+    def _spend(self, stream: Stream, size: int) -> None:
+        if size:
+            if size > stream.credit or size > self._credit:
+                raise LocalWireError("sending more body than the window allows")
+            stream.credit -= size
+            self._credit -= size
+
+    def _drop_if_over(self, stream: Stream) -> None:
+        if stream.out == states.DONE and stream.inn == states.DONE:
+            self.streams.pop(stream.id, None)
+
+    # The queue ------------------------------------------------------------------------------------------------
+
+    def _queue(self, part: bytes) -> None:
+        self._urgent.append(part)
+        self.queued_bytes += len(part)
+        self._on_queued()
+
+    def _queue_in_order(self, stream: Stream, part: bytes) -> None:
+        if not stream.pending:
+            if len(part) <= SMALL_FRAME:
+                self._queue(part)
+                return
+            self._ring.append(stream)
+        stream.pending.append(part)
+        stream.pending_bytes += len(part)
+        self.queued_bytes += len(part)
+        self._on_queued()
+
+    def take(self) -> tuple[bytes, list[Stream]]:
+        """The next message, b"" when nothing waits, and the streams that may queue more because of it."""
+        parts = self._urgent
+        self._urgent = []
+        size = sum(map(len, parts))
+        limit = size + BULK_PER_MESSAGE
+        drained: list[Stream] = []
+        # Urgent frames are small and bounded by the streams there are; should they pile up, they leave in several
+        # messages.
+        if size > frames.MAX_MESSAGE // 2:
+            parts, size = self._cut(parts)
+            limit = 0
+        while self._ring and size < limit:
+            stream = self._ring.popleft()
+            if not stream.pending:
+                continue
+            part = stream.pending.popleft()
+            stream.pending_bytes -= len(part)
+            parts.append(part)
+            size += len(part)
+            if stream.pending:
+                self._ring.append(stream)
+            drained.append(stream)
+        self.frames_out += len(parts)
+        self.queued_bytes -= size
+        return b"".join(parts), drained
+
+    def _cut(self, parts: list[bytes]) -> tuple[list[bytes], int]:
+        """The first parts that fit half a message; the rest goes back to the front of the queue."""
+        size = 0
+        for index, part in enumerate(parts):
+            if size and size + len(part) > frames.MAX_MESSAGE // 2:
+                self._urgent = parts[index:]
+                return parts[:index], size
+            size += len(part)
+        return parts, size
+
+    @property
+    def has_queued(self) -> bool:
+        return bool(self._urgent or self._ring)

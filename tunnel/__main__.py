@@ -22,17 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     word = words.pop(0) if words else ""
     if word == "up":
-        from tunnel import up
+        from tunnel.up import main as up_main
 
-        return up.main(words)
+        return up_main(words)
     if word == "core":
-        from tunnel.core import __main__ as core
+        from tunnel.core.__main__ import main as core_main
 
-        return core.main(words)
+        return core_main(words)
     if word == "agent":
-        from tunnel.agent import __main__ as agent
+        from tunnel.agent.__main__ import main as agent_main
 
-        return agent.main(words)
+        return agent_main(words)
     if word.lstrip("-") in ("help", "h") and word:
         sys.stdout.write(USAGE)
         return 0

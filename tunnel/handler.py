@@ -383,7 +383,7 @@ class Host(Protocol):
 
     @property
     def role(self) -> str:
-        """"core" or "agent"."""
+        """ "core" or "agent"."""
 
     @property
     def version(self) -> str: ...

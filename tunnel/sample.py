@@ -42,14 +42,15 @@ async def serve_connection(stream: trio.abc.Stream) -> None:
     conn = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     async with stream:
         try:
-            while conn.our_state is h11.IDLE:
+            while True:
                 with trio.move_on_after(IDLE) as waiting:
                     request = await _next_event(conn, stream)
                 if waiting.cancelled_caught or not isinstance(request, h11.Request):
                     return
                 await _answer(conn, stream, request)
-                if conn.our_state is h11.DONE and conn.their_state is h11.DONE:
-                    conn.start_next_cycle()
+                if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
+                    return
+                conn.start_next_cycle()
         except h11.RemoteProtocolError as exc:
             await _send_error(conn, stream, exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -64,7 +65,7 @@ async def _next_event(conn: h11.Connection, stream: trio.abc.Stream) -> h11.Even
             return event
         if conn.they_are_waiting_for_100_continue:
             await _send(conn, stream, h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
-        conn.receive_data(await stream.receive_some(64 * 1024))
+        conn.receive_data(bytes(await stream.receive_some(64 * 1024)))
 
 
 async def _send(conn: h11.Connection, stream: trio.abc.Stream, *events: h11.Event) -> None:
@@ -97,9 +98,7 @@ async def _answer(conn: h11.Connection, stream: trio.abc.Stream, request: h11.Re
         await _send_page(conn, stream, welcome_page(echo) if path == b"/" else echo_page(echo), "text/html")
 
 
-async def _send_page(
-    conn: h11.Connection, stream: trio.abc.Stream, text: str, media: str, status: int = 200
-) -> None:
+async def _send_page(conn: h11.Connection, stream: trio.abc.Stream, text: str, media: str, status: int = 200) -> None:
     body = text.encode()
     headers = [
         ("Content-Type", f"{media}; charset=utf-8"),

@@ -40,7 +40,6 @@ from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
 log = get_logger("tunnel.agent")
 
 CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
-DRAIN_POLL = 0.05  #: seconds
 
 
 class Stopped(TunnelError):
@@ -181,13 +180,12 @@ class Agent:
         if link is not None and self._connected:
             link.session.control(frames.GOAWAY, control.pack_goaway("the agent is shutting down"))
             forwarder = self._forwarder
-            with trio.move_on_after(self.settings.drain_timeout):
-                while forwarder is not None and forwarder.active:
-                    await trio.sleep(DRAIN_POLL)
+            if forwarder is not None:
+                with trio.move_on_after(self.settings.drain_timeout):
+                    await forwarder.wait_idle()
             link.close("the agent was stopped")
             with trio.move_on_after(2):
-                while self._connected:
-                    await trio.sleep(DRAIN_POLL)
+                await link.ended.wait()
         working.cancel_scope.cancel()
 
     async def _dial_for_ever(self) -> None:
@@ -215,9 +213,7 @@ class Agent:
     async def _attempt(self) -> tuple[float, bool]:
         """One link from dialling to its end: (seconds to wait before the next, whether it never came up)."""
         self._went_away = False
-        self._link = link = Link(
-            False, self.settings.heartbeat, self.settings.heartbeat_timeout, self._on_opened
-        )
+        self._link = link = Link(False, self.settings.heartbeat, self.settings.heartbeat_timeout, self._on_opened)
         came_up = 0.0
         try:
             log.info("connecting to server", server=self.settings.server)

@@ -77,6 +77,7 @@ class Forwarder:
 
     def __init__(self, layers: Sequence[Layer], sweeper: Sweeper, request_timeout: float) -> None:
         self.active = 0
+        self._idle = trio.Event()
         self._handle = wrap(self._serve, layers)
         self._handle_local = wrap(self._exchange, layers)
         self._sweeper = sweeper
@@ -105,8 +106,16 @@ class Forwarder:
             stream.reset("internal", "the agent failed on this stream")
         finally:
             self.active -= 1
+            if not self.active:
+                self._idle.set()
             self._sweeper.discard(visit)
             stream.on_failure = None
+
+    async def wait_idle(self) -> None:
+        """Wait until no stream is being served."""
+        while self.active:
+            self._idle = trio.Event()
+            await self._idle.wait()
 
     async def _serve(self, visit: _Stream) -> None:
         """The innermost handler of a stream; it sets the outcome and answers with it."""

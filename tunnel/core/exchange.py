@@ -7,7 +7,7 @@ tunnel/errors.py says what everybody is told.
 
 from __future__ import annotations
 
-import os
+import random
 import re
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = get_logger("tunnel.core")
 
 FOREVER = float("inf")
+_random = random.Random()
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
 _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
@@ -641,7 +642,7 @@ class Exchanger:
     async def join(
         self, stream: RawStream, visitor: Visitor, visit: RequestVisit | StreamVisit, account: Account
     ) -> None:
-        """Raw bytes both ways, with half-close and shaping. Raises trio.BrokenResourceError, trio.ClosedResourceError."""
+        """Raw bytes both ways, with half-close and shaping. Raises as `RawStream` and `Socket` do."""
 
         async def inwards() -> None:
             data, visitor.buffer = visitor.buffer, b""
@@ -710,10 +711,12 @@ class Exchanger:
     def _skip_small_body(self, request: Request) -> None:
         """A body that is here already need not cost the connection."""
         head, visitor = request.head, request.visitor
-        if head is not None and not request.body_over and 0 < (head.length or 0) <= len(visitor.buffer):
-            if not request.bytes_in:
-                visitor.buffer = visitor.buffer[head.length or 0 :]
-                request.body_over = True
+        if head is None or request.body_over or request.bytes_in:
+            return
+        length = head.length or 0
+        if 0 < length <= len(visitor.buffer):
+            visitor.buffer = visitor.buffer[length:]
+            request.body_over = True
 
     def _cut(self, request: Request) -> None:
         """The drain's deadline has come: answer at once if there is no answer yet, else break off."""
@@ -735,4 +738,5 @@ class Exchanger:
 
 
 def make_request_id() -> str:
-    return os.urandom(8).hex()
+    """Unique, not secret: 64 random bits."""
+    return f"{_random.getrandbits(64):016x}"

@@ -128,9 +128,7 @@ class Gate:
                 log.info(
                     "link revoked", agent_id=visit.agent_id, connection_id=visit.connection_id, reason=refusal.reason
                 )
-                agent.link.session.control(
-                    frames.REFUSED, control.encode(RefusedMessage(refusal.reason, str(refusal)))
-                )
+                agent.link.session.control(frames.REFUSED, control.encode(RefusedMessage(refusal.reason, str(refusal))))
                 agent.link.close(str(refusal))
 
     def send_away(self, reason: str) -> None:
@@ -269,9 +267,7 @@ class Gate:
         link.session.control(
             frames.WELCOME,
             control.encode(
-                Welcome(
-                    frames.VERSION, __version__, visit.connection_id, grant.account_id, grant.agent_id, grants
-                )
+                Welcome(frames.VERSION, __version__, visit.connection_id, grant.account_id, grant.agent_id, grants)
             ),
         )
 

@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tunnel.core", usage="python -m tunnel.core [FLAGS] COMMAND …", allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, prog="python -m tunnel.core [FLAGS]"
+    )
     account = _group(commands, "account", "make, list, limit, disable and delete accounts")
     _action(account, "create", "make an account; it has no limits", "name")
     _action(account, "list", "all accounts, with this month's usage")

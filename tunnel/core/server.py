@@ -65,9 +65,7 @@ class Core:
         self._draining = trio.Event()
         self._listening = False
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
-        self._program = Program(
-            "core", sections(settings), self.statistics, self._take_round_trips, self.reports.all
-        )
+        self._program = Program("core", sections(settings), self.statistics, self._take_round_trips, self.reports.all)
         self._accounts: Accounts | None = None
         self._exchanger: Exchanger | None = None
         self._gate: Gate | None = None
@@ -125,7 +123,8 @@ class Core:
 
     def _check_listeners(self) -> tuple[bool, str]:
         if self._listening:
-            return True, f"visitors on {address_text(self.public_address)}, agents on {address_text(self.agent_address)}"
+            public, agents = address_text(self.public_address), address_text(self.agent_address)
+            return True, f"visitors on {public}, agents on {agents}"
         return False, "not listening"
 
     # Life -----------------------------------------------------------------------------------------------------
@@ -262,8 +261,8 @@ class Core:
         door.close_idle()
         gate.close_links("the core is shutting down")
         with trio.move_on_after(1):
-            while self.registry.links:
-                await trio.sleep(DRAIN_POLL)
+            for agent in list(self.registry.links.values()):
+                await agent.link.ended.wait()
 
     def _agent_tls(self) -> Any:
         settings = self.settings
@@ -287,9 +286,7 @@ class Core:
 
     def _start_pages(self, nursery: trio.Nursery) -> None:
         if self.settings.metrics_addr:
-            self.metrics_address = _serve_on(
-                nursery, self.settings.metrics_addr, "-metrics-addr", self._program.pages
-            )
+            self.metrics_address = _serve_on(nursery, self.settings.metrics_addr, "-metrics-addr", self._program.pages)
         if self.settings.dashboard_addr:
             pages = {path: page for path, page in self._program.pages.items() if not path.startswith("/metrics")}
             page = status_page(self)

@@ -129,9 +129,7 @@ def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: by
         target, host = _other_target(method, target, host)
     if _TARGET.fullmatch(target) is None:
         raise Failure("bad_request", "the address has characters that must be percent-encoded")
-    return Head(
-        method, target, host, version, fields, CHUNKED if chunked else length, words, upgrade, expects, parser
-    )
+    return Head(method, target, host, version, fields, CHUNKED if chunked else length, words, upgrade, expects, parser)
 
 
 def _other_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes]:

@@ -181,9 +181,7 @@ class Transport:
         self.socket.close()
 
 
-async def accept(
-    nursery: trio.Nursery, socket: Socket, on_message: OnMessage, tapped: bool = True
-) -> Transport:
+async def accept(nursery: trio.Nursery, socket: Socket, on_message: OnMessage, tapped: bool = True) -> Transport:
     """The core's end. trio-websocket's reader runs in `nursery`, the one of this agent's connection.
 
     Raises WireError when the other end does not ask for our path.

@@ -93,9 +93,7 @@ def split(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 def pack_open(opened: Open, body: bytes = b"") -> bytes:
     protocol, tunnel, deadline, length, context, head = opened
-    return b"".join(
-        (OPEN_HEAD.pack(protocol, tunnel, deadline, length, len(context), len(head)), context, head, body)
-    )
+    return b"".join((OPEN_HEAD.pack(protocol, tunnel, deadline, length, len(context), len(head)), context, head, body))
 
 
 def unpack_open(payload: bytes) -> tuple[Open, bytes]:

@@ -149,7 +149,7 @@ UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout",
 REFUSALS = (
     "missing_token", "bad_token", "revoked", "expired", "account_disabled",  # credentials
     "bad_name", "name_taken", "name_reserved", "no_port",  # what it asks for
-    "connection_quota", "too_many_connections", "draining",  # load
+    "connection_quota", "too_many_connections", "draining", "unavailable",  # load, or the store does not answer
     "version", "protocol", "timeout",  # the talk itself
 )  # fmt: skip
 #: refusals that no retry can mend: the agent ends with exit code 1
@@ -157,4 +157,4 @@ FINAL_REFUSALS = frozenset(
     {"missing_token", "bad_token", "revoked", "expired", "account_disabled", "bad_name", "version"}
 )
 #: refusals for load: back off up to 30 s instead of 2 s
-LOAD_REFUSALS = frozenset({"connection_quota", "too_many_connections", "draining"})
+LOAD_REFUSALS = frozenset({"connection_quota", "too_many_connections", "draining", "unavailable"})

@@ -158,7 +158,7 @@ class StreamVisit(Visit):
     protocol: "http", "upgrade", "tcp" or "probe" (probes count in no stream metric).
     offset: the link's measured clock difference, agent minus core, seconds.
     On the core the parent is the RequestVisit (None for a TCP tunnel); on the agent there is none.
-    On the agent `method` and `target` name the request, and `agent_us`, `local_us` its times as sent to the core.
+    `method` and `target` name the request that it carries, if any.
     """
 
     __slots__ = (
@@ -261,6 +261,8 @@ class Guard:
         except Exception as exc:
             self._report(exc)
             return handler
+        if layered is inner:
+            return handler  # it has no interest in visits: nothing is paid
 
         async def guarded(visit: Visit) -> None:
             if self.is_off:

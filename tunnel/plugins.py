@@ -98,6 +98,8 @@ class Program:
                     layer = await stack.enter_async_context(plugin(self))
                 except ConfigError:
                     raise
+                except ValueError as exc:  # a plug-in's word for a setting that it can't use
+                    raise ConfigError(f"{name}: {exc}") from exc
                 except Exception as exc:
                     log.error("plug-in could not start", plugin=name, error=f"{type(exc).__name__}: {exc}")
                 else:

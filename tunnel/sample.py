@@ -92,22 +92,24 @@ async def _answer(conn: h11.Connection, stream: trio.abc.Stream, request: h11.Re
         return
     accept = b",".join(value for name, value in request.headers if name == b"accept")
     echo = show_request(request, size)
-    if b"text/html" not in accept.lower():
-        await _send_page(conn, stream, echo, "text/plain")
-    else:
-        await _send_page(conn, stream, welcome_page(echo) if path == b"/" else echo_page(echo), "text/html")
+    text, media = echo, "text/plain"
+    if b"text/html" in accept.lower():
+        text, media = welcome_page(echo) if path == b"/" else echo_page(echo), "text/html"
+    await _send_page(conn, stream, text, media, bare=request.method == b"HEAD")
 
 
-async def _send_page(conn: h11.Connection, stream: trio.abc.Stream, text: str, media: str, status: int = 200) -> None:
+async def _send_page(
+    conn: h11.Connection, stream: trio.abc.Stream, text: str, media: str, status: int = 200, bare: bool = False
+) -> None:
+    """bare: the head only, for HEAD."""
     body = text.encode()
     headers = [
         ("Content-Type", f"{media}; charset=utf-8"),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
     ]
-    await _send(
-        conn, stream, h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()
-    )
+    data = [] if bare else [h11.Data(data=body)]
+    await _send(conn, stream, h11.Response(status_code=status, headers=headers), *data, h11.EndOfMessage())
 
 
 async def _send_events(conn: h11.Connection, stream: trio.abc.Stream) -> None:

@@ -123,6 +123,7 @@ class Agent:
             counts.frames_error + (session.frames_bad if session else 0),
             counts.heartbeats_sent + (link.heartbeats_sent if link else 0),
             counts.heartbeats_failed + (link.heartbeats_failed if link else 0),
+            self._program.details().get("logs", {}).get("dropped", 0),
         )
 
     def _take_round_trips(self) -> list[float]:

@@ -160,6 +160,8 @@ class Forwarder:
             visit.target = target.decode("latin-1")
             local = _Local(visit, "http")
             local.head = visit.opened.head
+            if visit.headers:
+                local.headers = dict(visit.headers)  # trace context goes on, also where no layer looks at it
             try:
                 await self._handle_local(local)
             finally:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -228,6 +228,10 @@ class Accounts:
     async def release(self, name: str, account_id: str) -> None:
         """The name's last link is gone: it is held for `name_hold` seconds from now. Never raises StoreError."""
         await self._holds.release(name, account_id)
+
+    def set_names_in_use(self, in_use: Callable[[], Mapping[str, str]]) -> None:
+        """Say who serves what now (name → account id): these names stay held, whatever became of their claims."""
+        self._holds.in_use = in_use
 
     # In the background ----------------------------------------------------------------------------------------------
 

@@ -215,7 +215,7 @@ class Gate:
         except (Refused, WireError, StoreError) as exc:
             await self._say_no(link, exc)
             if isinstance(exc, StoreError):
-                raise TunnelError(str(exc)) from exc
+                raise Refused("unavailable", str(exc)) from exc
             raise
 
     async def _say_no(self, link: Link, exc: TunnelError) -> None:
@@ -225,7 +225,7 @@ class Gate:
         elif isinstance(exc, WireError):
             message = RefusedMessage("protocol", str(exc))
         else:
-            message = RefusedMessage("draining", "the core can't reach its store now; try again in a moment", 5)
+            message = RefusedMessage("unavailable", "the core can't reach its store now", 5)
         link.session.control(frames.REFUSED, control.encode(message))
         link.close(str(exc))
         with trio.move_on_after(2):

@@ -8,7 +8,7 @@ core, keeps the rule "10 minutes after the last link".
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tunnel.core import records
 from tunnel.core.store import Store, StoreError
@@ -37,6 +37,9 @@ class Holds:
         self._asked = 0  # how often the cache was emptied: an answer from before is not kept
         self._claimed: dict[str, str] = {}  # in use here: name → account id
         self._next_touch = 0.0
+        #: who serves what now (name → account id), if somebody knows better than claims and releases do: an agent
+        #: refused after its claim releases nothing, and a link may go while the next one claims
+        self.in_use: Callable[[], Mapping[str, str]] | None = None
 
     async def owner_of(self, name: str, parent: Visit | None = None) -> str | None:
         """The id of the account that has reserved or holds the name; None for nobody. Raises StoreError."""
@@ -83,7 +86,7 @@ class Holds:
         if self._monotonic() < self._next_touch:
             return
         now = self._wall()
-        claimed = dict(self._claimed)
+        claimed = dict(self._claimed if self.in_use is None else self.in_use())
         await self._store.query(
             "name.touch", lambda conn: records.touch_names(conn, claimed, now, now - self._hold), write=True
         )

@@ -100,6 +100,10 @@ class Registry:
             return None
         return tunnel
 
+    def names_in_use(self) -> dict[str, str]:
+        """Account ids by the name that they serve now."""
+        return {tunnel.name: tunnel.account_id for tunnel in self.tunnels.values() if tunnel.links}
+
     def check_free(self, name: str, protocol: str, account_id: str) -> None:
         """Raises Refused(name_taken) when the name is another's, or serves another protocol."""
         tunnel = self.find(name)

@@ -171,6 +171,7 @@ class Core:
             default_max_connections=settings.max_connections_per_account,
             name_hold=settings.name_hold,
         )
+        accounts.set_names_in_use(self.registry.names_in_use)
         agent_tls = self._agent_tls()
         public_tls = tls_context("-public", settings.public_cert, settings.public_key) if settings.public_tls else None
         public_host, public_port = parse_address(settings.public_addr)

@@ -93,8 +93,7 @@ def parse_request(raw: bytes, max_target: int) -> Head:
 
 
 def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: bytes, version: bytes) -> Head:
-    headers = event.headers
-    fields = [(name, raw[0], value) for (name, value), raw in zip(headers, headers.raw_items(), strict=True)]
+    fields = [(raw.lower(), raw, value) for raw, value in event.headers.raw_items()]
     length: int | None = None
     host = upgrade = b""
     hosts = 0

@@ -1,0 +1,31 @@
+"""The project's checks. `sh scripts/test` runs them all; `nox -s tests -- tests/wire` runs a part."""
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "tests"]
+nox.options.error_on_external_run = True
+nox.options.reuse_venv = "yes"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format and types."""
+    session.install("-e", ".[test,lint]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, those with real processes and servers included."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", *(session.posargs or ["-m", "not benchmark"]))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """What PERFORMANCE figures come from; takes minutes, and wants a quiet machine."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-s", "tests/benchmarks", *session.posargs)

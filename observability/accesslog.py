@@ -1,0 +1,237 @@
+"""The access log: one record per request, as section 3 of the observability contract says.
+
+On the core each `request` visit becomes a record "request", on the agent each `local` visit a debug record
+"local request"; a failed one (an error text, or a status from 500 on) has level ERROR and a field `error`. A line is
+made from the visit directly, not through `logging`: 5 µs instead of 30. Whatever is unusual about it (a secret in a
+path, characters that need care) goes the long way through the program's formatter.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from observability.logqueue import QueueHandler
+from tunnel.handler import Handler, Layer, LocalVisit, RequestVisit, Visit, monotonic
+
+MAX_PATH = 2048  # characters of a path that are logged
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_PLAIN = re.compile(r"[!#-\[\]-~]*")  # nothing that needs quotes or escapes, in either format
+_log = logging.getLogger("observability")
+
+
+class Formatter(Protocol):
+    """What the program's formatter (on the root logger's handler) offers."""
+
+    is_json: bool
+    trace_ids: Callable[[], tuple[str, str] | None] | None
+
+    def format(self, record: logging.LogRecord) -> str: ...
+
+    def stamp(self, created: float) -> str: ...
+
+    def redact(self, value: str) -> str: ...
+
+
+def make_record(level: int, msg: str, fields: dict[str, Any]) -> logging.LogRecord:
+    return _log.makeRecord(_log.name, level, "", 0, msg, (), None, extra={"fields": fields})
+
+
+class Line(msgspec.Struct, omit_defaults=True):
+    """An access record, its keys in the order of the contract. Empty ids and `error` are left out."""
+
+    time: str
+    level: str
+    msg: str
+    method: str
+    host: str
+    path: str
+    status: int
+    outcome: str
+    duration: str
+    bytes_in: int
+    bytes_out: int
+    request_id: str
+    agent_id: str = ""
+    account_id: str = ""
+    lasted: str = ""
+    trace_id: str = ""
+    span_id: str = ""
+    error: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+_FIELDS = Line.__struct_fields__[3:]
+_OPTIONAL = frozenset(Line.__struct_fields__[-6:])
+
+
+def duration_text(seconds: float) -> str:
+    """A duration that LogQL compares: "1.204s", "35ms", "0.42ms"."""
+    if seconds >= 1:
+        return f"{seconds:.3f}s"
+    if seconds >= 0.01:
+        return f"{int(seconds * 1000)}ms"
+    return f"{max(seconds, 0.0) * 1000:.2f}ms"
+
+
+def path_of(target: str) -> str:
+    """The path of a request target: no query, no scheme and authority (which may hold a password), not too long."""
+    path = target.partition("?")[0]
+    if not path.startswith("/") and "://" in path:
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
+
+
+class AccessLog:
+    """Makes access lines. handler: the queue to put them in; None: records go through `logging`."""
+
+    def __init__(self, level: int, handler: QueueHandler | None) -> None:
+        self._level = level
+        self._put = handler.writer.put if handler is not None else None
+        self._formatter = cast(Formatter, handler.formatter) if handler is not None else None
+        self._is_json = self._formatter is not None and self._formatter.is_json
+
+    def layer(self, kind: str) -> Layer:
+        """The layer that writes a record for each visit of this kind ("request" or "local")."""
+        write: Callable[[Any, BaseException | None], None] = self.request if kind == "request" else self.local
+
+        def wrap(handler: Handler) -> Handler:
+            async def logged(visit: Visit) -> None:
+                if visit.kind != kind:
+                    await handler(visit)
+                    return
+                try:
+                    await handler(visit)
+                except BaseException as exc:
+                    write(visit, exc)
+                    raise
+                write(visit, None)
+
+            return logged
+
+        return wrap
+
+    def request(self, visit: RequestVisit, raised: BaseException | None) -> None:
+        """The record of a visitor's request. `duration` ends as the metric's does: for an upgrade at the 101, for an
+        event stream at its first byte; `lasted` then says how long it all was."""
+        if not visit.method:  # nothing was read
+            return
+        error = _error(visit, raised)
+        level = "ERROR" if error else "INFO"
+        if not error and self._level > logging.INFO:
+            return
+        seconds = monotonic() - visit.started
+        lasted = ""
+        marks = visit.marks
+        end = marks.get("upgraded") or marks.get("event")
+        if end is not None:
+            lasted, seconds = duration_text(seconds), end - visit.started
+        outcome = visit.outcome or ("internal" if error else "")
+        self._write(
+            Line(
+                "",
+                level,
+                "request",
+                visit.method,
+                visit.host,
+                path_of(visit.target),
+                visit.status,
+                outcome,
+                duration_text(seconds),
+                visit.bytes_in,
+                visit.bytes_out,
+                visit.request_id,
+                visit.agent_id,
+                visit.account_id,
+                lasted,
+                visit.trace_id,
+                visit.span_id,
+                error,
+            )
+        )
+
+    def local(self, visit: LocalVisit, raised: BaseException | None) -> None:
+        """The record of a request to a local service: at level debug, or ERROR when it failed."""
+        error = _error(visit, raised)
+        if not error and self._level > logging.DEBUG:
+            return
+        stream: Any = visit.parent
+        self._write(
+            Line(
+                time="",
+                level="ERROR" if error else "DEBUG",
+                msg="local request",
+                method=visit.method,
+                host=visit.address,
+                path=path_of(visit.target),
+                status=visit.status,
+                outcome=visit.outcome or ("internal" if error else ""),
+                duration=duration_text(monotonic() - visit.started),
+                bytes_in=visit.bytes_in,
+                bytes_out=visit.bytes_out,
+                request_id=visit.request_id,
+                agent_id=getattr(stream, "agent_id", ""),
+                trace_id=visit.trace_id,
+                span_id=visit.span_id,
+                error=error,
+            )
+        )
+
+    def _write(self, line: Line) -> None:
+        formatter, put = self._formatter, self._put
+        if formatter is None or put is None:
+            self._write_slowly(line)
+            return
+        try:
+            line.time = formatter.stamp(time.time())
+            # what came from outside may hold a secret, or characters that need care
+            ids = f"{line.request_id}/{line.agent_id}/{line.account_id}"
+            outside = f"{line.method}/{line.host}/{line.path}/{ids}/{line.error}"
+            if formatter.redact(outside) == outside:
+                if self._is_json:
+                    if outside.isascii() and "\x7f" not in outside:
+                        put(_encode(line) + b"\n")
+                        return
+                elif not line.error and _PLAIN.fullmatch(outside):
+                    put(_text(line).encode())
+                    return
+        except UnicodeEncodeError:  # lone surrogates
+            pass
+        self._write_slowly(line)
+
+    def _write_slowly(self, line: Line) -> None:
+        fields = {name: value for name in _FIELDS if (value := getattr(line, name)) or name not in _OPTIONAL}
+        record = make_record(LEVELS[line.level.lower()], line.msg, fields)
+        if self._put is None or self._formatter is None:
+            if _log.isEnabledFor(record.levelno):
+                _log.handle(record)
+            return
+        self._put(f"{self._formatter.format(record)}\n".encode("utf-8", "backslashreplace"))
+
+
+def _error(visit: Visit, raised: BaseException | None) -> str:
+    """Why the visit failed, or ""."""
+    if visit.error:
+        return visit.error
+    if visit.status >= 500:
+        return f"answered with status {visit.status}"
+    if isinstance(raised, Exception):
+        return f"{type(raised).__name__}: {raised}"
+    return ""
+
+
+def _text(line: Line) -> str:
+    text = (
+        f"{line.time} {line.level:<7} {line.msg} method={line.method} host={line.host} path={line.path} "
+        f"status={line.status} outcome={line.outcome} duration={line.duration} bytes_in={line.bytes_in} "
+        f"bytes_out={line.bytes_out} request_id={line.request_id}"
+    )
+    for name in ("agent_id", "account_id", "lasted", "trace_id", "span_id"):
+        if value := getattr(line, name):
+            text += f" {name}={value}"
+    return text + "\n"

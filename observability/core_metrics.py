@@ -1,0 +1,240 @@
+"""The core's metrics: what its visits say, counted in plain integers, and what its owners count, read at a scrape.
+
+When things are counted:
+1. A request counts once, when it ends, in tunnel_requests_total, the outcomes and every request histogram, so that
+   their counts agree. A long-lived answer counts when it ends too, but its duration is that up to the 101 (upgrade)
+   or up to its first event (event stream): the life of it is in the stream histogram.
+2. A connection on which nothing was sent (no method, no outcome) is no request. One that ended without an outcome
+   was cut off by something unforeseen: "internal".
+3. A stream counts when it opens; streams open = opened - closed, so the gauge can't drift.
+4. Links, accounts, quotas and bytes are rebuilt from statistics() at each scrape: what is gone has no series.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import Metric
+
+from observability import buckets
+from observability.buckets import Histogram
+from observability.exposition import Family, families, label_value
+from tunnel.handler import ConnectVisit, CoreStatistics, Handler, Host, LinkVisit, RequestVisit, Visit, monotonic
+
+#: outcomes of requests that failed past the core: tunnel_upstream_errors_total{reason}
+UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
+QUOTA_TYPES = ("connection", "bandwidth", "requests")
+CODES = (200, 404, 429, 499, 500, 502, 503, 504)  #: status codes with a series from start-up
+MAX_CONNECTING = 100  #: series of links that have not authenticated yet: strangers must not make series at will
+MAX_OPERATIONS = 64  #: of store queries; a closed set by contract, bounded here all the same
+
+FAMILIES = families(
+    Family("tunnel_connections_total", "counter", "Agent links that authenticated."),
+    Family("tunnel_connections_active", "gauge", "Agent links now attached."),
+    Family("tunnel_connections_by_account", "gauge", "Agent links now attached, by account.", ("account_id",)),
+    Family("tunnel_connection_state", "gauge", "1 for each link and the state it is in.", ("connection_id", "state")),
+    Family("tunnel_connection_rtt_seconds", "histogram", "Round trips of heartbeats on agent links."),
+    Family("tunnel_authentication_failures_total", "counter", "Agent links refused.", ("reason",)),
+    Family("tunnel_streams_total", "counter", "Streams opened over all links."),
+    Family("tunnel_streams_active", "gauge", "Streams open now."),
+    Family("tunnel_stream_duration_seconds", "histogram", "Open to close of a stream."),
+    Family("tunnel_requests_total", "counter", "Public requests by the status that the visitor saw.", ("code",)),
+    Family("tunnel_request_duration_seconds", "histogram", "First byte of a request to the last of its answer."),
+    Family("tunnel_time_to_first_byte_seconds", "histogram", "Request head read to answer head written."),
+    Family("tunnel_request_size_bytes", "histogram", "Body bytes of requests."),
+    Family("tunnel_response_size_bytes", "histogram", "Body bytes of answers."),
+    Family("tunnel_quota_exceeded_total", "counter", "Refusals because a quota was used up.", ("type",)),
+    Family("tunnel_quota_usage", "gauge", "Quota used in the current period.", ("account_id", "type")),
+    Family("tunnel_quota_limit", "gauge", "Quota limit in force; +Inf for none.", ("account_id", "type")),
+    Family("tunnel_bytes_total", "counter", "Body bytes carried for visitors.", ("direction",)),
+    Family("tunnel_request_outcomes_total", "counter", "Public requests by how they ended.", ("outcome",)),
+    Family("tunnel_upstream_errors_total", "counter", "Requests that failed past the core.", ("reason",)),
+    Family("tunnel_connections_limit", "gauge", "Agent links that the core accepts at most."),
+    Family("tunnel_db_query_duration_seconds", "histogram", "Queries to the store.", ("operation",)),
+    Family("tunnel_logs_dropped_total", "counter", "Log records dropped because the output did not take them."),
+    Family("tunnel_build_info", "gauge", "Version of the tunnel and of Python.", ("version", "python")),
+)
+
+
+class CoreMetrics:
+    """A layer that counts, and a collector that is read at each scrape. Both run on the run loop's thread.
+
+    `link_began` and `link_ended` are told of every link: the agents' page remembers who has gone.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        link_began: Callable[[LinkVisit], None] | None = None,
+        link_ended: Callable[[LinkVisit], None] | None = None,
+    ) -> None:
+        self._host = host
+        self._link_began = link_began
+        self._link_ended = link_ended
+        self._connected = 0
+        self._connecting: dict[ConnectVisit, None] = {}  # in the order they came
+        self._refusals = dict.fromkeys(host.refusals, 0)
+        self._round_trips = Histogram(buckets.ROUND_TRIP_SECONDS)
+        self._streams = 0
+        self._stream_seconds = Histogram(buckets.STREAM_SECONDS)
+        self._codes = [0] * 600  # by status; 0 stands for those outside 100 to 599
+        self._outcomes = dict.fromkeys((*host.outcomes, *UPSTREAM, "internal"), 0)
+        self._request_seconds = Histogram(buckets.REQUEST_SECONDS)
+        self._first_byte_seconds = Histogram(buckets.REQUEST_SECONDS)
+        self._request_bytes = Histogram(buckets.BODY_BYTES)
+        self._response_bytes = Histogram(buckets.BODY_BYTES)
+        self._queries: dict[str, Histogram] = {}
+
+    # Counting ----------------------------------------------------------------------------------------------------
+
+    def layer(self, handler: Handler) -> Handler:
+        request_ended = self._request_ended
+        observe_stream = self._stream_seconds.observe
+
+        async def counted(visit: Visit) -> None:
+            kind = visit.kind
+            if kind == "request":
+                try:
+                    await handler(visit)
+                finally:
+                    request_ended(visit)  # type: ignore[arg-type]  # the kind says it
+            elif kind == "stream":
+                if visit.protocol == "probe":  # type: ignore[attr-defined]
+                    await handler(visit)
+                    return
+                self._streams += 1
+                try:
+                    await handler(visit)
+                finally:
+                    observe_stream(monotonic() - visit.started)
+            else:
+                await self._count_rare(handler, visit)
+
+        return counted
+
+    def _request_ended(self, visit: RequestVisit) -> None:
+        outcome = visit.outcome
+        if not outcome:
+            if not visit.method:
+                return
+            outcome = "internal"
+        marks = visit.marks
+        end = monotonic()
+        first_byte = marks.get("first_byte")
+        if "upgraded" in marks:
+            end = marks["upgraded"]
+            first_byte = first_byte or end
+        elif visit.event_stream:
+            end = marks.get("event") or first_byte or end
+        trace_id = visit.trace_id if visit.sampled else ""
+        self._request_seconds.observe(end - visit.started, trace_id)
+        if first_byte is not None and "head" in marks:
+            self._first_byte_seconds.observe(first_byte - marks["head"], trace_id)
+        self._request_bytes.observe(visit.bytes_in)
+        self._response_bytes.observe(visit.bytes_out)
+        code = 499 if outcome == "visitor_aborted" else visit.status or 500
+        self._codes[code if 100 <= code <= 599 else 0] += 1
+        self._outcomes[outcome if outcome in self._outcomes else "internal"] += 1
+
+    async def _count_rare(self, handler: Handler, visit: Visit) -> None:
+        if isinstance(visit, ConnectVisit):
+            self._connecting[visit] = None
+            try:
+                await handler(visit)
+            finally:
+                del self._connecting[visit]
+                self._connect_ended(visit)
+        elif isinstance(visit, LinkVisit):
+            if self._link_began:
+                self._link_began(visit)
+            try:
+                await handler(visit)
+            finally:
+                if self._link_ended:
+                    self._link_ended(visit)
+        elif visit.kind == "query":
+            try:
+                await handler(visit)
+            finally:
+                self._query_ended(visit)
+        else:
+            await handler(visit)
+
+    def _connect_ended(self, visit: ConnectVisit) -> None:
+        if visit.outcome == "ok":
+            self._connected += 1
+        elif visit.outcome == "refused":
+            self._refusals[visit.reason if visit.reason in self._refusals else "protocol"] += 1
+
+    def _query_ended(self, visit: Visit) -> None:
+        operation: str = visit.operation  # type: ignore[attr-defined]
+        histogram = self._queries.get(operation)
+        if histogram is None:
+            if len(self._queries) >= MAX_OPERATIONS:
+                operation = "other"
+            histogram = self._queries.setdefault(operation, Histogram(buckets.QUERY_SECONDS))
+        histogram.observe(monotonic() - visit.started)
+
+    # Reading -----------------------------------------------------------------------------------------------------
+
+    def collect(self) -> Iterator[Metric]:
+        for seconds in self._host.take_round_trips():
+            self._round_trips.observe(seconds)
+        statistics = self._host.statistics()
+        assert isinstance(statistics, CoreStatistics)
+        yield from self._links(statistics)
+        yield from self._requests()
+        yield from self._quotas(statistics)
+        one = FAMILIES
+        yield one["tunnel_bytes_total"].metric((("in",), statistics.bytes_in), (("out",), statistics.bytes_out))
+        yield one["tunnel_db_query_duration_seconds"].metric(
+            *(((label_value(operation),), histogram) for operation, histogram in sorted(self._queries.items()))
+        )
+        yield one["tunnel_logs_dropped_total"].metric(((), statistics.logs_dropped))
+        yield one["tunnel_build_info"].metric(((label_value(self._host.version), platform.python_version()), 1))
+
+    def _links(self, statistics: CoreStatistics) -> Iterator[Metric]:
+        states = {label_value(link.connection_id): link.state for link in statistics.links}
+        connecting = 0
+        for visit in self._connecting:
+            if visit.connection_id and connecting < MAX_CONNECTING:
+                connecting += states.setdefault(label_value(visit.connection_id), "connecting") == "connecting"
+        accounts = Counter(label_value(link.account_id) for link in statistics.links)
+        one = FAMILIES
+        yield one["tunnel_connections_total"].metric(((), self._connected))
+        yield one["tunnel_connections_active"].metric(((), len(statistics.links)))
+        yield one["tunnel_connections_by_account"].metric(*(((account,), n) for account, n in accounts.items()))
+        yield one["tunnel_connection_state"].metric(*((pair, 1) for pair in states.items()))
+        yield one["tunnel_connections_limit"].metric(((), statistics.connections_limit))
+        yield one["tunnel_connection_rtt_seconds"].metric(((), self._round_trips))
+        yield one["tunnel_authentication_failures_total"].metric(*(((why,), n) for why, n in self._refusals.items()))
+
+    def _requests(self) -> Iterator[Metric]:
+        one = FAMILIES
+        yield one["tunnel_streams_total"].metric(((), self._streams))
+        yield one["tunnel_streams_active"].metric(((), self._streams - self._stream_seconds.count))
+        yield one["tunnel_stream_duration_seconds"].metric(((), self._stream_seconds))
+        yield one["tunnel_requests_total"].metric(
+            *(((str(code) if code else "other",), n) for code, n in enumerate(self._codes) if n or code in CODES)
+        )
+        yield one["tunnel_request_duration_seconds"].metric(((), self._request_seconds))
+        yield one["tunnel_time_to_first_byte_seconds"].metric(((), self._first_byte_seconds))
+        yield one["tunnel_request_size_bytes"].metric(((), self._request_bytes))
+        yield one["tunnel_response_size_bytes"].metric(((), self._response_bytes))
+        yield one["tunnel_request_outcomes_total"].metric(*(((word,), n) for word, n in self._outcomes.items()))
+        yield one["tunnel_upstream_errors_total"].metric(*(((word,), self._outcomes[word]) for word in UPSTREAM))
+
+    def _quotas(self, statistics: CoreStatistics) -> Iterator[Metric]:
+        one = FAMILIES
+        exceeded = statistics.quota_exceeded
+        yield one["tunnel_quota_exceeded_total"].metric(*(((type,), exceeded.get(type, 0)) for type in QUOTA_TYPES))
+        linked = {link.account_id for link in statistics.links}
+        quotas = {
+            (label_value(quota.account_id), quota.type): quota
+            for quota in statistics.quotas
+            if quota.account_id in linked and quota.type in QUOTA_TYPES
+        }
+        yield one["tunnel_quota_usage"].metric(*((pair, quota.usage) for pair, quota in quotas.items()))
+        yield one["tunnel_quota_limit"].metric(*((pair, quota.limit) for pair, quota in quotas.items()))

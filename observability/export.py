@@ -1,0 +1,252 @@
+"""The way out for spans: a bounded queue, and one thread that builds spans and hands them to the SDK's exporter.
+
+The data path pays for a length test and an append. Everything else happens on the thread: importing OpenTelemetry,
+building spans (in small portions, so that the run loop gets the interpreter back soon), encoding, sending, waiting for
+a slow collector. A full queue drops the newest and counts it. The thread is a daemon because a collector that never
+answers must not keep the process alive; `stop` waits for it at most two seconds.
+
+Own queue and not the SDK's BatchSpanProcessor, because that one logs each dropped span, can't be told to stop within a
+deadline, and wants finished spans where we have visits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from observability.exporters import HTTP, Limits, Target, make_exporter, make_resource
+from observability.record import Enter, Record
+from observability.spans import SpanBuilder
+
+if TYPE_CHECKING:
+    from observability.sinks import Sink
+
+log = logging.getLogger("observability")
+
+STOP_SECONDS = 1.7  # for all of `stop`: the contract grants two, a busy machine takes its share
+_BREAK_OFF_SECONDS = 1.1  # after which a running export is broken off
+_PORTION = 16  # spans built before the interpreter lock is offered to the run loop
+
+
+class SpanQueue:
+    """From the run loop to the thread. `put` never waits; what finds no room is counted in `dropped`."""
+
+    __slots__ = ("_batch", "_limit", "_records", "dropped", "wake")
+
+    def __init__(self, limits: Limits) -> None:
+        self._records: deque[Record] = deque()
+        self._limit = limits.queue
+        self._batch = limits.batch
+        self.dropped = 0
+        self.wake = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def put(self, record: Record) -> None:
+        records = self._records
+        length = len(records)
+        if length >= self._limit:
+            self.dropped += 1
+            return
+        records.append(record)
+        if length + 1 == self._batch:
+            self.wake.set()
+
+    def take(self) -> list[Record]:
+        """Up to a batch of records, oldest first."""
+        popleft = self._records.popleft
+        return [popleft() for _ in range(min(len(self._records), self._batch))]
+
+    def drop_all(self) -> None:
+        self.dropped += len(self._records)
+        self._records.clear()
+
+
+class Exporter:
+    """Owns the thread. `start` returns at once; `stop` returns within STOP_SECONDS, whatever the collector does."""
+
+    def __init__(self, target: Target, limits: Limits, role: str, version: str) -> None:
+        self.queue = SpanQueue(limits)
+        self.target = target
+        self.exported = 0
+        self.failed = 0  # given to the collector in vain, or impossible to build
+        self.on_ready: Callable[[Enter], None] | None = None  # called on the thread once OpenTelemetry is imported
+        self._limits = limits
+        self._role = role
+        self._version = version
+        self._sink: Sink | None = None
+        self._is_stopping = False
+        self._lost_before = 0
+        self._is_down = False
+        self._thread = threading.Thread(target=self._run, name="trace-export", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is queued, within STOP_SECONDS. Blocks: call it in a thread."""
+        deadline = time.monotonic() + STOP_SECONDS
+        self._is_stopping = True
+        self.queue.wake.set()
+        self._thread.join(0.1 if self._is_down else _BREAK_OFF_SECONDS)
+        if self._thread.is_alive():
+            breaker = threading.Thread(target=self._break_off, name="trace-export-stop", daemon=True)
+            breaker.start()  # closing may block as well
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        self.queue.drop_all()
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts of spans since the start, for /health/detailed."""
+        return {
+            "exporting": True,
+            "protocol": self.target.protocol,
+            "endpoint": self.target.shown,
+            "exported": self.exported,
+            "failed": self.failed,
+            "dropped": self.queue.dropped,
+            "queued": len(self.queue),
+            "collector_up": not self._is_down,
+        }
+
+    def _break_off(self) -> None:
+        """Make an export that waits to try again give up."""
+        if self._sink is not None:
+            try:
+                self._sink.close()
+            except Exception as exc:
+                log.debug("closing the trace exporter", extra={"fields": {"reason": type(exc).__name__}})
+
+    # On the thread ---------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            _LastWords.install()
+            self._sink, enter = self._open()
+        except Exception as exc:  # e.g. an unreadable certificate named in OTEL_EXPORTER_OTLP_CERTIFICATE
+            self._report_down(f"{type(exc).__name__}: {exc}")
+            self._lose_everything()
+            return
+        if self.on_ready is not None:
+            self.on_ready(enter)
+        queue = self.queue
+        builder = SpanBuilder(self._role)
+        while not self._is_stopping:
+            if len(queue) < self._limits.batch:
+                queue.wake.wait(self._limits.delay)
+            queue.wake.clear()
+            builder.clock.refresh()
+            self._export_all(builder)
+        stop_at = time.monotonic() + STOP_SECONDS
+        while len(queue) and time.monotonic() < stop_at and not (self._is_down and self._is_stopping):
+            self._export_all(builder)
+        self._break_off()
+
+    def _open(self) -> tuple[Sink, Enter]:
+        """Import OpenTelemetry and make the exporter; a third of a second."""
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+        from observability.readable import enter
+        from observability.sinks import make_sink
+
+        exporter = make_exporter(self.target, self._limits, os.environ)
+        resource = make_resource(self._role, self._version)
+        scope = InstrumentationScope("trio-tunnel", self._version)
+        return make_sink(exporter, self.target.protocol == HTTP, resource, scope), enter
+
+    def _lose_everything(self) -> None:
+        while not self._is_stopping:
+            self.queue.wake.wait(self._limits.delay)
+            self.queue.wake.clear()
+            self.failed += len(self.queue.take())
+
+    def _export_all(self, builder: SpanBuilder) -> None:
+        """What is queued now; what comes in meanwhile waits for its batch, or the next turn."""
+        left = len(self.queue)
+        while left > 0:
+            records = self.queue.take()
+            left -= len(records)
+            if spans := self._build(builder, records):
+                self._send(spans)
+            if not records or (self._is_stopping and self._is_down):
+                return
+
+    def _build(self, builder: SpanBuilder, records: list[Record]) -> list[Any]:
+        assert self._sink is not None
+        spans = []
+        for count, record in enumerate(records):
+            if count % _PORTION == 0:
+                time.sleep(0)
+            try:
+                facts = builder.build(record)
+                if facts is not None:
+                    spans.append(self._sink.add(facts))
+            except Exception as exc:  # a visit with impossible facts must not cost the others theirs
+                self.failed += 1
+                log.debug("span not built", extra={"fields": {"kind": record[0].kind, "reason": repr(exc)}})
+        return spans
+
+    def _send(self, spans: Sequence[Any]) -> None:
+        assert self._sink is not None
+        _LastWords.forget()
+        reason = ""
+        try:
+            is_sent = self._sink.send(spans)
+        except Exception as exc:
+            is_sent, reason = False, f"{type(exc).__name__}: {exc}"
+        if is_sent:
+            self.exported += len(spans)
+            self._report_up()
+        else:
+            self.failed += len(spans)
+            self._report_down(reason or _LastWords.heard())
+
+    def _report_down(self, reason: str) -> None:
+        if not self._is_down:
+            self._is_down = True
+            self._lost_before = self.failed + self.queue.dropped
+            reason = reason[:300].replace("error", "failure")  # that word is kept for records of level ERROR
+            fields = {"endpoint": self.target.shown, "protocol": self.target.protocol, "reason": reason}
+            log.warning("traces cannot be exported", extra={"fields": fields})
+
+    def _report_up(self) -> None:
+        if self._is_down:
+            self._is_down = False
+            lost = self.failed + self.queue.dropped - self._lost_before
+            log.info("traces are exported again", extra={"fields": {"endpoint": self.target.shown, "lost": lost}})
+
+
+class _LastWords(logging.Handler):
+    """Takes the SDK's own log records off the log: it repeats itself with tracebacks at every try.
+
+    The first line of each failed export is kept, per thread (`tunnel up` has two), as the reason in ours.
+    """
+
+    _said: dict[int, str] = {}  # noqa: RUF012 - shared by the process on purpose, as loggers are
+    _is_installed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self._said.setdefault(record.thread or 0, record.getMessage())
+
+    @classmethod
+    def install(cls) -> None:
+        if not cls._is_installed:
+            cls._is_installed = True
+            exporters = logging.getLogger("opentelemetry.exporter")
+            exporters.addHandler(cls())
+            exporters.propagate = False
+            logging.getLogger("urllib3").setLevel(logging.WARNING)
+
+    @classmethod
+    def forget(cls) -> None:
+        cls._said.pop(threading.get_ident(), None)
+
+    @classmethod
+    def heard(cls) -> str:
+        return cls._said.pop(threading.get_ident(), "the collector did not take them")

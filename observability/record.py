@@ -1,0 +1,27 @@
+"""What the run loop leaves behind for the export thread: one tuple a visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from observability.context import SpanContext
+from tunnel.handler import Visit
+
+
+class Origin(NamedTuple):
+    """Where a span hangs. parent_id: "" for a root. is_remote: the parent is in another process.
+
+    link: a visitor's context that was not joined but linked.
+    """
+
+    parent_id: str
+    is_remote: bool
+    link: SpanContext | None
+
+
+ROOT = Origin("", False, None)
+
+Record = tuple[Visit, float, Origin, str]  #: visit, monotonic end, origin, name of the exception it ended with or ""
+
+Enter = Callable[[Visit], Callable[[], None]]  #: makes a visit's span the current one; what it returns ends that

@@ -1,0 +1,306 @@
+"""From a finished visit to the facts of a span: name, kind, attributes, status, events. Runs on the export thread.
+
+Attribute names are the current HTTP and database semantic conventions, beside them the reference page's `http.method`,
+`http.url` and `agent.id`, and our own under `tunnel.`. Names of spans are of low cardinality: a method or a fixed word.
+No OpenTelemetry in here: otlp.py makes bytes of the facts, readable.py the SDK's objects for its other exporters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from observability.context import SpanContext
+from observability.phases import phases
+from observability.record import Record
+from tunnel.handler import ConnectVisit, LocalVisit, QueryVisit, RequestVisit, StreamVisit, Visit
+
+Attributes = dict[str, Any]  #: str, int and float values only
+
+INTERNAL, SERVER, CLIENT = 1, 2, 3  #: span kinds, numbered as OTLP numbers them
+
+MAX_TEXT = 2048  # characters kept of a path, a query string, a user agent: they are visitors' and may be huge
+_KNOWN_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+#: outcomes that are nobody's failure on our side (DESIGN.md): the span's status stays unset
+_HARMLESS = frozenset(
+    {"ok", "visitor_aborted", "bad_request", "method_not_allowed", "request_timeout", "body_too_large"}
+    | {"uri_too_long", "head_too_large", "no_tunnel", "quota"}
+)
+_REMEMBERED = 4096  # parents whose end is kept, so that a child that ends a little later can be cut
+
+
+class Facts(NamedTuple):
+    """All that is said about one span. Times are nanoseconds since the epoch, ids lower-case hex.
+
+    parent_id: "" for a root; is_remote: the parent is in another process. events: (name, time, exception type or "").
+    failed: the status is an error, described by `description`; otherwise it is unset.
+    """
+
+    name: str
+    kind: int
+    trace_id: str
+    span_id: str
+    parent_id: str
+    is_remote: bool
+    tracestate: str
+    start: int
+    end: int
+    attributes: Attributes
+    events: list[tuple[str, int, str]]
+    link: SpanContext | None
+    failed: bool
+    description: str
+
+
+class WallClock:
+    """Monotonic seconds → nanoseconds since the epoch.
+
+    All visits of a trace are converted with the offset that held when the trace began, so that a step of the system's
+    clock cannot make a child start before its parent.
+    """
+
+    def __init__(self) -> None:
+        self._history = [(float("-inf"), time.time_ns() - time.monotonic_ns())]
+        self._checked = time.monotonic()
+
+    def refresh(self, every: float = 60.0) -> None:
+        """Measure the offset again if `every` seconds have passed. Steps under 1 ms are let be."""
+        now = time.monotonic()
+        if now - self._checked < every:
+            return
+        self._checked = now
+        offset = time.time_ns() - time.monotonic_ns()
+        if abs(offset - self._history[-1][1]) > 1_000_000:
+            self._history.append((now, offset))
+            del self._history[1:-256]
+
+    def offset(self, began: float) -> int:
+        """Nanoseconds to add for what belongs to a trace that began at this monotonic second."""
+        for since, offset in reversed(self._history):
+            if began >= since:
+                return offset
+        return self._history[0][1]
+
+
+class SpanBuilder:
+    """Takes records in the order in which their visits ended."""
+
+    def __init__(self, role: str, clock: WallClock | None = None) -> None:
+        self._is_core = role == "core"
+        self._ended: OrderedDict[str, int] = OrderedDict()
+        self.clock = clock or WallClock()
+
+    def build(self, record: Record) -> Facts | None:
+        """The span of a finished visit, or None for a visit that makes none after all."""
+        visit, ended, origin, failure = record
+        if visit.kind == "connect" and self._is_core and not _is_authentication(visit):
+            return None
+        name, kind, attributes = _FACTS[visit.kind](visit, ended, self._is_core)
+        start, end, offset = self._times(visit, ended, origin.parent_id)
+        events = [(mark, min(max(int(at * 1e9) + offset, start), end), "") for mark, at in visit.marks.items()]
+        if failure == "Cancelled":
+            events.append(("cancelled", end, ""))
+        elif failure:
+            events.append(("exception", end, failure))
+        error_type, description = _blame(visit, failure)
+        if error_type:
+            attributes["error.type"] = error_type
+        return Facts(
+            name,
+            kind,
+            visit.trace_id,
+            visit.span_id,
+            origin.parent_id,
+            origin.is_remote,
+            visit.headers.get("tracestate", ""),
+            start,
+            end,
+            attributes,
+            events,
+            origin.link,
+            bool(error_type),
+            description,
+        )
+
+    def _times(self, visit: Visit, ended: float, parent_id: str) -> tuple[int, int, int]:
+        """(start, end, offset) in nanoseconds, kept inside the parent's where that ended first."""
+        root, started = visit, visit.started
+        while root.parent is not None:
+            root = root.parent
+        if visit.parent is not None and visit.parent.span_id == parent_id:
+            started = max(started, visit.parent.started)
+        offset = self.clock.offset(root.started)
+        start = int(started * 1e9) + offset
+        end = max(start, int(ended * 1e9) + offset)
+        limit = self._ended.get(parent_id)
+        if limit is not None and end > limit:
+            end = limit
+            start = min(start, end)
+        if visit.kind not in ("query", "local"):
+            self._ended[visit.span_id] = end
+            if len(self._ended) > _REMEMBERED:
+                self._ended.popitem(last=False)
+        return start, end, offset
+
+
+# What each kind of visit says ------------------------------------------------------------------------------------
+
+
+def _request(visit: RequestVisit, ended: float, is_core: bool) -> tuple[str, int, Attributes]:
+    path, query = split_target(visit.target)
+    host, scheme = _clean(visit.host), visit.scheme
+    out = _method(visit.method)
+    name = out.get("http.request.method", "HTTP")
+    out |= {
+        "http.url": f"{scheme}://{host}{path}?{query}" if query else f"{scheme}://{host}{path}",
+        "url.scheme": scheme,
+        "url.path": path,
+        "network.protocol.version": visit.http_version,
+        "http.request.body.size": visit.bytes_in,
+        "http.response.body.size": visit.bytes_out,
+    }
+    _put(out, "url.query", query)
+    _put(out, "server.address", host)
+    _put(out, "client.address", visit.client)
+    _put(out, "http.response.status_code", visit.status)
+    for field, value in visit.request_headers:
+        if len(field) == 10 and field.lower() == b"user-agent":
+            out["user_agent.original"] = _clean(value.decode("latin-1"))
+            break
+    _ours(out, visit)
+    _put(out, "tunnel.name", visit.tunnel)
+    _put(out, "tunnel.request.id", _clean(visit.request_id))
+    for phase, spent in phases(visit, ended).items():
+        out[f"tunnel.phase.{phase}_ms"] = round(spent, 3)
+    return "HTTP" if name == "_OTHER" else name, SERVER, out
+
+
+def _stream(visit: StreamVisit, ended: float, is_core: bool) -> tuple[str, int, Attributes]:
+    out = _method(visit.method) if visit.method else {}
+    out["tunnel.stream.id"] = visit.stream_id
+    out["tunnel.stream.protocol"] = visit.protocol
+    _sizes(out, visit, visit.protocol == "tcp")
+    if visit.target:
+        path, query = split_target(visit.target)
+        out["url.path"] = path
+        _put(out, "url.query", query)
+    _put(out, "http.response.status_code", visit.status)
+    _ours(out, visit)
+    _put(out, "tunnel.name", visit.tunnel)
+    _put(out, "tunnel.request.id", _clean(visit.request_id))
+    if not is_core:
+        return "agent.stream", SERVER, out
+    out["tunnel.clock.offset_seconds"] = visit.offset
+    return "tunnel.stream", CLIENT, out
+
+
+def _local(visit: LocalVisit, ended: float, is_core: bool) -> tuple[str, int, Attributes]:
+    host, _, port = visit.address.rpartition(":")
+    out: Attributes = {"server.address": host.strip("[]") or visit.address, "url.scheme": visit.scheme}
+    if port.isascii() and port.isdigit():
+        out["server.port"] = int(port)
+    _sizes(out, visit, not visit.method)
+    _put(out, "tunnel.outcome", visit.outcome)
+    _put(out, "tunnel.request.id", _clean(visit.request_id))
+    if not visit.method:
+        return "tcp", CLIENT, out
+    out |= _method(visit.method)
+    path, query = split_target(visit.target)
+    url = f"{visit.scheme}://{visit.address}{path}"
+    out["url.full"] = out["http.url"] = f"{url}?{query}" if query else url
+    _put(out, "http.response.status_code", visit.status)
+    name = out["http.request.method"]
+    return "HTTP" if name == "_OTHER" else name, CLIENT, out
+
+
+def _query(visit: QueryVisit, ended: float, is_core: bool) -> tuple[str, int, Attributes]:
+    out: Attributes = {"db.system.name": visit.system, "db.operation.name": visit.operation}
+    _put(out, "tunnel.outcome", visit.outcome)
+    return "db.query", INTERNAL, out
+
+
+def _connect(visit: ConnectVisit, ended: float, is_core: bool) -> tuple[str, int, Attributes]:
+    host, _, port = visit.remote.rpartition(":")
+    side = "client" if is_core else "server"
+    out: Attributes = {f"{side}.address": host.strip("[]") or visit.remote}
+    if port.isascii() and port.isdigit():
+        out[f"{side}.port"] = int(port)
+    _ours(out, visit)
+    _put(out, "tunnel.refusal", visit.reason)
+    if is_core:
+        return "agent.accept", SERVER, out
+    return "agent.connect", CLIENT, out
+
+
+_FACTS: dict[str, Callable[[Any, float, bool], tuple[str, int, Attributes]]] = {
+    "request": _request,
+    "stream": _stream,
+    "local": _local,
+    "query": _query,
+    "connect": _connect,
+}
+
+
+def _is_authentication(visit: Any) -> bool:
+    """Whether a connection to the core got so far as to say who it is: a port scan makes no span."""
+    return visit.outcome in ("ok", "refused") or bool(visit.agent_id)
+
+
+def _ours(out: Attributes, visit: RequestVisit | StreamVisit | ConnectVisit) -> None:
+    _put(out, "agent.id", _clean(visit.agent_id))
+    _put(out, "tunnel.connection.id", visit.connection_id)
+    _put(out, "tunnel.account.id", visit.account_id)
+    _put(out, "tunnel.outcome", visit.outcome)
+
+
+def _sizes(out: Attributes, visit: Visit, is_raw: bool) -> None:
+    """Bytes towards the local service and back: bodies, or whatever a TCP tunnel carried."""
+    out["tunnel.bytes_in" if is_raw else "http.request.body.size"] = visit.bytes_in
+    out["tunnel.bytes_out" if is_raw else "http.response.body.size"] = visit.bytes_out
+
+
+def _put(out: Attributes, key: str, value: object) -> None:
+    if value:
+        out[key] = value
+
+
+def _method(method: str) -> Attributes:
+    if method in _KNOWN_METHODS:
+        return {"http.request.method": method, "http.method": method}
+    original = _clean(method)
+    return {"http.request.method": "_OTHER", "http.request.method_original": original, "http.method": original}
+
+
+def _blame(visit: Visit, failure: str) -> tuple[str, str]:
+    """(error.type, description of the error status), or ("", "") where the span's status stays unset."""
+    outcome = visit.outcome or ("internal" if failure and failure != "Cancelled" else "")
+    if visit.status >= 500 and outcome in ("", "ok"):
+        return str(visit.status), _clean(visit.error) or f"HTTP {visit.status}"
+    if failure and failure != "Cancelled" and outcome in ("internal", "ok"):
+        return failure, _clean(visit.error) or failure
+    if not outcome or outcome in _HARMLESS:
+        return "", ""
+    reason = visit.reason if isinstance(visit, ConnectVisit) else ""
+    return reason or outcome, _clean(visit.error) or reason or outcome
+
+
+def _clean(text: str) -> str:
+    """Bounded, and valid UTF-8: one lone surrogate would make the whole batch unsendable."""
+    text = text[:MAX_TEXT]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """A request target as (path, query string with the values redacted). An absolute target loses its authority."""
+    path, _, query = target.partition("#")[0].partition("?")
+    if "://" in path and not path.startswith("/"):
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return _clean(path), redact(query) if query else ""
+
+
+def redact(query: str) -> str:
+    """`a=1&b=2` → `a=REDACTED&b=REDACTED`. Names stay, and so does what has no `=`; `;` separates as `&` does."""
+    parts = query[:MAX_TEXT].replace(";", "&").split("&")
+    return _clean("&".join(f"{part.partition('=')[0]}=REDACTED" if "=" in part else part for part in parts))

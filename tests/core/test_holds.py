@@ -1,0 +1,164 @@
+"""Names: reserved, claimed, held after the last link, also across a restart; asked for cheaply."""
+
+from typing import Any
+
+import pytest
+
+from tunnel.core import holds, records
+from tunnel.core.accounts import Accounts
+from tunnel.core.store import Store, StoreError
+from tunnel.errors import Refused
+
+
+@pytest.fixture
+def accounts(store: Store, wall: Any, ticks: Any) -> Accounts:
+    return Accounts(store, wall=wall, monotonic=ticks)
+
+
+@pytest.fixture
+async def ids(store: Store) -> tuple[str, str]:
+    def make(conn: Any) -> tuple[str, str]:
+        return records.create_account(conn, "a", 0.0).id, records.create_account(conn, "b", 0.0).id
+
+    return await store.query("account.default", make, write=True)
+
+
+async def taken(accounts: Accounts, name: str, account_id: str) -> str:
+    with pytest.raises(Refused) as caught:
+        await accounts.claim(name, account_id)
+    return caught.value.reason
+
+
+async def reserve(store: Store, name: str, account_id: str) -> None:
+    await store.query("account.default", lambda conn: records.reserve_name(conn, name, account_id, 0.0), write=True)
+
+
+async def test_a_name_is_held_for_ten_minutes(
+    accounts: Accounts, store: Store, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    a, b = ids
+    assert await accounts.owner_of("api") is None
+    await accounts.claim("api", a)
+    assert await accounts.owner_of("api") == a
+    await accounts.claim("api", a)  # another agent of the account
+    assert await taken(accounts, "api", b) == "name_taken"
+    await accounts.release("api", a)
+    wall.now += 600
+    ticks.now += 600
+    assert await accounts.owner_of("api") == a
+    assert await taken(Accounts(store, wall=wall), "api", b) == "name_taken"
+    wall.now += 0.1
+    ticks.now += 3
+    assert await accounts.owner_of("api") is None
+    await accounts.claim("api", b)
+    assert await accounts.owner_of("api") == b
+
+
+async def test_a_reserved_name_is_its_accounts(
+    accounts: Accounts, store: Store, ids: tuple[str, str], wall: Any
+) -> None:
+    a, b = ids
+    await reserve(store, "www.example.com", a)
+    assert await accounts.owner_of("www.example.com") == a
+    assert await taken(accounts, "www.example.com", b) == "name_reserved"
+    await accounts.claim("www.example.com", a)
+    await accounts.release("www.example.com", a)
+    wall.now += 10_000
+    assert await Accounts(store, wall=wall).owner_of("www.example.com") == a
+
+
+async def test_reserving_beats_a_claim(accounts: Accounts, store: Store, ids: tuple[str, str]) -> None:
+    a, b = ids
+    await accounts.claim("api", b)
+    assert await accounts.owner_of("api") == b
+    await reserve(store, "api", a)
+    assert await accounts.owner_of("api") == b  # from the cache, until the change is noticed
+    await accounts.watch(lambda: None)
+    assert await accounts.owner_of("api") == a
+    assert await taken(accounts, "api", b) == "name_reserved"
+
+
+async def test_a_killed_core_keeps_and_ends_the_hold(store: Store, ids: tuple[str, str], wall: Any, ticks: Any) -> None:
+    a, _ = ids
+    first = Accounts(store, wall=wall, monotonic=ticks)
+    await first.claim("api", a)
+    for _ in range(100):  # in use for 5,000 s, then killed
+        wall.now += 50
+        ticks.now += 50
+        await first._flush_quietly()
+    second = Accounts(store, wall=wall)
+    wall.now += 500
+    assert await second.owner_of("api") == a
+    wall.now += 101
+    assert await Accounts(store, wall=wall).owner_of("api") is None
+
+
+async def test_only_names_really_in_use_stay_held(
+    accounts: Accounts, store: Store, ids: tuple[str, str], wall: Any
+) -> None:
+    a, b = ids
+    await accounts.claim("served", a)
+    await accounts.claim("refused", b)  # and then its agent was refused for another reason
+    accounts.set_names_in_use(lambda: {"served": a})
+    wall.now += 599
+    await accounts._holds.touch()
+    wall.now += 2
+    other = Accounts(store, wall=wall)
+    assert await other.owner_of("served") == a
+    assert await other.owner_of("refused") is None
+
+
+async def test_answers_are_cached_for_a_moment(
+    accounts: Accounts, store: Store, ids: tuple[str, str], ticks: Any
+) -> None:
+    a, _ = ids
+    asked: list[str] = []
+    real = store.query
+
+    async def query(operation: str, work: Any, **more: Any) -> Any:
+        asked.append(operation)
+        return await real(operation, work, **more)
+
+    store.query = query  # type: ignore[method-assign]
+    for _ in range(10):
+        assert await accounts.owner_of("api") is None
+    assert asked == ["name.owner"]
+    await accounts.claim("api", a)
+    assert await accounts.owner_of("api") == a  # at once
+    ticks.now += 2
+    assert await accounts.owner_of("api") == a
+    assert asked.count("name.owner") == 3
+
+
+async def test_random_names_fill_no_memory(accounts: Accounts, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    async def query(operation: str, work: Any, **more: Any) -> Any:
+        return None
+
+    store.query = query  # type: ignore[method-assign]
+    monkeypatch.setattr(holds, "CACHE_SIZE", 10)
+    for i in range(100):
+        await accounts.owner_of(f"random-{i}")
+    assert len(accounts._holds._cache) == 10
+
+
+async def test_old_claims_are_cleared_away(accounts: Accounts, store: Store, ids: tuple[str, str], wall: Any) -> None:
+    a, b = ids
+    await accounts.claim("old", a)
+    await accounts.release("old", a)
+    wall.now += 601
+    await accounts.claim("new", b)
+    await accounts._holds.touch()
+    rows = await store.query("name.owner", records.list_names)
+    assert [row["name"] for row in rows] == ["new"]
+
+
+async def test_a_release_survives_an_outage(
+    accounts: Accounts, store: Store, ids: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def query(operation: str, work: Any, **more: Any) -> Any:
+        raise StoreError("the store is away")
+
+    await accounts.claim("api", ids[0])
+    store.query = query  # type: ignore[method-assign]
+    await accounts.release("api", ids[0])
+    assert [record.getMessage() for record in caplog.records] == ["name not released in the store"]

@@ -162,6 +162,11 @@ class Socket(trio.abc.HalfCloseableStream):
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
 
+    def wake_receiver(self) -> None:
+        """The task in `recv` gets trio.ClosedResourceError; the socket stays open, to be written to."""
+        if not self.is_closed:
+            trio.lowlevel.notify_closing(self.sock)
+
     def abort(self) -> None:
         """Close with a reset, so that the other end cannot take what it has for the whole."""
         if not self.is_closed:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tunnel.screen import Feed
 
 DRAIN_TIMEOUT = 2.0  # seconds that open requests get after Ctrl-C; an open event stream must not hold it up
+SAMPLE_NAME = "hello"  # the sample service's; one that is typed easily, for its port changes
 DIAL_TIMEOUT = 1.0  # seconds for the look whether the local service is there
 
 #: a failed request is shown by us, with its cause; its access records come only when somebody asks for records
@@ -167,7 +168,8 @@ class Up:
         token_file = core.token_file or data_dir / "default.token"
         if not token_file.exists():
             raise ConfigError(f"the token {token_file} is gone; remove {data_dir} to start over")
-        flags = agent_flags(address_text(core.agent_address), token_file, local, self._options.subdomain)
+        subdomain = self._options.subdomain or ("" if self._options.local else SAMPLE_NAME)
+        flags = agent_flags(address_text(core.agent_address), token_file, local, subdomain)
         self._agent = agent = Agent(load_agent([*flags, *common], {}))
         await programs.start(agent.run)
         tune_gc()

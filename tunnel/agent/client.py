@@ -21,6 +21,7 @@ from tunnel import __version__
 from tunnel.agent import dialing
 from tunnel.agent.backoff import Backoff
 from tunnel.agent.forward import Forwarder
+from tunnel.agent.probing import LocalProber
 from tunnel.config import AgentSettings, parse_address, parse_local, sections
 from tunnel.errors import LOAD_REFUSALS, ConfigError, Refused, TunnelError, WireError
 from tunnel.handler import AgentStatistics, ConnectVisit, Handler, Layer, LinkVisit, wrap
@@ -101,6 +102,8 @@ class Agent:
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
         self._program = Program("agent", sections(settings), self.statistics, self._take_round_trips)
         self._program.checks["link"] = self._check_link
+        self._prober = LocalProber(self.services)
+        self._program.set_details("local_services", self._prober.details)
         self._on_up: trio.TaskStatus[None] | None = None
         self._forwarder: Forwarder | None = None
         self._handle_connect: Handler = self._connect
@@ -167,6 +170,7 @@ class Agent:
         self._handle_connect = wrap(self._connect, layers)
         self._handle_link = wrap(self._attached, layers)
         nursery.start_soon(self._sweeper.run)
+        nursery.start_soon(self._prober.run)
         if self.settings.metrics_addr:
             sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
@@ -385,7 +389,8 @@ class Agent:
     def _on_opened(self, stream: Stream) -> None:
         """A visitor's stream: a task of the link's own nursery serves it."""
         assert self._forwarder is not None
-        assert stream.link.nursery is not None
+        if stream.link.nursery is None:
+            raise WireError("the core opened a stream before the hello")
         stream.link.nursery.start_soon(self._forwarder.serve, stream.link, stream, self.services, self.agent_id)
 
 

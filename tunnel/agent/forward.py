@@ -18,7 +18,7 @@ import trio
 from tunnel.errors import BY_CODE, OUTCOMES, Failure
 from tunnel.handler import Layer, LocalVisit, StreamVisit, wrap
 from tunnel.http.client import Service
-from tunnel.http.heads import check_forwarded
+from tunnel.http.heads import check_forwarded, check_trailers
 from tunnel.http.response import MAX_HEAD, Answer, Chunks, find_head, parse_answer
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.sweeper import Sweeper
@@ -110,6 +110,7 @@ class Forwarder:
                 self._idle.set()
             self._sweeper.discard(visit)
             stream.on_failure = None
+            link.session.forget(stream)  # of a body that nobody took to its end
 
     async def wait_idle(self) -> None:
         """Wait until no stream is being served."""
@@ -436,6 +437,8 @@ class Forwarder:
             local.bytes_in += len(part)
             await socket.send(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
         if chunked:
+            if stream.trailers and not check_trailers(stream.trailers):
+                raise Failure("bad_request", "the request's trailer fields that came over the link are not valid")
             await socket.send(b"0\r\n" + stream.trailers + b"\r\n")
         elif 0 <= visit.opened.length != local.bytes_in:
             raise Failure("bad_request", "the request's body is not as long as it said")

@@ -23,7 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words:
             from tunnel.core.commands import run_command
 
-            return run_command(words, database_url=settings.database.url, data_dir=data_dir(settings))
+            return run_command(
+                words,
+                database_url=settings.database.url,
+                data_dir=data_dir(settings),
+                base_domain=settings.base_domain,
+            )
     except ConfigError as exc:
         print(f"tunnel core: {exc}", file=sys.stderr)
         return 2

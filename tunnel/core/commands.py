@@ -29,14 +29,17 @@ from tunnel.errors import TunnelError
 COMMANDS = ("account", "token", "tunnel", "usage", "migrate")
 
 
-def run_command(words: list[str], *, database_url: str, data_dir: Path) -> int:
+def run_command(words: list[str], *, database_url: str, data_dir: Path, base_domain: str = "") -> int:
     """Run one command and return the exit code. words: after the program's own flags, such as ["account", "list"].
 
     database_url, data_dir: as `database.Database` takes them. The store is made and migrated if need be.
+    base_domain: of the core; <subdomain>.<base_domain> means the subdomain.
     """
     options = parse_commands(words)
     if isinstance(options, int):
         return options
+    if options.command == "tunnel" and base_domain:
+        options.name = _without_base(getattr(options, "name", None), base_domain)
     try:
         database = Database(database_url, data_dir)
         try:
@@ -60,6 +63,12 @@ def run_command(words: list[str], *, database_url: str, data_dir: Path) -> int:
     elif text:
         print(text)
     return 0
+
+
+def _without_base(name: str | None, base_domain: str) -> str | None:
+    """The key under which a core looks the name up: one label where it can be one."""
+    label = (name or "").removesuffix(".").lower().removesuffix("." + base_domain.lower().strip("."))
+    return label if label and "." not in label else name
 
 
 #: (for -json, for standard output, for standard error)

@@ -24,7 +24,15 @@ from tunnel.core.visitor import ANSWER, BODY, HEAD, RAW, Visitor
 from tunnel.errors import OUTCOMES, Failure
 from tunnel.handler import Layer, RequestVisit, StreamVisit, wrap
 from tunnel.http.answers import answer as make_answer
-from tunnel.http.heads import CHUNKED, Head, check_relayed, forwarded_head, is_request_id, parse_request
+from tunnel.http.heads import (
+    CHUNKED,
+    Head,
+    check_relayed,
+    check_trailers,
+    forwarded_head,
+    is_request_id,
+    parse_request,
+)
 from tunnel.http.response import has_no_body, trailer_fields
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.tasks import open_pair
@@ -219,7 +227,13 @@ class Exchanger:
             if b"\n\n" in data or b"\n\r\n" in data.replace(b"\r\n\r\n", b""):
                 self._name(request, data)
                 raise Failure("bad_request", "a line does not end with CRLF")
-            part = await visitor.socket.recv()
+            try:
+                part = await visitor.socket.recv()
+            except trio.ClosedResourceError:
+                if not request.expired:
+                    raise
+                self._name(request, data)  # the deadline only woke us: there is somebody to tell
+                raise Failure("request_timeout", "the request's head did not arrive in time") from None
             if not part:
                 if data:
                     self._name(request, data)
@@ -260,7 +274,8 @@ class Exchanger:
         words = head.connection
         request.keep_alive = b"close" not in words if head.version == b"1.1" else b"keep-alive" in words
         try:
-            request.host = normalise_host(head.host)
+            # HTTP/1.0 needs no Host (RFC 9112, 3.2); then no tunnel is named.
+            request.host = normalise_host(head.host) if head.host or head.version == b"1.1" else ""
         except ValueError as exc:
             raise Failure("bad_request", str(exc)) from exc
         if head.method in REFUSED_METHODS:
@@ -342,7 +357,7 @@ class Exchanger:
             visit.status = request.status
             visit.bytes_in, visit.bytes_out = request.bytes_in, request.bytes_out
             stream = request.stream
-            if stream is not None and not stream.is_over:
+            if stream is not None and (not stream.is_over or stream.inbox):
                 stream.reset(visit.outcome or "internal")
 
     def _open(self, visit: _Stream) -> None:
@@ -351,7 +366,8 @@ class Exchanger:
         assert head is not None
         context = f"request-id: {request.request_id}\r\n"
         for name, value in visit.headers.items():
-            context += f"{name}: {value}\r\n"
+            if len(context) + len(name) + len(value) < frames.MAX_CONTEXT - 4:
+                context += f"{name}: {value}\r\n"
         is_upgrade = visit.protocol == "upgrade"
         length = NO_BODY if head.length is None else UNKNOWN if head.length == CHUNKED else head.length
         opened = Open(
@@ -359,7 +375,7 @@ class Exchanger:
             agent.indexes[visit.tunnel],
             int(self._request_timeout * 1000),
             length,
-            context.encode("latin-1", "replace")[: frames.MAX_CONTEXT],
+            context.encode("latin-1", "replace"),
             forwarded_head(head, self._forwarding.fields(request), upgrade=is_upgrade),
         )
         session = agent.link.session
@@ -588,6 +604,8 @@ class Exchanger:
             visitor.deadline = monotonic() + idle
         self._check_length(response, request.bytes_out, ended=True)
         if chunked:
+            if stream.trailers and not check_trailers(stream.trailers):
+                raise Failure("local_broken", "the answer's trailer fields that came over the link are not valid")
             await self._write(request, head + b"0\r\n" + stream.trailers + b"\r\n")
         elif head:
             await self._write_head(request, head)

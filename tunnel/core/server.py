@@ -22,6 +22,7 @@ from tunnel.core.exchange import Exchanger
 from tunnel.core.first import FirstToken, ensure_default
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
+from tunnel.core.probing import Prober
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
 from tunnel.core.status import status_page
@@ -66,6 +67,8 @@ class Core:
         self._listening = False
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
         self._program = Program("core", sections(settings), self.statistics, self._take_round_trips, self.reports.all)
+        self._prober = Prober(self.registry, settings.heartbeat_timeout)
+        self._program.set_details("tunnels", self._prober.details)
         self._accounts: Accounts | None = None
         self._exchanger: Exchanger | None = None
         self._gate: Gate | None = None
@@ -201,6 +204,7 @@ class Core:
         )
         background.start_soon(self._sweeper.run)
         background.start_soon(self._forget_names)
+        background.start_soon(self._prober.run)
         self._program.checks.update(
             listeners=self._check_listeners, store=accounts.is_ready, draining=self._check_draining
         )

@@ -20,6 +20,7 @@ def status_page(core: Core) -> Page:
 
     async def page(_: PageRequest) -> PageAnswer:
         statistics = core.statistics()
+        probes = core.details().get("tunnels", {})
         status = {
             "version": __version__,
             "uptime_seconds": round(monotonic() - started, 1),
@@ -33,6 +34,7 @@ def status_page(core: Core) -> Page:
                     "url": tunnel.url,
                     "account_id": tunnel.account_id,
                     "connections": [agent.visit.connection_id for agent in tunnel.links],
+                    "probes": probes.get(tunnel.name, {}),
                 }
                 for tunnel in core.registry.tunnels.values()
             ],

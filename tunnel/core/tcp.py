@@ -166,5 +166,5 @@ class Ports:
         finally:
             self._exchanger.bytes_in += visit.bytes_in
             self._exchanger.bytes_out += visit.bytes_out
-            if not stream.is_over:
+            if not stream.is_over or stream.inbox:
                 stream.reset(visit.outcome or "internal")

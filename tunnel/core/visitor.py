@@ -73,9 +73,11 @@ class Visitor:
     def _expire(self) -> None:
         request = self.request
         if request is None or self.phase in (IDLE, HEAD):
-            if request is not None:
+            if request is None:
+                self.socket.close()
+            else:
                 request.expired = True
-            self.socket.close()
+                self.socket.wake_receiver()
         else:
             request.expire()
 

@@ -22,12 +22,17 @@ _NORMAL_LINE = rb"(?:" + TOKEN + rb": (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+
 _REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~\x80-\xff]+) HTTP/(\d\.\d)\r\n" + _LINE + rb"\r\n")
 _TARGET = re.compile(rb"[!-\"$-~]+")  # visible ASCII, no fragment
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)(/[^#]*|\?[^#]*)?")
+_LENGTH = re.compile(rb"(?i)\ncontent-length:([^\r]*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:+/=@\-]{1,128}")
 
 #: request head as it travels: request line, fields, no empty line
 _FORWARDED_REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.1\r\n" + _NORMAL_LINE)
 #: answer head as it travels: reason, fields, exactly as h11 would write them
 _RELAYED = re.compile(rb"[\t -~\x80-\xff]*\r\n" + _NORMAL_LINE)
+_TRAILERS = re.compile(_NORMAL_LINE)
+_NOT_TRAILERS = re.compile(
+    rb"(?im)^(?:transfer-encoding|content-length|host|connection|trailer|content-encoding):"  # RFC 9110, 6.5.1
+)
 #: fields that an answer must not carry over the link (or that are the core's own)
 _FORBIDDEN = re.compile(
     rb"(?i)\n(?:connection|keep-alive|proxy-connection|proxy-authenticate|te|transfer-encoding|content-length"
@@ -89,7 +94,12 @@ def parse_request(raw: bytes, max_target: int) -> Head:
         raise Failure("bad_request", str(exc)) from exc
     if type(event) is not h11.Request:
         raise Failure("bad_request", "the request head is not complete")
-    return _check(parser, event, method, target, version)
+    head = _check(parser, event, method, target, version)
+    if head.length is not None and head.length >= 0:
+        lengths = _LENGTH.findall(raw)  # h11 makes one of several equal ones
+        if len(lengths) != 1 or b"," in lengths[0]:
+            raise Failure("bad_request", "Content-Length is given twice")
+    return head
 
 
 def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: bytes, version: bytes) -> Head:
@@ -109,6 +119,8 @@ def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: by
         elif name == b"content-length":
             if length is not None:
                 raise Failure("bad_request", "Content-Length is given twice")
+            if len(value) > 18:
+                raise Failure("body_too_large", "the body is said to be longer than any could be")
             length = int(value)
         elif name == b"transfer-encoding":
             if chunked or value.lower() != b"chunked":
@@ -200,3 +212,8 @@ def check_relayed(head: bytes) -> None:
     """The core's look at an answer's head that came over the link. Raises Failure(local_broken)."""
     if _RELAYED.fullmatch(head) is None or _FORBIDDEN.search(head) is not None:
         raise Failure("local_broken", "the answer's head that came over the link is not valid")
+
+
+def check_trailers(fields: bytes) -> bool:
+    """Whether trailer fields that came over the link are fields, and none that must not be there."""
+    return _TRAILERS.fullmatch(fields) is not None and _NOT_TRAILERS.search(fields) is None

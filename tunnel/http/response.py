@@ -22,10 +22,13 @@ _NORMAL = re.compile(
     rb"(?:" + TOKEN + rb": (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?\r\n)*)\r\n"
 )
 #: fields about this connection or this message's framing, and those that are the core's to set
-_OWN = re.compile(
-    rb"(?im)^(connection|keep-alive|proxy-connection|proxy-authenticate|te|transfer-encoding|content-length|upgrade"
-    rb"|x-tunnel-outcome|x-request-id): ([^\r\n]*)\r\n"
-)
+_OWN = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"te", b"transfer-encoding",
+        b"content-length", b"upgrade", b"x-tunnel-outcome", b"x-request-id",
+    }
+)  # fmt: skip
+_KEPT_WORDS = frozenset({b"close", b"keep-alive", b"upgrade"})
 
 
 class Answer(NamedTuple):
@@ -66,11 +69,16 @@ def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
     chunked = False
     keep_alive = minor == b"1"
     upgrade = b""
-    named: list[bytes] = []
-    for name, value in _OWN.findall(head):
+    named: frozenset[bytes] = frozenset()
+    lines = head.split(b"\r\n")
+    kept = [lines[0]]  # the reason
+    for line in lines[1:]:
+        name, _, value = line.partition(b": ")
         name = name.lower()
-        if name == b"content-length":
-            if not value.isdigit() or (length >= 0 and int(value) != length):
+        if name not in _OWN:
+            kept.append(line)
+        elif name == b"content-length":
+            if not value.isdigit() or len(value) > 18 or (length >= 0 and int(value) != length):
                 raise Failure("local_broken", "the local service's Content-Length is not one number")
             length = int(value)
         elif name == b"transfer-encoding":
@@ -79,17 +87,13 @@ def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
             chunked = True
         elif name == b"connection":
             words = split_words(value.lower())
-            if b"close" in words:
-                keep_alive = False
-            elif b"keep-alive" in words:
-                keep_alive = True
-            named += words
+            keep_alive = b"close" not in words and (keep_alive or b"keep-alive" in words)
+            named |= words - _KEPT_WORDS
         elif name == b"upgrade":
             upgrade = value
-    head = _OWN.sub(b"", head)
-    for name in named:
-        if name not in (b"close", b"keep-alive", b"upgrade") and re.fullmatch(TOKEN, name):
-            head = re.sub(rb"(?im)^" + re.escape(name) + rb": [^\r\n]*\r\n", b"", head)
+    if named:
+        kept = [kept[0], *(line for line in kept[1:] if line.partition(b":")[0].lower() not in named)]
+    head = b"\r\n".join(kept)
     if status == 101:
         head += b"Upgrade: " + upgrade + b"\r\n" if upgrade else b""
     if chunked:

@@ -24,6 +24,7 @@ from tunnel.wire.session import CONTROL, OPENED, Session
 
 UNSENT = 128 * 1024  #: bytes of bulk the kernel may hold unsent, in front of urgent frames
 MAX_CONTROL = 64  #: control frames nobody has taken yet
+MAX_PONGS = 64  #: answers to pings that wait for the writer; a peer that pings and does not read would fill memory
 
 
 def wall_us() -> int:
@@ -58,9 +59,10 @@ class Link:
         self._heartbeat = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
         self._last_heard = monotonic()
-        self._next_ping = self._last_heard + heartbeat
+        self._next_ping = self._last_heard  # the first at once, so that rtt and offset are known early
         self._pings: dict[int, float] = {}
         self._token = 0
+        self._pongs = 0
         self._writer: Task | None = None
         self._closing = False
         self._scope = trio.CancelScope()
@@ -90,6 +92,9 @@ class Link:
 
     def _on_control(self, kind: int, payload: bytes) -> None:
         if kind == frames.PING:
+            self._pongs += 1
+            if self._pongs > MAX_PONGS:
+                raise WireError("pings come faster than their answers are taken")
             self.session.control(frames.PONG, control.pack_pong(payload, wall_us()))
         elif kind == frames.PONG:
             token, sent, answered = control.unpack_pong(payload)
@@ -136,6 +141,7 @@ class Link:
                 await wait_task_rescheduled(abort)
                 continue
             message, drained = session.take()
+            self._pongs = 0
             if message:
                 await transport.send(message)
             if drained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -10,6 +11,7 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 from tunnel.errors import BY_CODE, OUTCOMES, Failure
 from tunnel.wire.frames import Response
+from tunnel.wire.states import BODY
 from tunnel.wire.stream import Stream as WireStream
 
 if TYPE_CHECKING:
@@ -135,7 +137,8 @@ class Stream(WireStream):
 class RawStream(trio.abc.HalfCloseableStream):
     """An upgraded or TCP stream as a trio stream: raw bytes both ways, with half-close.
 
-    Closing it before both halves ended resets the stream. Raises trio.BrokenResourceError when the stream failed.
+    Closing it ends our half and gives the other's up: what was sent still arrives. Raises trio.BrokenResourceError
+    when the stream failed.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -147,7 +150,7 @@ class RawStream(trio.abc.HalfCloseableStream):
         self._eof_sent = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving")
@@ -208,7 +211,10 @@ class RawStream(trio.abc.HalfCloseableStream):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._stream.reset("visitor_aborted", "the connection was closed")
+            stream = self._stream
+            if stream.out == BODY:
+                stream.finish()
+            stream.reset("ok", "the connection was closed")
 
     def _check_open(self) -> None:
         if self._closed:

@@ -149,6 +149,8 @@ class Session:
 
     def _receive_trailers(self, events: list[Event], stream_id: int, payload: bytes) -> None:
         stream = self._find(stream_id)
+        if len(payload) > frames.MAX_HEAD:
+            raise WireError("a TRAILERS frame is too long")
         if stream is not None:
             stream.inn = states.after_receiving(stream.inn, states.FINISH)
             stream.trailers = payload
@@ -223,8 +225,8 @@ class Session:
         self._last_id += 1
         stream = self._make_stream(self._last_id)
         stream.out = states.DONE if end else states.BODY
-        self.streams[stream.id] = stream
         self._spend(stream, len(body))
+        self.streams[stream.id] = stream
         payload = frames.pack_open(opened, body)
         self._queue(HEADER.pack(frames.OPEN, END if end else 0, stream.id, len(payload)) + payload)
         return stream
@@ -272,11 +274,21 @@ class Session:
         self._drop_if_over(stream)
 
     def reset(self, stream: Stream, code: int, text: str = "") -> None:
-        """Give a stream up, at any time; nothing more is sent or heard on it. Does nothing when it is over."""
+        """Give a stream up, at any time; nothing more is taken from it. When it is over that is all this does.
+
+        Code 0 follows what is queued (we have said all and want no more); any other overtakes and drops it.
+        """
         if stream.id in self.streams:
-            self.fail(stream, code, text)
-            payload = frames.RESET_HEAD.pack(code) + text.encode()[: frames.MAX_TEXT]
-            self._queue(frames.frame(frames.RESET, stream.id, payload))
+            part = frames.frame(
+                frames.RESET, stream.id, frames.RESET_HEAD.pack(code) + text.encode()[: frames.MAX_TEXT]
+            )
+            if code == 0:
+                self._queue_in_order(stream, part)
+                self._mark_failed(stream, code, text)
+            else:
+                self.fail(stream, code, text)
+                self._queue(part)
+        self.forget(stream)
 
     def control(self, kind: int, payload: bytes) -> None:
         """Queue a frame of the link itself."""
@@ -285,10 +297,21 @@ class Session:
     def fail(self, stream: Stream, code: int, text: str) -> None:
         """Mark a stream as failed without telling the other end (it knows, or is gone)."""
         if stream.failure is None:
-            stream.failure = (code, text)
-            self.streams.pop(stream.id, None)
+            self._mark_failed(stream, code, text)
             self._forget_pending(stream)
-            stream.inn = stream.out = states.DONE
+
+    def forget(self, stream: Stream) -> None:
+        """Nobody will take what is left in the inbox: its link credit goes back to the other end."""
+        if stream.inbox:
+            stream.inbox.clear()
+            size, stream.inbox_bytes = stream.inbox_bytes, 0
+            self._give_back(size)
+
+    def _mark_failed(self, stream: Stream, code: int, text: str) -> None:
+        stream.failure = (code, text)
+        stream.inn = stream.out = states.DONE
+        self.streams.pop(stream.id, None)
+        self._starved.discard(stream)
 
     def _forget_pending(self, stream: Stream) -> None:
         """Frames never sent need no credit at the other end, but ours was spent: take it back for the link.
@@ -299,9 +322,12 @@ class Session:
             if part[0] == frames.DATA:
                 self._credit += len(part) - 10
             self.queued_bytes -= len(part)
+        if stream.pending and self._starved:
+            starved, self._starved = self._starved, set()
+            for other in starved:
+                other.wake()
         stream.pending.clear()
         stream.pending_bytes = 0
-        self._starved.discard(stream)
 
     def _spend(self, stream: Stream, size: int) -> None:
         if size:

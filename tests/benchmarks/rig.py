@@ -1,6 +1,6 @@
-"""What the benchmarks run on: nginx with a 1 KiB and a 100 MiB answer, a bare trio + h11 server as the floor, a core and
-an agent as processes, wrk as the load. CPU time comes from the kernel, so it holds on a busy machine too; figures are
-only compared with the floor of the same run.
+"""What the benchmarks run on: nginx with a 1 KiB and a 100 MiB answer, a bare trio + h11 server as the floor, a core
+and an agent as processes, wrk as the load. CPU time comes from the kernel; figures are only compared with the floor of
+the same run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +50,19 @@ async def main():
 trio.run(main)
 """
 
+SINK = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
 NGINX = """
 worker_processes 1; daemon off; pid {dir}/nginx.pid; error_log {dir}/error.log;
 events {{ worker_connections 1024; }}
@@ -74,38 +87,29 @@ class Load:
 
 
 class Process:
-    """A process whose CPU time is measured. lines: its standard output."""
+    """A process whose CPU time is measured. Its standard output goes to a file, whose reader costs nothing."""
 
     def __init__(self, *command: str, env: dict[str, str] | None = None) -> None:
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
         self._popen = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}, start_new_session=True
+            command, stdout=self._output, env={**os.environ, **(env or {})}, start_new_session=True
         )
-        self._keep = True
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            if self._keep:
-                with self._changed:
-                    self.lines.append(line)
-                    self._changed.notify_all()
 
     def wait_line(self, pattern: str, seconds: float = 15) -> re.Match[str]:
         end = time.monotonic() + seconds
-        with self._changed:
-            while True:
-                for line in self.lines:
-                    if match := re.search(pattern, line):
-                        return match
-                if not self._changed.wait(end - time.monotonic()):
-                    raise AssertionError(f"no {pattern!r} in {self.lines}")
+        while True:
+            text = os.pread(self._output.fileno(), 65536, 0).decode()
+            for line in text.splitlines():
+                if match := re.search(pattern, line):
+                    return match
+            assert time.monotonic() < end and self._popen.poll() is None, f"no {pattern!r} in {text}"
+            time.sleep(0.02)
 
-    def forget(self) -> None:
-        """Stop keeping output; it is still read."""
-        self._keep = False
+    def last_failure(self) -> str:
+        """The last ERROR record of what it has logged."""
+        size = os.fstat(self._output.fileno()).st_size
+        text = os.pread(self._output.fileno(), 1_000_000, max(0, size - 1_000_000)).decode("utf-8", "replace")
+        return next((line for line in reversed(text.splitlines()) if '"ERROR"' in line), "")
 
     def cpu(self) -> float:
         """Seconds of CPU used so far, all threads."""
@@ -124,6 +128,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
+        self._output.close()
 
 
 @dataclass
@@ -153,11 +158,14 @@ class Rig:
         conf.write_text(NGINX.format(dir=directory, port=self.nginx_port))
         self.nginx = Process(which("nginx"), "-c", str(conf))
         self.floor = Process(sys.executable, "-c", FLOOR)
+        self.sink = Process(sys.executable, "-c", SINK)
+        self.sink_url = "http://127.0.0.1:" + self.sink.wait_line(r"^(\d+)$")[1]
         self.floor_port = int(self.floor.wait_line(r"^(\d+)$")[1])
 
     def stop(self) -> None:
         self.nginx.stop()
         self.floor.stop()
+        self.sink.stop()
 
     @contextmanager
     def tunnel(self, *flags: str, env: dict[str, str] | None = None, tls: bool = False) -> Iterator[Tunnel]:
@@ -176,8 +184,6 @@ class Rig:
             *trust, *common, env=env,
         )  # fmt: skip
         agent.wait_line("tunnel ready")
-        core.forget()
-        agent.forget()
         tunnel = Tunnel(core, agent, int(ready["public"].rpartition(":")[2]))
         try:
             yield tunnel
@@ -205,7 +211,7 @@ class Rig:
         """A load, and what each process paid for it: CPU µs a request."""
         before = [one.cpu() for one in processes]
         load = self.load(port, connections, seconds)
-        assert load.bad == 0, f"{load.bad} bad answers"
+        assert load.bad == 0, f"{load.bad} bad answers: {[one.last_failure() for one in processes]}"
         return load, [(one.cpu() - start) / load.requests * 1e6 for one, start in zip(processes, before, strict=True)]
 
 

@@ -32,6 +32,7 @@ from tunnel.link.link import Link
 from tunnel.link.stream import Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
+from tunnel.link.workers import Workers
 from tunnel.log import get_logger
 from tunnel.net import Socket, address_text, listen
 from tunnel.plugins import Program
@@ -106,6 +107,7 @@ class Agent:
         self._program.set_details("local_services", self._prober.details)
         self._on_up: trio.TaskStatus[None] | None = None
         self._forwarder: Forwarder | None = None
+        self._workers: Workers[Stream] | None = None  # of the present link
         self._handle_connect: Handler = self._connect
         self._handle_link: Handler = self._attached
 
@@ -218,6 +220,7 @@ class Agent:
     async def _attempt(self) -> tuple[float, bool]:
         """One link from dialling to its end: (seconds to wait before the next, whether it never came up)."""
         self._went_away = False
+        self._workers = None
         self._link = link = Link(False, self.settings.heartbeat, self.settings.heartbeat_timeout, self._on_opened)
         came_up = 0.0
         try:
@@ -229,9 +232,9 @@ class Agent:
                 await self._handle_link(_Attached(connect))
                 nursery.cancel_scope.cancel()
         except Refused as exc:
-            log.error("connection refused", server=self.settings.server, reason=exc.reason, error=str(exc))
             if exc.final:
                 raise Stopped(f"the core at {self.settings.server} refused this agent: {exc}") from None
+            log.error("connection refused", server=self.settings.server, reason=exc.reason, error=str(exc))
             if exc.reason in LOAD_REFUSALS:
                 return self._backoff.after_load_refusal(), True
             return self._backoff.after_network_error(), True
@@ -387,11 +390,17 @@ class Agent:
             await trio.sleep(max(0.0, self.settings.metrics.report_interval - 1.0))
 
     def _on_opened(self, stream: Stream) -> None:
-        """A visitor's stream: a task of the link's own nursery serves it."""
+        """A visitor's stream: a worker of the link's own nursery serves it."""
         assert self._forwarder is not None
         if stream.link.nursery is None:
             raise WireError("the core opened a stream before the hello")
-        stream.link.nursery.start_soon(self._forwarder.serve, stream.link, stream, self.services, self.agent_id)
+        if self._workers is None:
+            self._workers = Workers(stream.link.nursery, self._serve_stream)
+        self._workers.submit(stream)
+
+    async def _serve_stream(self, stream: Stream, scope: trio.CancelScope) -> None:
+        assert self._forwarder is not None
+        await self._forwarder.serve(stream.link, stream, self.services, self.agent_id, scope)
 
 
 def default_agent_id() -> str:

@@ -43,12 +43,12 @@ class _Stream(StreamVisit):
 
     __slots__ = ("deadline", "opened", "scope", "service", "stream", "timed_out")
 
-    def __init__(self, stream: Stream, opened: Open, service: Service) -> None:
+    def __init__(self, stream: Stream, opened: Open, service: Service, scope: trio.CancelScope) -> None:
         super().__init__(None, frames.PROTOCOLS[opened.protocol])
         self.stream = stream
         self.opened = opened
         self.service = service
-        self.scope = trio.CancelScope()
+        self.scope = scope
         self.deadline = float("inf")
         self.timed_out = False
 
@@ -83,24 +83,27 @@ class Forwarder:
         self._sweeper = sweeper
         self._request_timeout = request_timeout
 
-    async def serve(self, link: Link, stream: Stream, services: Sequence[Service], agent_id: str) -> None:
-        """One stream from its opening to its end. Raises nothing but Cancelled."""
+    async def serve(
+        self, link: Link, stream: Stream, services: Sequence[Service], agent_id: str, scope: trio.CancelScope
+    ) -> None:
+        """One stream from its opening to its end. `scope` is around this call: cancelled when the stream fails."""
         opened = stream.head
         assert isinstance(opened, Open)
+        if stream.failure is not None:
+            return  # reset before we came to it
         if opened.tunnel >= len(services):
             stream.reset("no_tunnel", "the agent does not serve this tunnel")
             return
-        visit = _Stream(stream, opened, services[opened.tunnel])
+        visit = _Stream(stream, opened, services[opened.tunnel], scope)
         visit.stream_id = stream.id
         visit.agent_id = agent_id
         if opened.context:
             _read_context(visit, opened.context)
-        stream.on_failure = visit.scope.cancel
+        stream.on_failure = scope.cancel
         self._sweeper.add(visit)
         self.active += 1
         try:
-            with visit.scope:
-                await self._handle(visit)
+            await self._handle(visit)
         except Exception as exc:  # a bug here costs this one stream
             log.error("stream broke", stream=stream.id, error=exc)
             stream.reset("internal", "the agent failed on this stream")
@@ -219,8 +222,10 @@ class Forwarder:
         head = _local_head(local.head, local.headers, opened.length)
         method = local.head[: local.head.index(b" ")]
         try:
-            if stream.ended and not stream.trailers and opened.length >= frames.NO_BODY:
-                body = _whole_body(stream)
+            # Before an upgrade there is no body; what comes on the stream then is for `_upgraded` alone.
+            upgrading = opened.protocol == frames.UPGRADE
+            if upgrading or (stream.ended and not stream.trailers and opened.length >= frames.NO_BODY):
+                body = b"" if upgrading else _whole_body(stream)
                 local.bytes_in = len(body)
                 answer, socket = await self._ask(local, method, head + body)
                 await self._relay(local, socket, answer)

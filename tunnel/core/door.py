@@ -50,6 +50,13 @@ class Door:
             if visitor.phase == IDLE:
                 visitor.socket.close()
 
+    def cut_off(self) -> None:
+        """The drain's deadline: requests that wait for their service are answered, before their links end."""
+        for visitor in list(self.visitors):
+            request = visitor.request
+            if request is not None and request.stream is not None:
+                request.stream.reset("draining", "the server is shutting down and could wait no longer")
+
     async def _serve(self, socket: Socket, address: Any) -> None:
         if self._tls is not None:
             socket = with_tls(socket, self._tls, server_side=True)

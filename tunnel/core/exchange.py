@@ -149,7 +149,8 @@ class Exchanger:
         body_idle_timeout: float,
         server_timing: bool,
     ) -> None:
-        self.active = 0
+        self.active = 0  # requests and TCP connections under way
+        self._idle = trio.Event()
         self.bytes_in = 0
         self.bytes_out = 0
         self.is_draining = False
@@ -176,13 +177,25 @@ class Exchanger:
         try:
             await self.handle_request(request)
         finally:
-            self.active -= 1
+            self.finished()
             visitor.request = None
             self.bytes_in += request.bytes_in
             self.bytes_out += request.bytes_out
             if self.on_finished is not None:
                 self.on_finished(request)
         return request.keep_alive and not self.is_draining
+
+    def finished(self) -> None:
+        """One of the `active` has ended."""
+        self.active -= 1
+        if not self.active:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is under way."""
+        while self.active:
+            self._idle = trio.Event()
+            await self._idle.wait()
 
     async def handle(self, request: Request) -> None:
         """The innermost handler of a request. Raises nothing but Cancelled."""

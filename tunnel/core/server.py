@@ -40,6 +40,7 @@ from tunnel.plugins import Program
 log = get_logger("tunnel.core")
 
 DRAIN_POLL = 0.02  #: seconds
+CUT_OFF_TIME = 0.5  #: seconds that requests have to be answered with "draining" at the deadline
 FORGET_INTERVAL = 10.0  #: seconds between looks for names whose hold is over
 
 Address = tuple[str, int]
@@ -263,6 +264,9 @@ class Core:
                 await trio.sleep(DRAIN_POLL)
         if scope.cancelled_caught:
             log.warning("drain deadline reached", requests=exchanger.active)
+            door.cut_off()
+            with trio.move_on_after(CUT_OFF_TIME):
+                await exchanger.wait_idle()
         door.close_idle()
         gate.close_links("the core is shutting down")
         with trio.move_on_after(1):

@@ -124,7 +124,7 @@ class Ports:
             socket.abort()
             log.error("tcp connection broke", tunnel=tunnel.name, error=exc)
         finally:
-            self._exchanger.active -= 1
+            self._exchanger.finished()
             socket.close()
 
     def _note(self, tunnel: Tunnel, exc: Failure) -> None:

@@ -14,6 +14,7 @@ from tunnel.net import Socket, dial, with_tls
 
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
+FRESH = 0.1  #: seconds for which a kept connection is taken for good without a look
 MAX_IDLE = 128  #: idle connections kept for one service
 
 
@@ -31,7 +32,8 @@ class Service:
         """A kept connection that is still good, the most recently used first."""
         while self._idle:
             socket, since = self._idle.pop()
-            if monotonic() - since < IDLE_TIMEOUT and not socket.is_stale():
+            idle = monotonic() - since
+            if idle < FRESH or (idle < IDLE_TIMEOUT and not socket.is_stale()):
                 return socket
             socket.close()
         return None

@@ -31,7 +31,8 @@ _FORWARDED_REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.1\r\n" + _
 _RELAYED = re.compile(rb"[\t -~\x80-\xff]*\r\n" + _NORMAL_LINE)
 _TRAILERS = re.compile(_NORMAL_LINE)
 _NOT_TRAILERS = re.compile(
-    rb"(?im)^(?:transfer-encoding|content-length|host|connection|trailer|content-encoding):"  # RFC 9110, 6.5.1
+    rb"(?im)^(?:transfer-encoding|content-length|host|connection|trailer|content-encoding"  # RFC 9110, 6.5.1
+    rb"|keep-alive|proxy-connection|te|upgrade|forwarded|x-forwarded-[a-z]+|x-request-id|x-tunnel-outcome):"  # and ours
 )
 #: fields that an answer must not carry over the link (or that are the core's own)
 _FORBIDDEN = re.compile(

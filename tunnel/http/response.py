@@ -12,13 +12,14 @@ from typing import NamedTuple
 import h11
 
 from tunnel.errors import Failure
-from tunnel.http.heads import TOKEN, split_words
-from tunnel.wire.frames import NO_BODY, UNKNOWN
+from tunnel.http.heads import TOKEN, check_trailers, split_words
+
+NO_BODY, UNKNOWN = -1, -2  # lengths that are no number, as the link has them (tunnel/SPEC.md, "Body lengths")
 
 MAX_HEAD = 64 * 1024
 
 _NORMAL = re.compile(
-    rb"HTTP/1\.([01]) ([1-9]\d\d) ?([\t -~\x80-\xff]*\r\n"
+    rb"HTTP/1\.([01]) ([1-9]\d\d)(?: |(?=\r))([\t -~\x80-\xff]*\r\n"
     rb"(?:" + TOKEN + rb": (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?\r\n)*)\r\n"
 )
 #: fields about this connection or this message's framing, and those that are the core's to set
@@ -28,6 +29,7 @@ _OWN = frozenset(
         b"content-length", b"upgrade", b"x-tunnel-outcome", b"x-request-id",
     }
 )  # fmt: skip
+_BARE_END = re.compile(rb"\n\r?\n")
 _KEPT_WORDS = frozenset({b"close", b"keep-alive", b"upgrade"})
 
 
@@ -51,8 +53,8 @@ def find_head(data: bytes) -> int:
     """Where the head in `data` ends (its empty line included), 0 when it is not whole yet. Raises Failure."""
     end = data.find(b"\r\n\r\n") + 4
     if end < 4:
-        bare = data.find(b"\n\n") + 2  # h11 and most servers' clients accept bare line feeds
-        end = bare if bare >= 2 else 0
+        bare = _BARE_END.search(data)  # h11 and most servers' clients accept bare line feeds
+        end = bare.end() if bare is not None else 0
     if (end or len(data)) > MAX_HEAD:
         raise Failure("local_broken", f"the local service's answer has a head of more than {MAX_HEAD} bytes")
     return end
@@ -67,7 +69,6 @@ def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
     status = int(status_text)
     length = -3
     chunked = False
-    keep_alive = minor == b"1"
     upgrade = b""
     named: frozenset[bytes] = frozenset()
     lines = head.split(b"\r\n")
@@ -86,11 +87,11 @@ def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
                 raise Failure("local_broken", "the local service uses a Transfer-Encoding other than chunked")
             chunked = True
         elif name == b"connection":
-            words = split_words(value.lower())
-            keep_alive = b"close" not in words and (keep_alive or b"keep-alive" in words)
-            named |= words - _KEPT_WORDS
+            named |= split_words(value.lower())
         elif name == b"upgrade":
             upgrade = value
+    keep_alive = b"close" not in named and (minor == b"1" or b"keep-alive" in named)
+    named -= _KEPT_WORDS
     if named:
         kept = [kept[0], *(line for line in kept[1:] if line.partition(b":")[0].lower() not in named)]
     head = b"\r\n".join(kept)
@@ -130,7 +131,7 @@ def _parse_leniently(data: bytes, end: int, method: bytes) -> Answer:
     if _NORMAL.fullmatch(rewritten) is None:
         raise Failure("local_broken", "the local service's answer has a field that can't be passed on")
     answer = parse_answer(rewritten, len(rewritten), method)
-    return answer._replace(rest=data[end:])
+    return answer._replace(rest=parser.trailing_data[0] + data[end:])  # h11 may see the head's end before we do
 
 
 def _client(method: bytes) -> h11.Connection:
@@ -171,13 +172,7 @@ class Chunks:
             raise Failure("local_broken", f"the local service broke off its answer ({exc})") from exc
 
 
-_NOT_IN_TRAILERS = {b"transfer-encoding", b"content-length", b"host", b"connection", b"trailer", b"content-encoding"}
-
-
 def trailer_fields(event: h11.EndOfMessage) -> bytes:
-    """Trailer fields as they travel; framing and routing have no place there (RFC 9110, 6.5.1)."""
-    return b"".join(
-        raw_name + b": " + value + b"\r\n"
-        for raw_name, value in event.headers.raw_items()
-        if raw_name.lower() not in _NOT_IN_TRAILERS
-    )
+    """Trailer fields as they travel, without those that the other end would refuse."""
+    lines = (raw_name + b": " + value + b"\r\n" for raw_name, value in event.headers.raw_items())
+    return b"".join(line for line in lines if check_trailers(line))

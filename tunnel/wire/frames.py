@@ -46,6 +46,7 @@ MAX_DATA = 64 * 1024  #: one DATA frame; larger bodies are cut and interleaved
 MAX_HEAD = 128 * 1024  #: request or response head in a frame
 MAX_CONTEXT = 16 * 1024
 MAX_TEXT = 1024  #: reason text in RESET and GOAWAY
+MAX_INTERIMS = 32  #: interim responses of a stream that wait to be taken
 SMALL_BODY = 16 * 1024  #: a body up to this size rides in the OPEN or RESPONSE frame
 STREAM_WINDOW = 1024 * 1024
 LINK_WINDOW = 32 * 1024 * 1024

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from tunnel.errors import LocalWireError, WireError
+from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, states
 from tunnel.wire.frames import END, HEADER, Open, Response
 from tunnel.wire.stream import Stream
@@ -112,9 +112,12 @@ class Session:
             raise WireError("a RESPONSE came from the end that opens streams")
         if frames.is_interim(response.status):
             stream.inn = states.after_receiving(stream.inn, states.INTERIM)
-            if body or flags & END or len(stream.interims) > 100:
-                raise WireError("an interim RESPONSE has a body or an end, or there are too many")
-            stream.interims.append(response)
+            if body or flags & END:
+                raise WireError("an interim RESPONSE has a body or an end")
+            if len(stream.interims) >= frames.MAX_INTERIMS:  # the local service's doing, so it costs this stream only
+                self.reset(stream, OUTCOMES["local_broken"].code, "too many interim responses")
+            else:
+                stream.interims.append(response)
         else:
             stream.inn = states.after_receiving(stream.inn, states.HEAD)
             stream.head = response
@@ -222,6 +225,8 @@ class Session:
         """Open a stream, with the beginning (at most SMALL_BODY) or all of its body. Raises LocalWireError."""
         if not self._opens or self._last_id == 0xFFFFFFFF:
             raise LocalWireError("this end can't open a stream")
+        if len(opened.head) > frames.MAX_HEAD or len(opened.context) > frames.MAX_CONTEXT:
+            raise LocalWireError("the request's head is longer than the link carries")
         self._last_id += 1
         stream = self._make_stream(self._last_id)
         stream.out = states.DONE if end else states.BODY

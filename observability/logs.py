@@ -89,7 +89,8 @@ def _notice(formatter: logging.Formatter) -> Callable[[int], bytes]:
 def current_span_ids() -> tuple[str, str] | None:
     """Trace and span id of the current OpenTelemetry span; costs nothing where OpenTelemetry was never imported."""
     trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
+    get_current_span = getattr(trace, "get_current_span", None)
+    if get_current_span is None:  # not imported, or the export thread is just about it
         return None
-    context = trace.get_current_span().get_span_context()
+    context = get_current_span().get_span_context()
     return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import types
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -430,6 +431,11 @@ async def test_records_carry_the_current_spans_ids() -> None:
     assert "trace_id" not in outside
     assert (inside["trace_id"], inside["span_id"]) == (TRACE, SPAN)
     assert (own["trace_id"], own["span_id"]) == ("t", "s")
+
+
+def test_while_opentelemetry_is_being_imported_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", types.ModuleType("opentelemetry.trace"))
+    assert logs.current_span_ids() is None
 
 
 def test_without_opentelemetry_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """A real nginx as a local service, in its own directory: files to fetch, and PUT to store what comes.
 
-    nginx = Nginx(directory); nginx.url; nginx.files / "name"; nginx.close()
+nginx = Nginx(directory); nginx.url; nginx.files / "name"; nginx.close()
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A thread reads its records (standard output) into `records`; tests wait for one 
     core = RunningCore(tmp_path / "core", "-tcp-ports=0")          # returns when it is ready
     core.public, core.agents, core.metrics, core.dashboard         # (host, port)
     core.token, core.token_file, core.fingerprint, core.data_dir
-    core.command("account", "create", "acme").stdout               # python -m tunnel.core -data-dir D account create acme
+    core.command("account", "create", "acme").stdout               # python -m tunnel.core -data-dir D account …
     again = core.again()                                           # after its end: same data directory, same ports
     agent = RunningAgent(core, "http://127.0.0.1:8000", "-subdomain=app")  # returns when its tunnels are ready
     agent.tunnels, agent.metrics, agent.id                         # {name: url}, (host, port), its -agent-id
@@ -18,7 +18,7 @@ A thread reads its records (standard output) into `records`; tests wait for one 
     core.rss()                                                     # resident bytes now
     core.close()                                                   # SIGTERM; asserts exit code 0 and a clean stderr
 
-`close` comes by itself when the program was made with the fixtures `start_core`, `start_agent` (tests/system/conftest.py).
+`close` comes by itself when the program was made with the fixtures `start_core`, `start_agent` (conftest.py here).
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class RunningCore(Program):
 
 
 class RunningAgent(Program):
-    """An agent; with `ready` (the default) it has its tunnels. local: the value of -local. token: "" for the default's."""
+    """An agent; with `ready` (the default) it has its tunnels. local: the value of -local; token: "" is default's."""
 
     def __init__(
         self,
@@ -288,8 +288,11 @@ class RunningAgent(Program):
 
     def wait_ready(self, *, timeout: float = START_TIMEOUT, after: int = 0) -> None:
         """Until every tunnel is announced (after this mark)."""
-        poll(lambda: len(self.find("tunnel ready", after=after)) >= self._count or not self.is_running,
-             f"{self} is ready", timeout)  # fmt: skip
+        try:
+            poll(lambda: len(self.find("tunnel ready", after=after)) >= self._count or not self.is_running,
+                 f"{self} is ready", timeout)  # fmt: skip
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n{self.tail()}\n{self.core.tail()}") from None
         assert self.is_running, self.tail()
 
     @property

@@ -2,11 +2,13 @@
 
     service = Service()              # listens on 127.0.0.1, any port; Service(port) on that one again
     service.url, service.port
-    service.requests                 # what came, as Received: method, target, head (raw), fields, body, size, sha256, trailers
+    service.requests                 # what came whole, as Received: method, target, head (raw), fields, body, size,
+                                     # sha256, trailers
+    service.begun                    # targets of heads that came, their bodies perhaps not
     service.wait_request("/hang")    # the newest Received for this path (polls)
-    service.closed                   # (path, "closed" or "reset", monotonic): connections that ended while it worked or waited
+    service.closed                   # (target, "closed" or "reset", monotonic): connections that ended while it worked
     service.wait_closed("/hang")     # the newest such entry for this path (polls)
-    service.connections              # connections accepted so far
+    service.connections              # connections that brought a request so far (an agent's probes just connect)
     service.release.set()            # lets every /hold answer
     service.close()
 
@@ -88,6 +90,7 @@ class Service:
 
     def __init__(self, port: int = 0) -> None:
         self.requests: list[Received] = []
+        self.begun: list[str] = []
         self.closed: list[tuple[str, str, float]] = []
         self.connections = 0
         self.release = threading.Event()
@@ -129,7 +132,6 @@ class Service:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
             self._open.add(sock)
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
@@ -153,6 +155,7 @@ class _Connection:
         self.sock = sock
         self.buffer = b""
         self.request: Received | None = None
+        self.counted = False
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     # Bytes
@@ -209,10 +212,14 @@ class _Connection:
         """Serve one request; says whether the connection goes on. Raises _Gone."""
         self.request = None
         head = self.until(b"\r\n\r\n")
+        if not self.counted:
+            self.counted = True
+            self.service.connections += 1
         lines = head.decode("latin-1").split("\r\n")[:-2]
         method, target, version = lines[0].split(" ")
         request = Received(head, method, target, version, _fields(lines[1:]))
         self.request = request
+        self.service.begun.append(target)
         path = request.path.strip("/").partition("/")[0].replace("-", "_")
         early = getattr(self, f"early_{path}", None)
         if early is not None:
@@ -288,7 +295,8 @@ class _Connection:
     def do_download(self, request: Received) -> None:
         size = request.number("size", 1000)
         self.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
-        self._pour(size)
+        if request.method != "HEAD":
+            self._pour(size)
 
     def do_close_delimited(self, request: Received) -> bool:
         self.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")

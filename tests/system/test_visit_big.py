@@ -58,9 +58,7 @@ class Memory:
 
 
 @pytest.mark.parametrize(("name", "size"), [("small", KIB), ("big", 100 * MIB)])
-def test_files_come_down_whole(
-    tunnel: Tunnel, files: tuple[Nginx, RunningAgent, str], name: str, size: int
-) -> None:
+def test_files_come_down_whole(tunnel: Tunnel, files: tuple[Nginx, RunningAgent, str], name: str, size: int) -> None:
     nginx, agent, host = files
     digest = hashlib.sha256()
     with Memory(tunnel.core, agent) as memory, Connection(tunnel.core.public, host, timeout=30) as visitor:
@@ -119,7 +117,9 @@ def test_a_thousand_requests_over_fifty_connections(tunnel: Tunnel) -> None:
         with tunnel.connect(timeout=30) as visitor:
             for number in range(20):
                 name = f"{connection}-{number}".encode()
-                answer = visitor.ask(f"POST /echo?{name.decode()}", f"X-Request-Id: {name.decode()}", body=name * number)
+                answer = visitor.ask(
+                    f"POST /echo?{name.decode()}", f"X-Request-Id: {name.decode()}", body=name * number
+                )
                 if (answer.status, answer.body, answer["x-request-id"]) != (200, name * number, name.decode()):
                     wrong.append((name, answer))
 
@@ -143,7 +143,10 @@ def test_an_http_library_agrees(tunnel: Tunnel, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{tunnel.core.public[1]}"
     with httpx.Client(base_url=url, headers={"Host": tunnel.host}, timeout=20, trust_env=False) as client:
         assert client.post("/echo", content=b"hello").content == b"hello"
-        assert client.post("/echo", content=(b"part%d " % n for n in range(5))).content == b"part0 part1 part2 part3 part4 "
+        assert (
+            client.post("/echo", content=(b"part%d " % n for n in range(5))).content
+            == b"part0 part1 part2 part3 part4 "
+        )
         assert client.get("/gzip").text == "squeezed " * 100
         assert client.get("/chunked?parts=3&size=2").text == "001122"
         assert client.get("/close-delimited?size=100").num_bytes_downloaded == 100

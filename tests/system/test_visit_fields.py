@@ -15,7 +15,15 @@ SET_BY_US = ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwar
 
 
 def test_names_keep_their_case_and_order(tunnel: Tunnel) -> None:
-    fields = ["zEtA: 1", "Accept: */*", "COOKIE: a=1", "x-under_score: _", "Cookie: b=2", "X-Empty:", "aLpHa: two  words"]
+    fields = [
+        "zEtA: 1",
+        "Accept: */*",
+        "COOKIE: a=1",
+        "x-under_score: _",
+        "Cookie: b=2",
+        "X-Empty:",
+        "aLpHa: two  words",
+    ]
     with tunnel.connect() as visitor:
         lines = visitor.ask("GET /head", *fields).body.decode().split("\r\n")
     names = [line.partition(":")[0] for line in lines[1:-2]]
@@ -48,8 +56,8 @@ def test_an_answers_hop_by_hop_fields_are_removed(tunnel: Tunnel) -> None:
 def test_a_requests_hop_by_hop_fields_are_removed(tunnel: Tunnel) -> None:
     with tunnel.connect() as visitor:
         head = visitor.ask(
-            "GET /head", "Connection: keep-alive, X-Mine, close-not, Host, Cookie2", "X-Mine: secret", "Keep-Alive: 300",
-            "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic eDp5", "TE: trailers", "Upgrade: h2c",
+            "GET /head", "Connection: keep-alive, X-Mine, close-not, Host, Cookie2", "X-Mine: secret",
+            "Keep-Alive: 300", "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic eDp5", "TE: trailers", "Upgrade: h2c",
             "HTTP2-Settings: AAMAAABk", "X-Kept: yes",
         ).body.decode()  # fmt: skip
     names = [line.partition(":")[0] for line in head.split("\r\n")[1:-2]]
@@ -104,7 +112,9 @@ def test_request_ids_differ(tunnel: Tunnel) -> None:
 
 
 def test_trusted_proxies_are_believed(
-    start_core: Callable[..., RunningCore], start_agent: Callable[..., RunningAgent], start_service: Callable[[], Service]
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service],
 ) -> None:
     core, service = start_core("-trusted-proxies=127.0.0.0/8,10.0.0.0/8", "-agent-tls=false"), start_service()
     start_agent(core, service.url, "-subdomain=app")

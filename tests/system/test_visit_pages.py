@@ -13,8 +13,8 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 @pytest.mark.parametrize(
     ("accept", "content_type"),
-    [(BROWSER, "text/html; charset=utf-8"), ("application/json", "application/json"), ("*/*", "text/plain; charset=utf-8"),
-     ("", "text/plain; charset=utf-8"), ("application/json, text/html;q=0.5", "application/json")],
+    [(BROWSER, "text/html; charset=utf-8"), ("application/json", "application/json"),
+     ("*/*", "text/plain; charset=utf-8"), ("", "text/plain; charset=utf-8"), ("application/json, text/html;q=0.5", "application/json")],
 )  # fmt: skip
 def test_each_reader_gets_its_format(tunnel: Tunnel, accept: str, content_type: str) -> None:
     with tunnel.connect() as visitor:
@@ -29,7 +29,12 @@ def test_each_reader_gets_its_format(tunnel: Tunnel, accept: str, content_type: 
     assert "secret" not in text
     if content_type == "application/json":
         facts = json.loads(text)
-        assert (facts["outcome"], facts["status"], facts["side"], facts["request_id"]) == ("no_tunnel", 404, "visitor", "page-1")
+        assert (facts["outcome"], facts["status"], facts["side"], facts["request_id"]) == (
+            "no_tunnel",
+            404,
+            "visitor",
+            "page-1",
+        )
     if content_type.startswith("text/html"):
         assert text.startswith("<!doctype html>") and "default-src 'none'" in answer["content-security-policy"]
 
@@ -50,7 +55,9 @@ def test_head_gets_no_page(tunnel: Tunnel) -> None:
 def test_a_failed_request_with_a_body_keeps_the_answers_in_step(tunnel: Tunnel) -> None:
     """What is left of its body is never taken for the next request."""
     with tunnel.connect() as visitor:
-        visitor.send(visitor.request("POST /", "Host: nobody.localhost", body=b"GET /x HTTP/1.1\r\nHost: app.localhost\r\n\r\n"))
+        visitor.send(
+            visitor.request("POST /", "Host: nobody.localhost", body=b"GET /x HTTP/1.1\r\nHost: app.localhost\r\n\r\n")
+        )
         assert visitor.read().status == 404
         try:
             answer = visitor.ask("GET /echo")

@@ -11,7 +11,8 @@ pytestmark = pytest.mark.system
 
 
 @pytest.mark.parametrize(
-    "method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "get", "M-SEARCH", "X!#$%&'*+.^_`|~"]
+    "method",
+    ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "get", "M-SEARCH", "X!#$%&'*+.^_`|~"],
 )
 def test_methods_pass_as_they_are(tunnel: Tunnel, method: str) -> None:
     with tunnel.connect() as visitor:
@@ -29,7 +30,7 @@ def test_connect_and_trace_are_refused(tunnel: Tunnel, line: str) -> None:
 
 def test_targets_pass_as_they_are(tunnel: Tunnel) -> None:
     with tunnel.connect() as visitor:
-        for target in ("/head?a=1&b=%20%C3%A4&&c", "/head//two/../dots", "/head/;p=1?", "/head?q=[]|{}^\"<>`\\"):
+        for target in ("/head?a=1&b=%20%C3%A4&&c", "/head//two/../dots", "/head/;p=1?", '/head?q=[]|{}^"<>`\\'):
             assert visitor.ask(f"GET {target}").body.split(b" ")[1] == target.encode()
         assert visitor.ask("OPTIONS *").status == 200
         assert tunnel.service.wait_request("*").method == "OPTIONS"
@@ -159,7 +160,7 @@ def test_head_has_the_length_and_no_body(tunnel: Tunnel, path: str) -> None:
     with tunnel.connect() as visitor:
         asked = visitor.ask(f"GET {path}")
         answer = visitor.ask(f"HEAD {path}")
-        if path.startswith("/echo") or path.startswith("/status"):
+        if path.startswith(("/echo", "/status")):
             assert answer["content-length"] == asked["content-length"]
             assert visitor.ask("GET /echo").status == 200
         assert answer.status == asked.status

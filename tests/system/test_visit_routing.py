@@ -20,7 +20,8 @@ StartService = Callable[..., Service]
 
 
 @pytest.mark.parametrize(
-    "host", ["app.localhost", "APP.localhost", "App.LocalHost:8080", "app.localhost:1", "app.localhost.", "app.localhost:"]
+    "host",
+    ["app.localhost", "APP.localhost", "App.LocalHost:8080", "app.localhost:1", "app.localhost.", "app.localhost:"],
 )
 def test_names_know_no_case_and_no_port(tunnel: Tunnel, host: str) -> None:
     with tunnel.connect() as visitor:
@@ -73,7 +74,13 @@ def test_a_name_of_another_account_is_refused(
     core, service = start_core("-agent-tls=false"), start_service()
     start_agent(core, service.url, "-subdomain=mine", agent_id="first")
     thief = start_agent(
-        core, service.url, "-subdomain=mine", "-max-retries=1", token=core.new_token("other"), agent_id="thief", ready=False
+        core,
+        service.url,
+        "-subdomain=mine",
+        "-max-retries=1",
+        token=core.new_token("other"),
+        agent_id="thief",
+        ready=False,
     )
     thief.expected_code = 1
     refusal = thief.wait_for("connection refused")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import tunnel
-from tunnel.agent.client import CONNECT_TIMEOUT
 from tunnel.agent.backoff import LOAD_CAP, NETWORK_CAP
+from tunnel.agent.client import CONNECT_TIMEOUT
 from tunnel.config import AgentSettings, CoreSettings
 from tunnel.core.gate import MAX_TUNNELS
 from tunnel.errors import FINAL_REFUSALS, LOAD_REFUSALS, OUTCOMES, REFUSALS

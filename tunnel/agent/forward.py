@@ -215,10 +215,7 @@ class Forwarder:
     async def _request(self, local: _Local) -> None:
         visit = local.visit
         stream, opened = visit.stream, visit.opened
-        limit = self._request_timeout
-        if opened.deadline_ms:
-            limit = min(limit, opened.deadline_ms / 1000)
-        visit.deadline = visit.started + limit
+        visit.deadline = visit.started + self._limit(opened)
         head = _local_head(local.head, local.headers, opened.length)
         method = local.head[: local.head.index(b" ")]
         try:
@@ -234,6 +231,10 @@ class Forwarder:
         finally:
             if local.socket is not None:
                 local.socket.close()
+
+    def _limit(self, opened: Open) -> float:
+        """Seconds to the answer's head."""
+        return min(self._request_timeout, opened.deadline_ms / 1000 or self._request_timeout)
 
     async def _ask(self, local: _Local, method: bytes, request: bytes) -> tuple[Answer, Socket]:
         """Send a whole request and read the answer's head; once more if a kept connection was dead all along."""
@@ -435,8 +436,10 @@ class Forwarder:
         stream = visit.stream
         chunked = visit.opened.length == UNKNOWN
         while True:
+            visit.deadline = float("inf")  # the visitor is waited for, and the core watches that
             part = await stream.receive()
-            visit.deadline = max(visit.deadline, monotonic() + self._request_timeout)
+            if not local.status:
+                visit.deadline = monotonic() + self._limit(visit.opened)
             if not part:
                 break
             local.bytes_in += len(part)

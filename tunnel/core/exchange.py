@@ -32,6 +32,7 @@ from tunnel.http.heads import (
     forwarded_head,
     is_request_id,
     parse_request,
+    split_words,
 )
 from tunnel.http.response import has_no_body, trailer_fields
 from tunnel.link.stream import RawStream, Stream
@@ -47,7 +48,6 @@ log = get_logger("tunnel.core")
 
 FOREVER = float("inf")
 _random = random.Random()
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
 _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
@@ -89,6 +89,11 @@ class Request(RequestVisit):
         self.reading = False  # waits for the visitor's body
         self.writing = False  # waits for the visitor to take bytes
 
+    @property
+    def is_waiting_for_100(self) -> bool:
+        """The visitor sends no body before the local service asks for it."""
+        return self.head is not None and self.head.expects_continue and not self.continued and not self.bytes_in
+
     def abort(self, text: str) -> None:
         """The visitor is gone: end the work at the agent."""
         self.aborted = text
@@ -103,7 +108,7 @@ class Request(RequestVisit):
             self.visitor.socket.close()
         elif self.writing:
             self.abort("the visitor did not take the answer in time")
-        elif self.reading:
+        elif self.reading and not self.is_waiting_for_100:
             self.stream.reset("request_timeout", "the request's body did not arrive in time")
         else:
             self.stream.reset("timeout", "no answer from the local service in time")
@@ -237,7 +242,7 @@ class Exchanger:
                 if line < 0 or line > self._max_target + 64:
                     raise Failure("uri_too_long", f"the address is longer than {self._max_target} bytes")
                 raise Failure("head_too_large", f"the head is larger than {self._max_head} bytes")
-            if b"\n\n" in data or b"\n\r\n" in data.replace(b"\r\n\r\n", b""):
+            if b"\n\n" in data or b"\n\r\n" in data:  # CRLF CRLF is not in it
                 self._name(request, data)
                 raise Failure("bad_request", "a line does not end with CRLF")
             try:
@@ -285,7 +290,7 @@ class Exchanger:
         request.request_headers = [(name, value) for _, name, value in head.fields]
         request.body_over = head.length is None or head.length == 0
         words = head.connection
-        request.keep_alive = b"close" not in words if head.version == b"1.1" else b"keep-alive" in words
+        request.keep_alive = b"close" not in words and (head.version == b"1.1" or b"keep-alive" in words)
         try:
             # HTTP/1.0 needs no Host (RFC 9112, 3.2); then no tunnel is named.
             request.host = normalise_host(head.host) if head.host or head.version == b"1.1" else ""
@@ -313,7 +318,7 @@ class Exchanger:
         agent = tunnel.choose()
         request.agent_id = agent.visit.agent_id
         request.connection_id = agent.visit.connection_id
-        is_upgrade = bool(head.upgrade) and b"upgrade" in head.connection and request.body_over
+        is_upgrade = bool(head.upgrade) and request.body_over and _may_upgrade(head)
         stream = _Stream(request, "upgrade" if is_upgrade else "http", agent, tunnel)
         self._take_small_body(request, stream)
         await self._handle_stream(stream)
@@ -396,7 +401,10 @@ class Exchanger:
         if visit.body and not session.can_carry(None, len(visit.body)):
             raise Failure("overloaded", "the link to the agent is full", retry_after=1)
         stream = session.open(opened, visit.body, end)
-        request.bytes_in = len(visit.body)
+        if visit.body:
+            request.bytes_in = len(visit.body)
+            assert request.account is not None
+            request.account.take_bytes(request.bytes_in, 0)  # what it owes is waited for with the answer
         request.stream = stream  # type: ignore[assignment]  # made by Link._make_stream
         visit.stream_id = stream.id
         request.marks["opened"] = monotonic()
@@ -571,7 +579,7 @@ class Exchanger:
         if response.length == UNKNOWN and request.http_version == "1.1":
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if size else b"0\r\n\r\n"
         assert request.account is not None
-        delay = request.account.take_bytes(request.bytes_in, size)
+        delay = request.account.take_bytes(0, size)
         if delay:
             await self._pause(request, delay)
         await self._write_head(request, head + body)
@@ -589,13 +597,11 @@ class Exchanger:
         chunked = response.length == UNKNOWN and request.http_version == "1.1"
         request.event_stream = _EVENT_STREAM.search(response.head) is not None
         idle = FOREVER if request.event_stream else self._idle_timeout
-        delay = account.take_bytes(request.bytes_in, 0) if request.body_over and request.bytes_in <= SMALL_BODY else 0.0
-        if delay:
-            await self._pause(request, delay)
         first_event = request.event_stream
         if not stream.inbox:
             await self._write_head(request, head)
             head = b""
+        visitor.deadline = monotonic() + idle
         session = stream.link.session
         while part := await stream.receive():
             while stream.inbox and len(part) < COALESCE:
@@ -613,7 +619,7 @@ class Exchanger:
                 request.marks["event"] = monotonic()
             delay = account.take_bytes(0, len(part))
             if delay:
-                await trio.sleep(delay)
+                await self._pause(request, delay)
             visitor.deadline = monotonic() + idle
         self._check_length(response, request.bytes_out, ended=True)
         if chunked:
@@ -758,7 +764,9 @@ class Exchanger:
             request.stream.reset("draining", "the core is shutting down")
         if request.method and not request.head_written:
             request.status = OUTCOMES["draining"].status
-            _, head, body = make_answer("draining", request_id=request.request_id, accept=request.accept, close=True)
+            _, head, body = make_answer(
+                "draining", request_id=request.request_id, accept=request.accept, method=request.method, close=True
+            )
             try:
                 request.visitor.socket.send_nowait(head + body)
                 request.visitor.socket.close()
@@ -766,6 +774,11 @@ class Exchanger:
                 pass
         else:
             request.visitor.socket.abort()
+
+
+def _may_upgrade(head: Head) -> bool:
+    """Not from HTTP/1.0 (RFC 9110, 7.8), and not to h2c, which would pass requests by that nobody has checked."""
+    return b"upgrade" in head.connection and head.version == b"1.1" and b"h2c" not in split_words(head.upgrade.lower())
 
 
 def make_request_id() -> str:

@@ -39,7 +39,7 @@ class Forwarding:
 
     def _is_trusted(self, address: str) -> bool:
         try:
-            ip = ipaddress.ip_address(address)
+            ip = ipaddress.ip_address(_address(address))
         except ValueError:
             return False
         return any(ip in network for network in self._trusted)
@@ -50,16 +50,30 @@ class Forwarding:
         for name, _, value in head.fields:
             if name in seen:
                 seen[name] = seen[name] + b", " + value if seen[name] else value
-        chain = [one.strip().decode("latin-1") for one in seen[b"x-forwarded-for"][-MAX_LIST:].split(b",")]
+        chain = [one.strip().decode("latin-1") for one in _last(seen[b"x-forwarded-for"]).split(b",")]
         chain = [one for one in chain if one] + [visitor.address]
         client = next((one for one in reversed(chain) if not self._is_trusted(one)), chain[0])
-        request.client = client
+        request.client = _address(client)
         proto = seen[b"x-forwarded-proto"].decode("latin-1").split(",")[-1].strip()
         if proto in ("http", "https"):
             request.scheme = proto
         host = seen[b"x-forwarded-host"].split(b",")[0].strip() or head.host
-        before = [seen[b"forwarded"][-MAX_LIST:]] if seen[b"forwarded"] else []
+        before = [one for one in [_last(seen[b"forwarded"])] if one]
         return _fields(visitor.address, chain, request.scheme, host, before)
+
+
+def _last(value: bytes) -> bytes:
+    """The end of a list that is longer than we pass on, from its first whole element."""
+    return value if len(value) <= MAX_LIST else value[-MAX_LIST:].partition(b",")[2].strip()
+
+
+def _address(node: str) -> str:
+    """An element of X-Forwarded-For without the port and brackets that some proxies add, IPv4-mapped ones as IPv4."""
+    if node.startswith("["):
+        node = node[1:].partition("]")[0]
+    elif node.count(":") == 1:
+        node = node.partition(":")[0]
+    return node.removeprefix("::ffff:") if "." in node else node
 
 
 def _fields(client: str, chain: list[str], proto: str, host: bytes, before: list[bytes]) -> bytes:

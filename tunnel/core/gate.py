@@ -247,6 +247,8 @@ class Gate:
             raise Refused("bad_name", f"an agent serves between 1 and {MAX_TUNNELS} tunnels")
         account = await self._accounts.load(grant.account_id, parent=visit)
         names = [self._name(grant, request) for request in hello.tunnels]
+        if len(set(names)) < len(names):
+            raise Refused("bad_name", "two of the tunnels have the same name")
         await self._supersede(grant, hello.instance)
         if len(self._registry.links) >= self._max_connections:
             raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")

@@ -17,6 +17,10 @@ HALF_CLOSED_GRACE = 1.0
 #: seconds without a write after which a visitor who ended its direction is taken for gone, in the middle of a body
 SILENT_GRACE = 5.0
 
+#: seconds that the local service has to ask for the body of a visitor who waits for that (Expect: 100-continue)
+CONTINUE_AFTER = 1.0
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 # What a connection waits for; each has its own time-out.
 IDLE, HEAD, ANSWER, BODY, RAW = "idle", "head", "answer", "body", "raw"
 
@@ -68,7 +72,17 @@ class Visitor:
             return
         request = self.request
         if request is not None and self.phase in (ANSWER, BODY) and now - request.started > 0.1:
+            if request.is_waiting_for_100 and not request.head_written and now - request.started > CONTINUE_AFTER:
+                self._ask_for_body(request)
             self._look(request, now)
+
+    def _ask_for_body(self, request: Request) -> None:
+        """Send the 100 that the local service does not: some visitors wait for it for ever (RFC 9110, 10.1.1)."""
+        request.continued = True
+        try:
+            self.socket.send_nowait(CONTINUE)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            request.abort("the visitor closed the connection")
 
     def _expire(self) -> None:
         request = self.request
@@ -100,10 +114,10 @@ class Visitor:
         elif now - self.half_since < HALF_CLOSED_GRACE:
             pass
         elif self.phase == ANSWER:
-            if not self.probed and request.http_version == "1.1" and not request.head_written:
+            if not self.probed and request.http_version == "1.1" and not (request.head_written or request.writing):
                 self.probed = True
                 try:
-                    self.socket.send_nowait(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    self.socket.send_nowait(CONTINUE)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     request.abort("the visitor closed the connection")
         elif request.event_stream or now - max(self.wrote, self.half_since) > SILENT_GRACE:

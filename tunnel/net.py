@@ -8,6 +8,7 @@ SSLSocket is faster than an SSL object with memory buffers and needs no second c
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import ssl
@@ -339,6 +340,20 @@ async def dial(host: str, port: int) -> Socket:
     sock = socket.socket(fileno=stream.socket.detach())
     tune(sock)
     return Socket(sock)
+
+
+def reason_of(exc: BaseException) -> str:
+    """Why a connection failed, in the system's few words: Trio puts one OSError an address in a group."""
+    inner: BaseException = exc.__cause__ if exc.__cause__ is not None else exc
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[-1]
+    if isinstance(inner, ssl.SSLError):
+        return str(inner.reason or inner)
+    if isinstance(inner, OSError):
+        if inner.errno is not None and not isinstance(inner, socket.gaierror):
+            return os.strerror(inner.errno)
+        return inner.strerror or str(inner)
+    return str(inner) or type(inner).__name__
 
 
 def with_tls(stream: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> Socket:

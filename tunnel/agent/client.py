@@ -241,6 +241,13 @@ class Agent:
         except TunnelError as exc:
             log.error("connection failed", server=self.settings.server, error=str(exc))
             return self._backoff.after_network_error(), True
+        except trio_websocket.HandshakeError as exc:  # from the WebSocket's own reader, which found out first
+            error = dialing.explain_handshake(self.settings, exc)
+            log.error("connection failed", server=self.settings.server, error=error)
+            return self._backoff.after_network_error(), True
+        except Exception as exc:  # a bug here must not leave the machine unreachable
+            log.error("connection broke", server=self.settings.server, error=exc)
+            return self._backoff.after_network_error(), True
         finally:
             self._retire(link)
         lasted = monotonic() - came_up

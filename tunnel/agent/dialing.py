@@ -11,7 +11,7 @@ import trio_websocket
 
 from tunnel.config import AgentSettings
 from tunnel.errors import ConfigError, Refused, TunnelError
-from tunnel.net import Socket, dial, with_tls
+from tunnel.net import Socket, dial, reason_of, with_tls
 
 
 def tls_context(settings: AgentSettings) -> ssl.SSLContext | None:
@@ -36,7 +36,7 @@ async def dial_core(host: str, port: int) -> Socket:
     try:
         return await dial(host, port)
     except OSError as exc:
-        raise TunnelError(f"can't reach the core at {host}:{port}: {_reason(exc)}") from exc
+        raise TunnelError(f"can't reach the core at {host}:{port}: {reason_of(exc)}") from exc
 
 
 async def secure(socket: Socket, context: ssl.SSLContext, host: str, settings: AgentSettings) -> Socket:
@@ -53,7 +53,7 @@ async def secure(socket: Socket, context: ssl.SSLContext, host: str, settings: A
     except (ssl.SSLError, trio.BrokenResourceError) as exc:
         secured.close()
         raise TunnelError(
-            f"TLS with {settings.server} failed ({getattr(exc, 'reason', None) or exc}); does the core have TLS on "
+            f"TLS with {settings.server} failed ({reason_of(exc)}); does the core have TLS on "
             "its links (-agent-tls), and is this its address for agents?"
         ) from exc
     except BaseException:
@@ -83,13 +83,6 @@ def explain_handshake(settings: AgentSettings, exc: Exception) -> str:
         return f"{settings.server} is no tunnel core's address for agents (it answered HTTP {exc.status_code})"
     hint = "" if settings.tls else "; does the core expect TLS (-tls)?"
     return f"{settings.server} closed the connection during the WebSocket handshake{hint}"
-
-
-def _reason(exc: OSError) -> str:
-    inner: BaseException | None = exc.__cause__ if exc.__cause__ is not None else exc
-    while isinstance(inner, BaseExceptionGroup):
-        inner = inner.exceptions[-1]
-    return getattr(inner, "strerror", None) or str(inner)
 
 
 __all__ = ["Refused", "dial_core", "explain_handshake", "plain_fingerprint", "secure", "tls_context"]

@@ -49,6 +49,7 @@ log = get_logger("tunnel.core")
 FOREVER = float("inf")
 _random = random.Random()
 _EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
+_METHOD_BYTES = frozenset(b"!#$%&'*+-.^_`|~\r0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 COALESCE = 64 * 1024  #: small parts that wait together are written together
@@ -233,6 +234,10 @@ class Exchanger:
         while True:
             if data.startswith(b"\r\n"):
                 data = data[2:]  # RFC 9112, 2.2: an empty line before the request is skipped
+            if data and data[0] not in _METHOD_BYTES:
+                self._name(request, b"")
+                what = "it is TLS, and this port speaks plain HTTP" if data[0] == 0x16 else "it begins with no method"
+                raise Failure("bad_request", what)
             end = data.find(b"\r\n\r\n") + 4
             if end >= 4 and end <= self._max_head:
                 break

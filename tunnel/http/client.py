@@ -10,7 +10,7 @@ from time import monotonic
 import trio
 
 from tunnel.errors import Failure
-from tunnel.net import Socket, dial, with_tls
+from tunnel.net import Socket, dial, reason_of, with_tls
 
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
@@ -49,7 +49,7 @@ class Service:
             try:
                 socket = await dial(self.host, self.port)
             except OSError as exc:
-                raise Failure("local_refused", f"can't connect to {self.address}: {_reason(exc)}") from exc
+                raise Failure("local_refused", f"can't connect to {self.address}: {reason_of(exc)}") from exc
             if self._tls is None:
                 return socket
             socket = with_tls(socket, self._tls, server_side=False, server_name=self.host)
@@ -57,7 +57,7 @@ class Service:
                 await socket.handshake()
             except (ssl.SSLError, trio.BrokenResourceError) as exc:
                 socket.close()
-                raise Failure("local_refused", f"TLS with {self.address} failed: {_reason(exc)}") from exc
+                raise Failure("local_refused", f"TLS with {self.address} failed: {reason_of(exc)}") from exc
             except BaseException:
                 socket.close()
                 raise
@@ -89,15 +89,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-def _reason(exc: BaseException) -> str:
-    """The innermost cause in a few words: Trio wraps one OSError an address in a group."""
-    inner: BaseException | None = exc.__cause__ if exc.__cause__ is not None else exc
-    while isinstance(inner, BaseExceptionGroup):
-        inner = inner.exceptions[-1]
-    if isinstance(inner, ssl.SSLError):
-        return str(inner.reason or inner)
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror
-    return str(inner) or type(inner).__name__

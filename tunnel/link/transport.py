@@ -13,12 +13,14 @@ from __future__ import annotations
 import os
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 import trio_websocket
 
 from tunnel.errors import WireError
+from tunnel.link.tasks import open_pair
 from tunnel.net import Socket
 from tunnel.wire.frames import MAX_MESSAGE
 
@@ -28,6 +30,7 @@ except ImportError:  # no wheel for this platform
     from websockets.utils import apply_mask
 
 PATH = "/link"
+LAST_WORD = 0.05  #: seconds for trio-websocket to make sense of what came before the connection was closed
 OPCODE_BINARY = 0x02
 PINGS = (0x89, 0x8A)  #: ping and pong, which may stand anywhere
 FIN = 0x80
@@ -47,12 +50,19 @@ class Tap(trio.abc.Stream):
         self._lock = trio.StrictFIFOLock()
         self._buffer = b""
         self._aside = False
+        self.lost = trio.Event()  # the other end has closed, or the connection broke
 
     # What trio-websocket calls
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
-            data = await self._socket.recv(RECEIVE)
+            try:
+                data = await self._socket.recv(RECEIVE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.lost.set()
+                raise
+            if not data:
+                self.lost.set()
             if self.on_message is None or self._aside or not data:
                 return data
             rest = self._cut(self._buffer + data if self._buffer else data)
@@ -194,15 +204,34 @@ class Transport:
         self.socket.close()
 
 
+@asynccontextmanager
+async def _while_connected(tap: Tap) -> AsyncIterator[None]:
+    """A handshake ends when the connection does; trio-websocket alone would wait for ever.
+
+    Raises trio.BrokenResourceError.
+    """
+
+    async def watch() -> None:
+        await tap.lost.wait()
+        await trio.sleep(LAST_WORD)
+        raise trio.BrokenResourceError("the connection was closed during the WebSocket handshake")
+
+    async with open_pair() as nursery:
+        nursery.start_soon(watch)
+        yield
+        nursery.cancel_scope.cancel()
+
+
 async def accept(nursery: trio.Nursery, socket: Socket, on_message: OnMessage, tapped: bool = True) -> Transport:
     """The core's end. trio-websocket's reader runs in `nursery`, the one of this agent's connection.
 
     Raises WireError when the other end does not ask for our path.
     """
     tap = Tap(socket, client=False)
-    request = await trio_websocket.wrap_server_stream(
-        nursery, tap, max_message_size=MAX_MESSAGE, message_queue_size=16, receive_buffer_size=RECEIVE
-    )
+    async with _while_connected(tap):
+        request = await trio_websocket.wrap_server_stream(
+            nursery, tap, max_message_size=MAX_MESSAGE, message_queue_size=16, receive_buffer_size=RECEIVE
+        )
     if request.path.partition("?")[0] != PATH:
         await request.reject(404, body=b"This is a tunnel core's address for agents; visitors use the public one.\n")
         raise WireError(f"the WebSocket handshake asks for another path than {PATH}")
@@ -217,15 +246,16 @@ async def connect(
 ) -> Transport:
     """The agent's end. Raises trio_websocket.HandshakeError, trio.BrokenResourceError."""
     tap = Tap(socket, client=True)
-    ws = await trio_websocket.wrap_client_stream(
-        nursery,
-        tap,  # type: ignore[arg-type]  # any trio.abc.Stream will do
-        host,
-        PATH,
-        max_message_size=MAX_MESSAGE,
-        message_queue_size=16,
-        receive_buffer_size=RECEIVE,
-    )
+    async with _while_connected(tap):
+        ws = await trio_websocket.wrap_client_stream(
+            nursery,
+            tap,  # type: ignore[arg-type]  # any trio.abc.Stream will do
+            host,
+            PATH,
+            max_message_size=MAX_MESSAGE,
+            message_queue_size=16,
+            receive_buffer_size=RECEIVE,
+        )
     if tapped:
         tap.on_message = on_message
     return Transport(ws, tap, socket, tapped)

@@ -140,8 +140,11 @@ class Exporter:
             if len(queue) < self._limits.batch:
                 queue.wake.wait(self._limits.delay)
             queue.wake.clear()
-            builder.clock.refresh()
-            self._export_all(builder)
+            try:
+                builder.clock.refresh()
+                self._export_all(builder)
+            except Exception as exc:  # whatever it is, the next batch may fare better than none ever again
+                self._report_down(f"{type(exc).__name__}: {exc}")
         stop_at = time.monotonic() + STOP_SECONDS
         while len(queue) and time.monotonic() < stop_at and not (self._is_down and self._is_stopping):
             self._export_all(builder)

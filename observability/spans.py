@@ -113,6 +113,8 @@ class SpanBuilder:
         name, kind, attributes = _FACTS[visit.kind](visit, ended, self._is_core)
         start, end, offset = self._times(visit, ended, origin.parent_id)
         events = [(mark, min(max(int(at * 1e9) + offset, start), end), "") for mark, at in visit.marks.items()]
+        if visit.kind == "local" and visit.outcome == "ok":
+            events.append(("last_byte", end, ""))
         if failure == "Cancelled":
             events.append(("cancelled", end, ""))
         elif failure:

@@ -280,6 +280,10 @@ class Guard:
                 self._report(RuntimeError("it swallowed the handler's call or its exception"))
             if visit.reached <= depth:
                 await handler(visit)
+            elif isinstance(visit.raised, trio.Cancelled):
+                # Raised anew if it is from outside; the layer's own must not get out of its scope.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                raise RuntimeError(f"layer {self.name} cancelled the handler")
             elif visit.raised is not None:
                 raise visit.raised
 

@@ -35,13 +35,14 @@ class Socket(trio.abc.HalfCloseableStream):
     Raises trio.BrokenResourceError when the connection failed, trio.ClosedResourceError when we closed it.
     """
 
-    __slots__ = ("_receiving", "_sending", "is_closed", "sock")
+    __slots__ = ("_ended", "_receiving", "_sending", "is_closed", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.is_closed = False
         self._receiving = False
         self._sending = False
+        self._ended = False  # our direction
 
     # Receiving
 
@@ -113,7 +114,7 @@ class Socket(trio.abc.HalfCloseableStream):
         self._sending = True
         try:
             await trio.lowlevel.checkpoint()
-            if self.is_closed:
+            if self.is_closed or self._ended:
                 raise trio.ClosedResourceError
             await self.send(bytes(data))
         finally:
@@ -141,6 +142,7 @@ class Socket(trio.abc.HalfCloseableStream):
 
     def shutdown(self) -> None:
         """End our direction. Over TLS that also sends close_notify."""
+        self._ended = True
         try:
             if isinstance(self.sock, ssl.SSLSocket):
                 # The first call sends our close_notify and then wants the other's, which we need not wait for.
@@ -336,7 +338,14 @@ async def accept_each(
 
 async def dial(host: str, port: int) -> Socket:
     """Connect, trying a name's addresses in Trio's way. Raises OSError."""
-    stream = await trio.open_tcp_stream(host, port)
+    try:
+        stream = await trio.open_tcp_stream(host, port)
+    except BaseExceptionGroup as group:
+        # Cancelled while it connects, a nursery in there makes a group of it, which nobody takes for Cancelled.
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup) and group.split(trio.Cancelled)[1] is None:
+            leaf = leaf.exceptions[0]
+        raise leaf from None
     sock = socket.socket(fileno=stream.socket.detach())
     tune(sock)
     return Socket(sock)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from linking import NOTHING, Line, linked, lines
+from linking import NOTHING, Line, lines, linked
 
 from tunnel.errors import Failure
 from tunnel.link import link as module
@@ -43,9 +43,9 @@ async def test_a_heartbeat_each_period_and_no_end_while_they_are_answered(clocks
             clocks.now = 1000.0 + second
             pair.core.tick(clocks.now)
             await trio.testing.wait_all_tasks_blocked()
-        assert pair.core.heartbeats_sent == 11  # at 5, 10, … 55
+        assert pair.core.heartbeats_sent == 12  # at 0, 5, … 55
         assert pair.core.heartbeats_failed == 0
-        assert len(pair.core.round_trips) == 11
+        assert len(pair.core.round_trips) == 12
         assert not pair.core.end_reason
         assert not pair.core.is_quiet(clocks.now)
 
@@ -54,9 +54,9 @@ async def test_a_heartbeat_each_period_and_no_end_while_they_are_answered(clocks
 async def test_silence_ends_the_link_within_the_time_out(clocks: Clocks, opens: bool) -> None:
     async with linked(heartbeat=5, heartbeat_timeout=15) as pair:
         one, line = (pair.core, pair.agent_line) if opens else (pair.agent, pair.core_line)
-        line.is_cut = True
-        stream, there = await pair.open() if not opens else (pair.core.session.open(Open(0, 0, 0, 0, b"", b"")), None)
+        stream, there = await pair.open()
         waiting = stream if opens else there
+        line.is_cut = True
         clocks.now += 15.0
         one.tick(clocks.now)
         await trio.testing.wait_all_tasks_blocked()
@@ -68,7 +68,7 @@ async def test_silence_ends_the_link_within_the_time_out(clocks: Clocks, opens: 
         assert one.end_reason == "no heartbeat for 15 s"
         assert one.heartbeats_failed == 1
         with pytest.raises(Failure) as caught:
-            await waiting.receive()  # type: ignore[union-attr]
+            await waiting.receive()
         assert caught.value.outcome == "link_lost"
 
 

@@ -1,5 +1,6 @@
-"""Plain trio-websocket is the reference: with the tap at either end or both, the same messages come, and the same ends."""
+"""Plain trio-websocket is the reference: with the tap at either end or both come the same messages and the same ends."""
 
+import select
 import struct
 from itertools import product
 
@@ -181,9 +182,7 @@ WRONG = {
 
 @tapped
 @pytest.mark.parametrize("name", WRONG)
-async def test_what_is_wrong_is_closed_with_a_code_and_nothing_behind_it_is_heard(
-    core_tapped: bool, name: str
-) -> None:
+async def test_what_is_wrong_is_closed_with_a_code_and_nothing_behind_it_is_heard(core_tapped: bool, name: str) -> None:
     data, code = WRONG[name]
     async with transports(core_tapped, False) as ends:
 
@@ -264,12 +263,10 @@ async def test_a_sender_cancelled_within_a_frame_lets_nothing_follow(core_tapped
 
 async def _watch(socket: Socket, full: trio.Event) -> None:
     """Set when the kernel's buffer is full."""
-    import select
-
     poll = select.poll()
     poll.register(socket.sock, select.POLLOUT)
     while poll.poll(0):
-        await trio.sleep(0.001)
+        await trio.lowlevel.checkpoint()
     full.set()
 
 

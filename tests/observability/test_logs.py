@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import sys
-import types
 import threading
+import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any

@@ -43,4 +43,5 @@ async def main(port: str, fingerprint: str, local: str, count: str) -> None:
 
 if __name__ == "__main__":
     setup("info", True)
-    trio.run(main, *sys.argv[1:])
+    port, fingerprint, local, count = sys.argv[1:]
+    trio.run(main, port, fingerprint, local, count)

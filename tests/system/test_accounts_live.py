@@ -151,9 +151,7 @@ def claims(account: str, seconds: float) -> dict[str, Any]:
     return {"account_id": account, "agent_id": "jwt-agent", "exp": int(time.time() + seconds)}
 
 
-def test_jwts(
-    core: RunningCore, service: Service, start_agent: StartAgent, private_key: rsa.RSAPrivateKey
-) -> None:
+def test_jwts(core: RunningCore, service: Service, start_agent: StartAgent, private_key: rsa.RSAPrivateKey) -> None:
     account = account_id(core, "jwt")
     pem = private_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -215,7 +213,7 @@ def test_a_fresh_account_claims_and_the_name_is_held(
 
 def test_names_are_stable(core: RunningCore, service: Service, start_agent: StartAgent) -> None:
     token, _ = new_token(core, "stable")
-    names = []
+    names: list[str] = []
     for _ in range(2):
         agent = start_agent(core, service.url, token=token)
         names += agent.tunnels

@@ -1,18 +1,17 @@
-"""The life of both programs, with real processes: killed, stopped, cut off, drained, started again."""
+"""The life of both programs, with real processes: killed, stopped, cut off, started again."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from running import RunningAgent, RunningCore, poll
+from running import Program, RunningAgent, RunningCore, poll
 from service import Service
-from visiting import Answer, Broken, Connection
-from watching import Relay, ask, get, sample
+from visiting import Broken
+from watching import Asking, Relay, ask, get, sample, wait_served
 
 pytestmark = pytest.mark.system
 
@@ -22,47 +21,10 @@ StartAgent = Callable[..., RunningAgent]
 StartService = Callable[[], Service]
 
 
-class Asking(threading.Thread):
-    """A request in a thread of its own; `answer` is an Answer or the error, `took` seconds."""
-
-    def __init__(self, core: RunningCore, line: str = "GET /hang", host: str = "app.localhost") -> None:
-        super().__init__(daemon=True)
-        self._core, self._line, self._host = core, line, host
-        self.answer: Answer | Exception | None = None
-        self.took = 0.0
-        self.start()
-
-    def run(self) -> None:
-        began = time.monotonic()
-        try:
-            self.answer = ask(self._core, self._line, host=self._host)
-        except Exception as exc:
-            self.answer = exc
-        self.took = time.monotonic() - began
-
-    def result(self, timeout: float = 10) -> Answer:
-        self.join(timeout)
-        assert isinstance(self.answer, Answer), repr(self.answer)
-        return self.answer
-
-
-def wait_served(core: RunningCore, timeout: float, host: str = "app.localhost") -> None:
-    poll(lambda: _status(core, host) == 200, f"{host} is served again", timeout, 0.05)
-
-
-def _status(core: RunningCore, host: str) -> int:
-    try:
-        return ask(core, "GET /echo", host=host).status
-    except (OSError, Broken):
-        return 0
-
-
 # Killed ----------------------------------------------------------------------------------------------------------
 
 
-def test_agent_killed_within_a_request(
-    start_core: Start, start_agent: StartAgent, start_service: StartService
-) -> None:
+def test_agent_killed_within_a_request(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
     core, service = start_core(), start_service()
     agent = start_agent(core, service.url, "-subdomain=app")
     asking = Asking(core)
@@ -138,9 +100,7 @@ def test_core_that_stands_still(start_core: Start, start_agent: StartAgent, star
     poll(lambda: get(agent.metrics, "/readyz")[0] == 200, "the agent is ready")
 
 
-def test_black_hole_is_noticed_by_both(
-    start_core: Start, start_agent: StartAgent, start_service: StartService
-) -> None:
+def test_black_hole_is_noticed_by_both(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
     core, service = start_core(*HEARTBEAT), start_service()
     with Relay(core.agents) as relay:
         server = f"-server=127.0.0.1:{relay.address[1]}"
@@ -177,152 +137,10 @@ def test_local_service_down_and_up(start_core: Start, start_agent: StartAgent, e
     assert ask(core, "GET /echo").status == 200
 
 
-# Drained ---------------------------------------------------------------------------------------------------------
-
-
-class Client(threading.Thread):
-    """Keeps a connection and asks again and again until nobody accepts it any more.
-
-    answered: statuses of whole answers. broken: requests whose answer began and broke off. unanswered: requests on a
-    kept connection that the core closed without a byte, which HTTP lets it do at any time (RFC 9112, 9.3.1).
-    """
-
-    def __init__(self, core: RunningCore, line: str) -> None:
-        super().__init__(daemon=True)
-        self._core, self._line = core, line
-        self.answered: list[int] = []
-        self.broken: list[str] = []
-        self.unanswered = 0
-        self.start()
-
-    def run(self) -> None:
-        visitor: Connection | None = None
-        while True:
-            fresh = visitor is None
-            try:
-                if visitor is None:
-                    visitor = Connection(self._core.public, "app.localhost")
-            except ConnectionError:
-                return
-            try:
-                answer = visitor.ask(self._line)
-            except (Broken, ConnectionError) as exc:
-                if visitor.buffer or (isinstance(exc, Broken) and exc.partial):
-                    self.broken.append(repr(exc))
-                self.unanswered += 1
-                visitor.close()
-                if fresh:  # it was in the listener's backlog: nobody had accepted it
-                    return
-                visitor = None
-                continue
-            self.answered.append(answer.status)
-            if answer["connection"].lower() == "close":
-                visitor.close()
-                visitor = None
-
-
-def test_drain_under_load_fails_no_accepted_request(
-    start_core: Start, start_agent: StartAgent, start_service: StartService
-) -> None:
-    core, service = start_core("-drain-delay=1s"), start_service()
-    agent = start_agent(core, service.url, "-subdomain=app")
-    clients = [Client(core, "GET /echo") for _ in range(8)]
-    slow = [Client(core, "GET /slow?ms=900") for _ in range(4)]
-    poll(lambda: all(client.answered for client in clients + slow), "every client has an answer")
-    core.terminate()
-    began = time.monotonic()
-    core.wait_for("draining")
-    status, text = get(core.metrics, "/readyz")
-    assert status == 503 and "shutting down" in text
-    assert time.monotonic() - began < 0.5
-    assert get(core.metrics, "/healthz")[0] == 200
-    # Within the delay new connections are still taken.
-    assert ask(core, "GET /echo").status == 200
-    poll(lambda: not any(client.is_alive() for client in clients + slow), "the clients have ended", 10)
-    assert core.wait(10) == 0
-    assert time.monotonic() - began < 5
-    for client in clients + slow:
-        assert not client.broken
-        assert set(client.answered) == {200}
-        # At most one of its connections was closed while its next request was on the way, and one not accepted.
-        assert client.unanswered <= 2
-    # Whatever the core has begun, the visitor has got.
-    records = core.find("request")
-    assert {record["outcome"] for record in records} == {"ok"}
-    assert len(records) == 1 + sum(len(client.answered) for client in clients + slow)
-    assert agent.wait_for("the core sends us away")
-    assert core.records[-1]["msg"] == "stopped"
-
-
-def test_drain_deadline(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
-    core, service = start_core("-drain-timeout=500ms"), start_service()
-    start_agent(core, service.url, "-subdomain=app")
-    asking = Asking(core)
-    service.wait_request("/hang")
-    core.terminate()
-    answer = asking.result()
-    assert (answer.status, answer.outcome) == (503, "draining")
-    assert 0.4 < asking.took < 3
-    assert core.wait(5) == 0
-    assert core.find("drain deadline reached")
-    assert core.find("request", outcome="draining", status=503)
-    assert service.wait_closed("/hang")
-
-
-def test_second_signal_ends_now(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
-    core, service = start_core(), start_service()
-    agent = start_agent(core, service.url, "-subdomain=app")
-    asking = Asking(core)
-    service.wait_request("/hang")
-    core.terminate()
-    core.wait_for("draining")
-    assert core.is_running
-    began = time.monotonic()
-    core.terminate()
-    core.wait(5)
-    assert time.monotonic() - began < 2
-    asking.join(2)
-    assert asking.answer is not None
-    agent.terminate()  # it dials in vain: nothing to wait for
-    began = time.monotonic()
-    assert agent.wait(5) == 0
-    assert time.monotonic() - began < 2
-
-
-def test_agent_finishes_its_requests(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
-    core, service = start_core(), start_service()
-    agent = start_agent(core, service.url, "-subdomain=app")
-    asking = Asking(core, "GET /hold")
-    service.wait_request("/hold")
-    agent.terminate()
-    poll(lambda: get(agent.metrics, "/readyz")[0] == 503, "the agent says that it stops", 2)
-    poll(lambda: _status(core, "app.localhost") == 503, "no new requests for it", 2)
-    service.release.set()
-    answer = asking.result()
-    assert (answer.status, answer.body) == (200, b"held")
-    assert agent.wait(5) == 0
-    assert core.wait_for("agent disconnected")
-
-
-def test_agent_with_a_request_that_never_ends(
-    start_core: Start, start_agent: StartAgent, start_service: StartService
-) -> None:
-    core, service = start_core(), start_service()
-    agent = start_agent(core, service.url, "-subdomain=app", "-drain-timeout=300ms")
-    asking = Asking(core)
-    service.wait_request("/hang")
-    agent.terminate()
-    assert agent.wait(5) == 0
-    answer = asking.result()
-    assert (answer.status, answer.outcome) == (502, "link_lost")
-
-
 # Many ------------------------------------------------------------------------------------------------------------
 
 
 def test_two_hundred_agents_return(start_core: Start, start_service: StartService, ending: ExitStack) -> None:
-    from running import Program
-
     core, service = start_core(), start_service()
     script = Path(__file__).with_name("manyagents.py")
     many = Program(

@@ -81,9 +81,7 @@ def test_connections_of_an_account(core: RunningCore, service: Service, start_ag
     start_agent(core, service.url, "-subdomain=links", token=token)
 
 
-def test_max_connections(
-    start_core: Callable[..., RunningCore], service: Service, start_agent: StartAgent
-) -> None:
+def test_max_connections(start_core: Callable[..., RunningCore], service: Service, start_agent: StartAgent) -> None:
     core = start_core("-max-connections=2", "-max-connections-per-account=1")
     assert sample(core.metrics, "tunnel_connections_limit") == 2
     start_agent(core, service.url, "-subdomain=one")
@@ -139,7 +137,7 @@ def test_requests_and_bytes_of_a_month(core: RunningCore, service: Service, star
 @pytest.mark.parametrize("direction", ["down", "up"])
 def test_bandwidth_is_shaped(core: RunningCore, service: Service, start_agent: StartAgent, direction: str) -> None:
     rate, size = 2_000_000, 5_000_000
-    token, _ = limited(core, f"shaped-{direction}", "-bandwidth", str(rate))
+    token, id = limited(core, f"shaped-{direction}", "-bandwidth", str(rate))
     host = f"shaped-{direction}"
     start_agent(core, service.url, f"-subdomain={host}", token=token)
     began = time.monotonic()
@@ -151,6 +149,7 @@ def test_bandwidth_is_shaped(core: RunningCore, service: Service, start_agent: S
         assert answer.body.startswith(str(size).encode())
     measured = size / (time.monotonic() - began)
     assert abs(measured / rate - 1) < 0.15, f"{measured:.0f} bytes/s"
+    assert size <= sample(core.metrics, "tunnel_quota_usage", account_id=id, type="bandwidth") < size + 1000
 
 
 # Usage -----------------------------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def test_a_requests_hop_by_hop_fields_are_removed(tunnel: Tunnel) -> None:
     with tunnel.connect() as visitor:
         head = visitor.ask(
             "GET /head", "Connection: keep-alive, X-Mine, close-not, Host, Cookie2", "X-Mine: secret",
-            "Keep-Alive: 300", "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic eDp5", "TE: trailers", "Upgrade: h2c",
-            "HTTP2-Settings: AAMAAABk", "X-Kept: yes",
+            "Keep-Alive: 300", "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic eDp5", "TE: trailers",
+            "Upgrade: h2c", "HTTP2-Settings: AAMAAABk", "X-Kept: yes",
         ).body.decode()  # fmt: skip
     names = [line.partition(":")[0] for line in head.split("\r\n")[1:-2]]
     assert names == ["Host", "X-Kept", *SET_BY_US]

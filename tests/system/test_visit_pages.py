@@ -14,7 +14,8 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 @pytest.mark.parametrize(
     ("accept", "content_type"),
     [(BROWSER, "text/html; charset=utf-8"), ("application/json", "application/json"),
-     ("*/*", "text/plain; charset=utf-8"), ("", "text/plain; charset=utf-8"), ("application/json, text/html;q=0.5", "application/json")],
+     ("*/*", "text/plain; charset=utf-8"), ("", "text/plain; charset=utf-8"),
+     ("application/json, text/html;q=0.5", "application/json")],
 )  # fmt: skip
 def test_each_reader_gets_its_format(tunnel: Tunnel, accept: str, content_type: str) -> None:
     with tunnel.connect() as visitor:

@@ -1,11 +1,12 @@
 """What the tests of life and blame look through: pages, samples, a relay that can hold the link, a span receiver.
 
-    get(core.metrics, "/readyz")              # (status, text) of a program's own page, within 5 s
-    sample(core.metrics, "tunnel_connections_active")          # a number from /metrics; labels as keywords
-    with Relay(core.agents) as relay: relay.hold(); relay.release()    # TCP in between; agents dial relay.address
-    with SpanTap(tmp_path) as tap: tap.endpoint, tap.wait(request_id)  # a real OTLP receiver process (oteltap)
-    run_core(...), run_agent(...)             # a program that is to end by itself: (exit code, stdout, stderr)
-    ask(core, "GET /echo")                    # one request on a connection of its own: an Answer
+get(core.metrics, "/readyz")              # (status, text) of a program's own page, within 5 s
+sample(core.metrics, "tunnel_connections_active")          # a number from /metrics; labels as keywords
+with Relay(core.agents) as relay: relay.hold(); relay.release()    # TCP in between; agents dial relay.address
+with SpanTap(tmp_path) as tap: tap.endpoint, tap.wait(request_id)  # a real OTLP receiver process (oteltap)
+run_core(...), run_agent(...)             # a program that is to end by itself: (exit code, stdout, stderr)
+ask(core, "GET /echo")                    # one request on a connection of its own: an Answer
+Asking(core, "GET /hang").result()        # the same in a thread; wait_served(core, 5) polls until it is answered
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from running import Address, RunningCore, clean_environment, poll
-from visiting import Answer, Connection
+from visiting import Answer, Broken, Connection
 
 
 def get(where: Address, path: str) -> tuple[int, str]:
@@ -57,6 +59,42 @@ def sample(where: Address, name: str, **labels: str) -> float:
 def ask(core: RunningCore, line: str, *fields: str, host: str = "app.localhost", body: bytes | None = None) -> Answer:
     with Connection(core.public, host) as visitor:
         return visitor.ask(line, *fields, body=body)
+
+
+class Asking(threading.Thread):
+    """A request in a thread of its own; `answer` is an Answer or the error, `took` seconds."""
+
+    def __init__(self, core: RunningCore, line: str = "GET /hang", host: str = "app.localhost") -> None:
+        super().__init__(daemon=True)
+        self._core, self._line, self._host = core, line, host
+        self.answer: Answer | Exception | None = None
+        self.took = 0.0
+        self.start()
+
+    def run(self) -> None:
+        began = time.monotonic()
+        try:
+            self.answer = ask(self._core, self._line, host=self._host)
+        except Exception as exc:
+            self.answer = exc
+        self.took = time.monotonic() - began
+
+    def result(self, timeout: float = 10) -> Answer:
+        self.join(timeout)
+        assert isinstance(self.answer, Answer), repr(self.answer)
+        return self.answer
+
+
+def wait_served(core: RunningCore, timeout: float, host: str = "app.localhost") -> None:
+    poll(lambda: status_of(core, host) == 200, f"{host} is served again", timeout, 0.05)
+
+
+def status_of(core: RunningCore, host: str = "app.localhost") -> int:
+    """The status of a plain request; 0 when there is no answer."""
+    try:
+        return ask(core, "GET /echo", host=host).status
+    except (OSError, Broken):
+        return 0
 
 
 def run_core(*flags: str, timeout: float = 20, **environment: str) -> tuple[int, str, str]:

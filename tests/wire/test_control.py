@@ -71,4 +71,4 @@ def test_pongs_of_the_wrong_size(size: int) -> None:
 
 
 def test_a_long_farewell_is_cut() -> None:
-    assert control.pack_goaway("é" * 5000)[: MAX_TEXT] == ("é" * (MAX_TEXT // 2)).encode()
+    assert control.pack_goaway("é" * 5000)[:MAX_TEXT] == ("é" * (MAX_TEXT // 2)).encode()

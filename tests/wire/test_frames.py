@@ -25,9 +25,7 @@ responses = st.builds(
     st.integers(0, 0xFFFFFFFF),
     st.binary(max_size=200),
 )
-one_frame = st.tuples(
-    st.integers(0, 255), st.integers(0, 255), st.integers(0, 0xFFFFFFFF), st.binary(max_size=100)
-)
+one_frame = st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 0xFFFFFFFF), st.binary(max_size=100))
 
 
 @given(st.lists(one_frame, max_size=20))

@@ -136,7 +136,10 @@ def test_what_an_end_must_not_do(pair: Pair) -> None:
         pair.agent.respond(there, OK)
     with pytest.raises(LocalWireError):
         pair.agent.send_data(there, bytes(STREAM_WINDOW + 1))
-    for opened in (OPEN._replace(head=bytes(frames.MAX_HEAD + 1)), OPEN._replace(context=bytes(frames.MAX_CONTEXT + 1))):
+    for opened in (
+        OPEN._replace(head=bytes(frames.MAX_HEAD + 1)),
+        OPEN._replace(context=bytes(frames.MAX_CONTEXT + 1)),
+    ):
         with pytest.raises(LocalWireError):
             pair.core.open(opened)
     pair.core._last_id = 0xFFFFFFFF
@@ -292,9 +295,7 @@ def test_credit_comes_back_over_many_windows(pair: Pair, answers: bool) -> None:
 @pytest.mark.parametrize("code", [0, ABORTED])
 @pytest.mark.parametrize("resetter", ["sender", "receiver"])
 @pytest.mark.parametrize("moment", ["queued", "under way", "in the inbox", "partly read"])
-def test_a_reset_at_any_moment_leaves_the_link_credit_exact(
-    pair: Pair, resetter: str, moment: str, code: int
-) -> None:
+def test_a_reset_at_any_moment_leaves_the_link_credit_exact(pair: Pair, resetter: str, moment: str, code: int) -> None:
     stream, there = pair.open()
     fill(pair.core, stream, 3 * MAX_DATA)
     message = b""

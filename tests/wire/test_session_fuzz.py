@@ -1,4 +1,4 @@
-"""Random operations on both ends, and random bytes: nothing is lost, mixed up or miscounted; only WireError is raised."""
+"""Random operations on both ends, and random bytes: nothing is lost, mixed up or miscounted; only WireError comes."""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -151,7 +151,7 @@ def test_the_json(name: str, kind: type) -> None:
     nested = control.TunnelRequest if name == "HELLO" else control.TunnelGrant
     known = set(kind.__struct_fields__) | (set(nested.__struct_fields__) if name != "REFUSED" else set())
     assert set(re.findall(r"`(\w+)`", intro[1])) - {"http", "tcp"} == known
-    optional = {f for f, default in zip(reversed(kind.__struct_fields__), reversed(kind.__struct_defaults__))}
+    optional = set(kind.__struct_fields__[-len(kind.__struct_defaults__) :])
     assert optional == {f for f in re.findall(r"`(\w+)`\*", intro[1]) if f in kind.__struct_fields__}
 
 

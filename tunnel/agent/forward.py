@@ -35,6 +35,7 @@ log = get_logger("tunnel.agent")
 
 #: methods that may be sent again when a kept connection turns out to be dead (RFC 9110, 9.2.2)
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
+_EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
 NO_TEXT = b"OK\r\n"
 
 
@@ -326,6 +327,8 @@ class Forwarder:
                 local.socket = None
             return
         self._respond(local, answer, b"", False)
+        if _EVENT_STREAM.search(answer.head):
+            local.marks["event"] = local.marks["first_byte"]  # it may go on all day: durations end here
         if answer.chunked:
             clean = await self._relay_chunks(local, socket, answer)
         elif answer.length >= 0:

@@ -47,6 +47,7 @@ class Database:
         self.url = _parse(url, data_dir)
         self.system = "sqlite" if self.url.drivername.startswith("sqlite") else "postgresql"
         self.engine = _make_engine(self.url, self.system)
+        self._is_closed = False
 
     @property
     def name(self) -> str:
@@ -82,14 +83,20 @@ class Database:
         """
         try:
             with self.engine.connect() as conn:
-                if write:
-                    conn = conn.execution_options(begin="BEGIN IMMEDIATE")
-                with conn.begin():
-                    yield conn
+                try:
+                    if write:
+                        conn = conn.execution_options(begin="BEGIN IMMEDIATE")
+                    with conn.begin():
+                        yield conn
+                finally:
+                    if self._is_closed:
+                        conn.detach()  # an abandoned query came back after `close()`: no pool takes it any more
         except sa.exc.SQLAlchemyError as exc:
             raise StoreError(self._explain(exc)) from exc
 
     def close(self) -> None:
+        """Close the idle connections now, those in use when their query ends."""
+        self._is_closed = True
         self.engine.dispose()
 
     def _explain(self, exc: Exception) -> str:

@@ -69,6 +69,7 @@ class Request(RequestVisit):
         "head_written",
         "keep_alive",
         "reading",
+        "refusal",
         "stream",
         "visitor",
         "writing",
@@ -87,6 +88,7 @@ class Request(RequestVisit):
         self.continued = False
         self.aborted = ""
         self.expired = False
+        self.refusal: Exception | None = None  # why the head could not be read or was not taken
         self.reading = False  # waits for the visitor's body
         self.writing = False  # waits for the visitor to take bytes
 
@@ -181,6 +183,7 @@ class Exchanger:
         visitor.begin(HEAD, self._head_timeout)
         self.active += 1
         try:
+            await self._receive_head(request)
             await self.handle_request(request)
         finally:
             self.finished()
@@ -206,7 +209,8 @@ class Exchanger:
     async def handle(self, request: Request) -> None:
         """The innermost handler of a request. Raises nothing but Cancelled."""
         try:
-            await self._read_head(request)
+            if request.refusal is not None:
+                raise request.refusal
             await self._forward(request)
             request.outcome = "ok"
             if request.status >= 500 and not request.error:
@@ -227,6 +231,16 @@ class Exchanger:
             await self._fail(request, Failure("internal"))
 
     # The head -------------------------------------------------------------------------------------------------
+
+    async def _receive_head(self, request: Request) -> None:
+        """Before the layers are entered: they look at what it says, whose trace it is for one thing."""
+        try:
+            await self._read_head(request)
+        except Exception as exc:
+            request.refusal = exc  # `handle` answers
+        except trio.Cancelled:
+            self._cut(request)
+            raise
 
     async def _read_head(self, request: Request) -> None:
         visitor = request.visitor

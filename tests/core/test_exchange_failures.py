@@ -1,0 +1,526 @@
+"""Each way a request can fail at the core: the answer, the outcome on request and stream, and whose fault it was."""
+
+import math
+
+import h11
+import pytest
+import trio
+from inprocess import Answer, Caller, Core, body_of, core, head, opened, respond, until
+
+from tunnel.core.quotas import Account, Limits
+from tunnel.errors import OUTCOMES, Failure
+from tunnel.link.stream import Stream
+from tunnel.wire.frames import LINK_WINDOW, NO_BODY, STREAM_WINDOW, UNKNOWN, Response
+
+
+async def hello(stream: Stream) -> None:
+    respond(stream, b"hello")
+
+
+async def silence(stream: Stream) -> None:
+    await trio.sleep_forever()
+
+
+async def refused(app: Core, raw: bytes, outcome: str, *, closes: bool = False) -> Answer:
+    """The request is answered with the outcome; a visitor that keeps to the rules can go on unless it closes."""
+    before = len(app.requests)
+    visitor = app.visitor()
+    await visitor.send(raw)
+    answer = await visitor.answer(raw[: raw.index(b" ")].decode())
+    request = await app.finished(before + 1)
+    row = OUTCOMES[outcome]
+    assert (answer.outcome, answer.status) == (outcome, row.status)
+    assert (request.outcome, request.status, bool(request.error)) == (outcome, row.status, row.failed)
+    assert answer.fields[b"x-request-id"].decode() == request.request_id
+    assert (answer.fields.get(b"connection") == b"close") is closes
+    if closes:
+        assert await visitor.rest() == b""
+    else:
+        await visitor.send(head())
+        await visitor.answer()
+    return answer
+
+
+# Before a stream is opened ----------------------------------------------------------------------------------------
+
+
+async def test_names_that_nobody_serves() -> None:
+    async with core() as app:
+        app.names.owners = {"mine": "acme", "www.example.org": "acme"}
+        assert b"other.example.net" in (await refused(app, head("GET", "/", "other.example.net:80"), "no_tunnel")).body
+        for host in ("mine.example.com", "MINE.EXAMPLE.COM:8080", "mine.localhost", "www.example.org."):
+            answer = await refused(app, head("GET", "/", host), "no_agent")
+            assert answer.fields[b"retry-after"] == b"5"
+        agent = await app.agent(hello, "gone")
+        app.registry.withdraw(agent)
+        await refused(app, head("GET", "/", "gone.example.com"), "no_agent")
+        assert app.requests[-2].tunnel == "gone"
+
+
+async def test_a_tcp_tunnel_has_no_pages() -> None:
+    async with core() as app:
+        agent = await app.agent(hello)
+        app.registry.attach(agent, "db", "tcp", 1).port = 20000
+        assert b"port 20000" in (await refused(app, head("GET", "/", "db.example.com"), "no_tunnel")).body
+
+
+@pytest.mark.parametrize(
+    ("raw", "outcome"),
+    [
+        (head("GET", "/", "app example"), "bad_request"),
+        (head("GET", "/", "app.example.com", "A : b"), "bad_request"),
+        (b"GET / HTTP/1.1\nHost: app.example.com\n\n", "bad_request"),
+        (b"GET / HTTP/1.1\r\nHost: app.example.com\n\r\n", "bad_request"),
+        (head("GET", "/" + "a" * 20_000), "uri_too_long"),
+        (head("GET", "/" + "a" * 70_000), "uri_too_long"),
+        (b"GET /" + b"a" * 70_000, "uri_too_long"),
+        (head("GET", "/", "app.example.com", "A: " + "a" * 70_000), "head_too_large"),
+        (b"GET / HTTP/1.1\r\nA: " + b"a" * 70_000, "head_too_large"),
+    ],
+)
+async def test_heads_that_are_refused_end_the_connection(raw: bytes, outcome: str) -> None:
+    async with core() as app:
+        await refused(app, raw, outcome, closes=True)
+        assert app.requests[0].method == "GET"
+
+
+@pytest.mark.parametrize("raw", [head("TRACE"), head("CONNECT", "/"), head("TRACE", "/", "nobody.example.com")])
+async def test_methods_that_are_refused(raw: bytes) -> None:
+    async with core() as app:
+        await app.agent(hello)
+        answer = await refused(app, raw.replace(b"CONNECT", b"TRACE"), "method_not_allowed")
+        assert b"POST" in answer.fields[b"allow"]
+        visitor = app.visitor()
+        await visitor.send(b"CONNECT app.example.com:443 HTTP/1.1\r\nHost: app.example.com:443\r\n\r\n")
+        assert b"X-Tunnel-Outcome: method_not_allowed" in await visitor.socket.recv()
+
+
+async def test_bodies_that_are_too_large() -> None:
+    async with core(max_body=10) as app:
+
+        async def swallow(stream: Stream) -> None:
+            await body_of(stream)
+            respond(stream)
+
+        await app.agent(swallow)
+        sized = head("POST", "/", "app.example.com", "Content-Length: 11")
+        await refused(app, sized + b"x" * 11, "body_too_large")  # all of it is here already: it can be skipped
+        await refused(app, sized, "body_too_large", closes=True)
+        chunked = head("POST", "/", "app.example.com", "Transfer-Encoding: chunked") + b"6\r\nabcdef\r\n" * 2
+        await refused(app, chunked, "body_too_large", closes=True)
+        huge = head("POST", "/", "app.example.com", "Content-Length: " + "9" * 20)
+        assert (await refused(app, huge, "body_too_large", closes=True)).status == 413
+
+
+async def test_quota() -> None:
+    async with core() as app:
+        await app.agent(hello, account=Account("one", "one", Limits(requests_per_second=0.01, requests_burst=1)))
+        await app.visitor().get()
+        assert int((await refused(app, head(), "quota")).fields[b"retry-after"]) > 50
+
+
+async def test_every_agent_at_its_limit() -> None:
+    async with core() as app:
+        await app.agent(silence, max_streams=1)
+        await app.visitor().send(head())
+        await until(lambda: app.exchanger.active == 1)
+        first = app.only_visitor()
+        await until(lambda: first.request is not None and first.request.stream is not None)
+        await refused(app, head(), "overloaded")
+
+
+# The head, too slow -----------------------------------------------------------------------------------------------
+
+
+async def test_a_head_that_does_not_come_in_time() -> None:
+    async with core() as app:
+        visitor = app.visitor()
+        await visitor.send(b"GET / HT")
+        await until(lambda: app.exchanger.active)
+        app.tick(9)
+        app.tick(11)
+        answer = await visitor.answer()
+        assert (answer.status, answer.outcome) == (408, "request_timeout")
+        assert (await app.finished()).outcome == "request_timeout"
+
+
+async def test_a_head_that_is_broken_off_and_a_connection_that_says_nothing() -> None:
+    async with core() as app:
+        for sent in (b"", b"GET / HT"):
+            visitor = app.visitor()
+            await visitor.send(sent)
+            visitor.socket.shutdown()
+            assert await visitor.rest() == b""
+        await app.finished()
+        assert [(one.outcome, one.status) for one in app.requests] == [("visitor_aborted", 499)]
+        app.visitor()
+        await until(lambda: app.door.visitors)
+        app.tick(61)
+        await until(lambda: not app.door.visitors)
+        assert len(app.requests) == 1
+
+
+# With a stream ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "outcome", ["local_refused", "local_broken", "timeout", "internal", "no_tunnel", "draining", "link_lost"]
+)
+async def test_what_the_agent_says_went_wrong(outcome: str) -> None:
+    async with core() as app:
+
+        async def fail(stream: Stream) -> None:
+            stream.reset(outcome, "localhost:3000: it was so")
+
+        await app.agent(fail)
+        assert b"localhost:3000: it was so" in (await refused(app, head(), outcome)).body
+        assert app.streams[0].outcome == outcome
+
+
+async def test_done_without_an_answer_is_the_links_fault() -> None:
+    async with core() as app:
+
+        async def odd(stream: Stream) -> None:
+            stream.reset("ok")
+
+        await app.agent(odd)
+        await refused(app, head(), "link_lost")
+
+
+async def test_the_link_is_lost_before_the_answer() -> None:
+    async with core() as app:
+        agent = await app.agent(silence)
+        visitor = app.visitor()
+        await visitor.send(head())
+        await until(lambda: agent.link.session.streams)
+        agent.link.end("pulled out")
+        answer = await visitor.answer()
+        assert (answer.status, answer.outcome) == (502, "link_lost")
+        assert b"pulled out" in answer.body
+
+
+@pytest.mark.parametrize("length", [UNKNOWN, 100])
+@pytest.mark.parametrize("way", ["link", "reset", "short", "long"])
+async def test_an_answer_that_breaks_half_way_is_never_taken_for_complete(length: int, way: str) -> None:
+    async with core() as app:
+        seen = trio.Event()
+
+        async def half(stream: Stream) -> None:
+            respond(stream, b"half", end=False, length=length)
+            await seen.wait()
+            if way == "reset":
+                stream.reset("local_broken", "it broke")
+            elif way == "short":
+                stream.finish()
+            elif way == "long":
+                await stream.send(b"x" * 97, end=True)
+            else:
+                agent.link.end("pulled out")
+
+        agent = await app.agent(half)
+        visitor = app.visitor()
+        await visitor.send(head())
+        visitor.buffer = await visitor.socket.recv()
+        seen.set()
+        if length == UNKNOWN and way in ("short", "long"):
+            assert (await visitor.answer()).status == 200
+            return
+        with pytest.raises((h11.RemoteProtocolError, trio.BrokenResourceError)):
+            await visitor.answer()
+        request = await app.finished()
+        assert request.outcome == ("link_lost" if way == "link" else "local_broken")
+        assert request.status == 200
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (Response(200, 5, 0, 0, b"OK\r\nContent-Length: 5\r\n"), b"hello"),
+        (Response(200, 5, 0, 0, b"OK\r\nA: b\r\n\r\nHTTP/1.1 200 OK\r\n"), b"hello"),
+        (Response(200, 5, 0, 0, b"OK"), b"hello"),
+        (Response(200, 4, 0, 0, b"OK\r\n"), b"hello"),
+        (Response(200, 6, 0, 0, b"OK\r\n"), b"hello"),
+        (Response(200, NO_BODY, 0, 0, b"OK\r\n"), b"hello"),
+        (Response(101, NO_BODY, 0, 0, b"OK\r\n"), b""),
+    ],
+)
+async def test_answers_that_an_agent_must_not_send(answer: Response, body: bytes) -> None:
+    async with core() as app:
+
+        async def wrong(stream: Stream) -> None:
+            stream.link.session.respond(stream, answer, body, True)
+
+        await app.agent(wrong)
+        await refused(app, head(), "local_broken")
+
+
+async def test_trailers_that_an_agent_must_not_send() -> None:
+    async with core() as app:
+
+        async def split(stream: Stream) -> None:
+            respond(stream, b"x", end=False, length=UNKNOWN)
+            stream.finish(b"A: b\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+        await app.agent(split)
+        visitor = app.visitor()
+        await visitor.send(head())
+        with pytest.raises((h11.RemoteProtocolError, trio.BrokenResourceError)):
+            await visitor.answer()
+        assert (await app.finished()).outcome == "local_broken"
+
+
+# Time-outs: who is waited for is to blame -------------------------------------------------------------------------
+
+
+async def test_no_answer_in_time_is_the_services_fault() -> None:
+    async with core() as app:
+        agent = await app.agent(silence)
+        visitor = app.visitor()
+        await visitor.send(head())
+        await until(lambda: agent.link.session.streams)
+        app.tick(29)
+        app.tick(31)
+        answer = await visitor.answer()
+        assert (answer.status, answer.outcome) == (504, "timeout")
+        await visitor.send(head())  # the connection is still good
+        await until(lambda: len(app.streams) == 1 and agent.link.session.streams)
+
+
+async def upload(app: Core, *fields: str, sent: bytes = b"") -> tuple[Caller, trio.Event]:
+    """A request that says it has 10 bytes; the event is set when the agent has seen its head."""
+    seen = trio.Event()
+
+    async def wait(stream: Stream) -> None:
+        seen.set()
+        await body_of(stream)
+
+    await app.agent(wait)
+    visitor = app.visitor()
+    await visitor.send(head("POST", "/", "app.example.com", "Content-Length: 10", *fields) + sent)
+    with trio.fail_after(10):
+        await seen.wait()
+    await until(lambda: app.only_visitor().request.reading)  # type: ignore[union-attr]
+    return visitor, seen
+
+
+async def test_a_body_that_does_not_come_in_time_is_the_visitors_fault() -> None:
+    async with core() as app:
+        visitor, _ = await upload(app, sent=b"12345")
+        app.tick(31)
+        answer = await visitor.answer()
+        assert (answer.status, answer.outcome, answer.fields[b"connection"]) == (408, "request_timeout", b"close")
+
+
+async def test_a_body_that_nobody_asks_for_is_the_services_fault() -> None:
+    async with core() as app:
+        visitor, _ = await upload(app, "Expect: 100-continue")
+        app.tick(31)
+        assert (await visitor.answer()).outcome == "timeout"
+
+
+async def test_a_silent_body_is_broken_off() -> None:
+    async with core() as app:
+
+        async def stall(stream: Stream) -> None:
+            respond(stream, b"half", end=False, length=100)
+            await trio.sleep_forever()
+
+        await app.agent(stall)
+        visitor = app.visitor()
+        await visitor.send(head())
+        await visitor.socket.recv()
+        app.tick(31)
+        with pytest.raises((h11.RemoteProtocolError, trio.BrokenResourceError)):
+            await visitor.answer()
+        request = await app.finished()
+        assert (request.outcome, request.status) == ("timeout", 200)
+
+
+async def test_a_visitor_who_takes_nothing_is_cut_off() -> None:
+    async with core() as app:
+
+        async def flood(stream: Stream) -> None:
+            respond(stream, end=False, length=100_000_000)
+            for _ in range(1000):
+                await stream.send(b"x" * 100_000)
+
+        agent = await app.agent(flood)
+        await app.visitor().send(head())
+        await until(lambda: app.door.visitors and app.only_visitor().request)
+        await until(lambda: app.only_visitor().request.writing)  # type: ignore[union-attr]
+        app.tick(31)
+        request = await app.finished()
+        assert (request.outcome, request.status) == ("visitor_aborted", 499)
+        assert not agent.link.session.streams
+
+
+# The visitor leaves -----------------------------------------------------------------------------------------------
+
+
+async def test_a_visitor_who_resets_ends_the_work() -> None:
+    async with core() as app:
+        failures: list[tuple[int, str] | None] = []
+        started = trio.Event()
+
+        async def work(stream: Stream) -> None:
+            started.set()
+            with pytest.raises(Failure):
+                await stream.receive()
+                await stream.wait_change()
+                stream.raise_failure()
+            failures.append(stream.failure)
+
+        await app.agent(work)
+        visitor = app.visitor()
+        await visitor.send(head())
+        await started.wait()
+        app.tick(0)
+        assert not app.requests
+        visitor.socket.abort()
+        app.tick(1)
+        request = await app.finished()
+        assert (request.outcome, request.status, app.streams[0].outcome) == ("visitor_aborted", 499, "visitor_aborted")
+        await until(lambda: failures)
+        assert failures[0] is not None and failures[0][0] == OUTCOMES["visitor_aborted"].code
+
+
+async def test_a_visitor_who_half_closes_still_gets_the_answer() -> None:
+    async with core() as app:
+        go = trio.Event()
+
+        async def slow(stream: Stream) -> None:
+            await go.wait()
+            respond(stream, b"hello")
+
+        agent = await app.agent(slow)
+        visitor = app.visitor()
+        await visitor.send(head())
+        visitor.socket.shutdown()
+        await until(lambda: agent.link.session.streams)
+        for seconds in (1, 1.5, 2.5, 5):  # seen, left in peace, asked once with an interim answer, still there
+            app.tick(seconds)
+        go.set()
+        raw = await visitor.rest()
+        assert raw.count(b"HTTP/1.1 100 Continue\r\n\r\n") == 1
+        assert raw.endswith(b"\r\n\r\nhello")
+        assert (await app.finished()).outcome == "ok"
+
+
+async def test_a_visitor_who_closed_is_found_by_asking() -> None:
+    async with core() as app:
+        agent = await app.agent(silence)
+        visitor = app.visitor()
+        await visitor.send(head())
+        await until(lambda: agent.link.session.streams)
+        visitor.socket.close()
+        for seconds in (1, 2.5, 3, 3.5):
+            app.tick(seconds)
+            await trio.lowlevel.checkpoint()
+        assert (await app.finished()).outcome == "visitor_aborted"
+        assert not agent.link.session.streams
+
+
+async def test_silence_decides_within_a_body() -> None:
+    async with core() as app:
+
+        async def stall(stream: Stream) -> None:
+            respond(stream, b"half", end=False, length=100)
+            await trio.sleep_forever()
+
+        await app.agent(stall)
+        visitor = app.visitor()
+        await visitor.send(head())
+        visitor.socket.shutdown()
+        await visitor.socket.recv()
+        app.tick(1)
+        app.tick(5)
+        assert not app.requests
+        app.tick(7)
+        assert (await app.finished()).outcome == "visitor_aborted"
+
+
+async def test_a_visitor_who_leaves_within_its_body() -> None:
+    async with core() as app:
+        visitor, _ = await upload(app, sent=b"12345")
+        visitor.socket.shutdown()
+        request = await app.finished()
+        assert (request.outcome, request.status, request.bytes_in) == ("visitor_aborted", 499, 5)
+
+
+@pytest.mark.parametrize("body", [b"x\r\n", b"5\r\nhelloX\r\n", b"-1\r\n\r\n"])
+async def test_a_malformed_chunk(body: bytes) -> None:
+    async with core() as app:
+
+        async def wait(stream: Stream) -> None:
+            await body_of(stream)
+
+        await app.agent(wait)
+        raw = head("POST", "/", "app.example.com", "Transfer-Encoding: chunked") + body
+        await refused(app, raw, "bad_request", closes=True)
+
+
+# Drain, and what is left behind -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_end_of_the_drain_answers_who_still_waits(method: str) -> None:
+    async with core() as app:
+        agent = await app.agent(silence)
+        async with trio.open_nursery() as nursery:
+            app.nursery, links = nursery, app.nursery
+            visitor = app.visitor()
+            await visitor.send(head(method))
+            await until(lambda: agent.link.session.streams)
+            nursery.cancel_scope.cancel()
+        app.nursery = links
+        answer = await visitor.answer(method)
+        assert (answer.status, answer.outcome) == (503, "draining")
+        assert await visitor.rest() == b""
+        assert (app.requests[0].outcome, app.streams[0].outcome) == ("draining", "draining")
+
+
+async def test_draining_closes_connections_after_their_answer() -> None:
+    async with core() as app:
+        go = trio.Event()
+
+        async def slow(stream: Stream) -> None:
+            await go.wait()
+            respond(stream, b"hello")
+
+        agent = await app.agent(slow)
+        idle, busy = app.visitor(), app.visitor()
+        await busy.send(head())
+        await until(lambda: agent.link.session.streams and len(app.door.visitors) == 2)
+        app.exchanger.is_draining = True
+        app.door.close_idle()
+        go.set()
+        answer = await busy.answer()
+        assert (answer.body, answer.fields[b"connection"]) == (b"hello", b"close")
+        assert await idle.rest() == b""
+
+
+async def test_the_links_credit_comes_back_however_a_stream_ends() -> None:
+    """More windows than the link has, each left full by a visitor who went away."""
+    async with core() as app:
+
+        async def flood(stream: Stream) -> None:
+            if opened(stream).head.startswith(b"GET /small"):
+                respond(stream, b"hello")
+                return
+            respond(stream, end=False, length=UNKNOWN)
+            while True:
+                await stream.send(b"x" * 65536)
+
+        agent = await app.agent(flood)
+        for count in range(1, math.ceil(LINK_WINDOW / STREAM_WINDOW) * 2):
+            visitor = app.visitor()
+            await visitor.send(head())
+            await until(lambda: any(one.request and one.request.writing for one in app.door.visitors))
+            await until(
+                lambda: any(one.inbox_bytes > STREAM_WINDOW // 2 for one in agent.link.session.streams.values())
+            )
+            visitor.socket.abort()
+            app.tick(1)
+            await app.finished(count)
+        assert (await app.visitor().get("/small")).body == b"hello"
+        assert not agent.link.session.streams

@@ -1,0 +1,290 @@
+"""Listening, with words for what goes wrong; what a socket knows of its peer; a reset that arrives as one."""
+
+import errno
+import socket as stdlib_socket
+import ssl
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from tunnel import net
+from tunnel.errors import ConfigError
+from tunnel.net import GONE, HALF_CLOSED, HERE, Socket
+
+
+def make_pair() -> tuple[Socket, Socket]:
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+        one = stdlib_socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    net.tune(one)
+    net.tune(other)
+    return Socket(one), Socket(other)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[Socket, Socket]]:
+    one, other = make_pair()
+    yield one, other
+    one.close()
+    other.close()
+
+
+# Listening -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", ""])
+def test_port_0_is_chosen_by_the_kernel_and_the_same_for_all(host: str) -> None:
+    sockets = net.listen(host, 0, "-public-addr")
+    try:
+        (port,) = {sock.getsockname()[1] for sock in sockets}
+        assert port > 0
+        with stdlib_socket.create_connection(("127.0.0.1", port)):
+            pass
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def test_a_port_in_use() -> None:
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"^-metrics-addr: 127\.0\.0\.1:{port} is in use by another program"):
+            net.listen("127.0.0.1", port, "-metrics-addr")
+
+
+def test_a_host_that_nobody_knows() -> None:
+    with pytest.raises(ConfigError, match=r"^-agent-addr: can't resolve 'no-such-host\.invalid' \(.*\); give an addr"):
+        net.listen("no-such-host.invalid", 0, "-agent-addr")
+
+
+def test_an_address_that_is_not_ours() -> None:
+    with pytest.raises(ConfigError, match=r"^-public-addr: can't listen on 192\.0\.2\.1:80"):
+        net.listen("192.0.2.1", 8080, "-public-addr")
+
+
+def test_a_port_that_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(net, "_bind", refuse)
+    with pytest.raises(ConfigError, match=r"^-public-addr: not allowed to listen on \*:80; use a port above 1023"):
+        net.listen("", 80, "-public-addr")
+
+
+async def test_accepted_connections_outlive_the_accepting_task() -> None:
+    (listener,) = net.listen("127.0.0.1", 0, "x")
+    address = listener.getsockname()
+    served = trio.Event()
+
+    async def handle(socket: Socket, peer: tuple[str, int]) -> None:
+        with socket.sock:
+            assert await socket.recv() == b"ping"
+            await socket.send(peer[0].encode())
+            assert await socket.recv() == b""
+            served.set()
+            socket.close()
+
+    async with trio.open_nursery() as handling:
+        with trio.CancelScope() as accepting:
+            async with trio.open_nursery() as nursery:
+
+                async def accept() -> None:
+                    await net.accept_each(listener, handle, handling, problems.append)
+
+                problems: list[OSError] = []
+                nursery.start_soon(accept)
+                client = await net.dial(*address)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                accepting.cancel()
+        assert listener.fileno() == -1
+        with trio.fail_after(10):
+            await client.send(b"ping")
+            assert await client.recv() == b"127.0.0.1"
+            client.close()
+            await served.wait()
+    assert not problems
+
+
+async def test_running_out_of_files_is_reported_and_waited_for(autojump_clock: object) -> None:
+    class Full:
+        """A listener whose accept fails as it does without free file descriptors."""
+
+        def __init__(self) -> None:
+            self.errors = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "aborted")]
+
+        def accept(self) -> None:
+            if self.errors:
+                raise self.errors.pop(0)
+            raise _EnoughError
+
+        def fileno(self) -> int:
+            return spare.fileno()
+
+        def close(self) -> None:
+            pass
+
+    problems: list[OSError] = []
+    spare, other = stdlib_socket.socketpair()
+    full = Full()
+
+    async def handle(socket: Socket, address: object) -> None: ...
+
+    async with trio.open_nursery() as nursery:
+        began = trio.current_time()
+        with pytest.raises(_EnoughError):
+            await net.accept_each(full, handle, nursery, problems.append)  # type: ignore[arg-type]
+        assert trio.current_time() - began == pytest.approx(0.1)
+    assert [exc.errno for exc in problems] == [errno.EMFILE]
+    spare.close()
+    other.close()
+
+
+class _EnoughError(Exception):
+    pass
+
+
+async def test_dialling_where_nobody_listens() -> None:
+    (sock,) = net.listen("127.0.0.1", 0, "x")
+    address = sock.getsockname()
+    sock.close()
+    with pytest.raises(OSError):
+        await net.dial(*address)
+
+
+# The peer ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["poll", "peek"])
+def peek(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Linux's POLLRDHUP, and without."""
+    if request.param == "peek":
+        monkeypatch.delattr(net.select, "POLLRDHUP", raising=False)
+
+
+@pytest.mark.usefixtures("peek")
+async def test_what_a_peer_is_seen_to_do(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    assert one.peer() == HERE
+    other.shutdown()
+    await trio.lowlevel.wait_readable(one.sock)
+    assert one.peer() == HALF_CLOSED
+    assert other.peer() == HERE
+    await one.send(b"still heard")
+    assert await other.recv() == b"still heard"
+    one.close()
+    assert one.peer() == GONE
+
+
+@pytest.mark.usefixtures("peek")
+async def test_a_peer_that_broke_off_is_gone(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    other.abort()
+    await trio.lowlevel.wait_readable(one.sock)
+    assert one.peer() == GONE
+
+
+async def test_asking_leaves_what_was_sent_unread(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    await other.send(b"data")
+    await trio.lowlevel.wait_readable(one.sock)
+    assert one.peer() == HERE
+    assert await one.recv() == b"data"
+
+
+async def test_an_end_behind_unread_bytes_is_seen(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    await other.send(b"data")
+    other.shutdown()
+    with trio.fail_after(10):
+        while one.peer() == HERE:
+            await trio.lowlevel.checkpoint()
+    assert one.peer() == HALF_CLOSED
+    assert [await one.recv(), await one.recv()] == [b"data", b""]
+
+
+async def test_an_abort_arrives_as_a_reset(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    await other.send(b"half an answ")
+    other.abort()
+    with trio.fail_after(10):
+        await trio.lowlevel.wait_readable(one.sock)
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            while await one.recv():
+                pass
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
+    other.abort()
+    other.close()
+
+
+async def test_a_close_arrives_as_an_end(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    other.close()
+    assert await one.recv() == b""
+    with pytest.raises(trio.ClosedResourceError):
+        await other.send(b"x")
+
+
+async def test_who_waits_on_a_socket_that_is_closed_here_is_told(pair: tuple[Socket, Socket]) -> None:
+    one, _ = pair
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await one.recv()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        one.close()
+
+
+async def test_an_idle_connection_is_stale_once_anything_happened(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    assert not one.is_stale()
+    await other.send(b"unasked")
+    await trio.lowlevel.wait_readable(one.sock)
+    assert one.is_stale()
+    other.close()
+    await trio.lowlevel.wait_readable(one.sock)
+    assert one.is_stale()
+
+
+# TLS -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_over_tls() -> None:
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("core.test").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    near, far = make_pair()
+    server = net.with_tls(near, server_context, server_side=True)
+    client = net.with_tls(far, client_context, server_side=False, server_name="core.test")
+    data = bytes(range(256)) * 4096
+    received = bytearray()
+
+    async def receive() -> None:
+        while part := await server.recv():
+            received.extend(part)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.handshake)
+            await client.handshake()
+        assert client.peer() == HERE
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await client.send(data)
+            client.shutdown()
+    assert received == data
+    server.close()
+    client.close()
+
+
+def test_addresses_as_text() -> None:
+    assert net.address_text(("127.0.0.1", 80)) == "127.0.0.1:80"
+    assert net.address_text(("::ffff:192.0.2.7", 80, 0, 0)) == "192.0.2.7:80"
+    assert net.address_text(("::1", 80, 0, 0)) == "[::1]:80"

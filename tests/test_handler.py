@@ -289,8 +289,8 @@ async def test_the_other_layers_go_on(
             seen.append("out")
 
     handler = Counting(error)
-    arounds = [notes, notes, notes]
-    arounds[depth] = around  # type: ignore[call-overload]
+    arounds: list[Callable[[Handler, Visit], Awaitable[None]]] = [notes, notes, notes]
+    arounds[depth] = around
     guards = [Guard(str(at), layer(one), at, log) for at, one in enumerate(arounds)]
     guarded = wrap(handler, guards)
     for number in (1, 2):

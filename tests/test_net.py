@@ -1,6 +1,7 @@
 """Listening, with words for what goes wrong; what a socket knows of its peer; a reset that arrives as one."""
 
 import errno
+import select
 import socket as stdlib_socket
 import ssl
 from collections.abc import AsyncIterator
@@ -161,7 +162,7 @@ async def test_dialling_where_nobody_listens() -> None:
 def peek(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With Linux's POLLRDHUP, and without."""
     if request.param == "peek":
-        monkeypatch.delattr(net.select, "POLLRDHUP", raising=False)
+        monkeypatch.delattr(select, "POLLRDHUP", raising=False)
 
 
 @pytest.mark.usefixtures("peek")

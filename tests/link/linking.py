@@ -11,6 +11,7 @@ import socket as stdlib_socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -187,7 +188,8 @@ class Line:
         self._ended.set()
 
 
-def lines() -> tuple[Line, Line]:
+def lines() -> tuple[Any, Any]:
+    """Two ends of one line; to a Link they are its Transport."""
     one, other = Line(), Line()
     one.other, other.other = other, one
     return one, other

@@ -61,7 +61,7 @@ async def test_silence_ends_the_link_within_the_time_out(clocks: Clocks, opens: 
         one.tick(clocks.now)
         await trio.testing.wait_all_tasks_blocked()
         assert one.is_quiet(clocks.now)
-        assert not one.end_reason
+        assert not one.ended.is_set()
         clocks.now += 0.1
         one.tick(clocks.now)
         await one.ended.wait()
@@ -279,7 +279,8 @@ async def test_a_send_that_fails_ends_the_link() -> None:
         async def send(self, message: bytes) -> None:
             raise trio.BrokenResourceError("reset by peer")
 
-    line, link = Broken(), Link(True, 5, 15)
+    line: Any = Broken()
+    link = Link(True, 5, 15)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run, line)
         link.session.control(frames.GOAWAY, b"")

@@ -1,4 +1,4 @@
-"""Plain trio-websocket is the reference: with the tap at either end or both come the same messages and the same ends."""
+"""Plain trio-websocket is the reference: with the tap at either end or both come the same messages and ends."""
 
 import select
 import struct

@@ -1,11 +1,11 @@
 """What the tests of metrics, traces and logs look through: spans as trees, a Prometheus, a Zipkin.
 
-    with SpanTap(tmp_path) as tap: ...                       # watching.py: a real OTLP receiver process
-    flags, environment = tracing(tap.endpoint)               # for start_core and start_agent: spans leave at once
-    spans = spans_of(tap); wait_trace(tap, trace_id, 4)      # as Span; once there are four of this trace
-    shape(spans)                                             # "GET S(tunnel.stream C(…))", a forest, children in order
-    check_nesting(spans)                                     # no child sticks out of its parent
-    with Prometheus(tmp_path, {"core": (core.metrics, "/metrics")}) as prometheus: prometheus.query("up")
+with SpanTap(tmp_path) as tap: ...                       # watching.py: a real OTLP receiver process
+flags, environment = tracing(tap.endpoint)               # for start_core and start_agent: spans leave at once
+spans = spans_of(tap); wait_trace(tap, trace_id, 4)      # as Span; once there are four of this trace
+shape(spans)                                             # "GET S(tunnel.stream C(…))", a forest, children in order
+check_nesting(spans)                                     # no child sticks out of its parent
+with Prometheus(tmp_path, {"core": (core.metrics, "/metrics")}) as prometheus: prometheus.query("up")
 """
 
 from __future__ import annotations

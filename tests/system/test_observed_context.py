@@ -161,6 +161,10 @@ def skewed(seconds: int) -> dict[str, str]:
         pytest.fail("faketime is missing: install the package faketime (scripts/packages)")
     offset = f"{seconds:+d}s"
     done = subprocess.run(
-        [program, "-f", offset, "printenv", "LD_PRELOAD"], capture_output=True, text=True, check=True, env=dict(os.environ)
+        [program, "-f", offset, "printenv", "LD_PRELOAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ),
     )
     return {"LD_PRELOAD": done.stdout.strip(), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}

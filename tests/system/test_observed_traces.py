@@ -85,9 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         service = run.service = Service()
         stack.callback(service.close)
         flags, environment = tracing(tap.endpoint)
-        core = RunningCore(
-            directory / "core", "-tcp-ports=0", "-drain-timeout=300ms", *flags, environment=environment
-        )
+        core = RunningCore(directory / "core", "-tcp-ports=0", "-drain-timeout=300ms", *flags, environment=environment)
         stack.callback(core.close)
 
         def start(local: str, *more: str, **options: Any) -> RunningAgent:

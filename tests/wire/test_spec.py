@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,7 +144,7 @@ def test_the_priorities() -> None:
     ("name", "kind"),
     [("HELLO", control.Hello), ("WELCOME", control.Welcome), ("REFUSED", control.RefusedMessage)],
 )
-def test_the_json(name: str, kind: type) -> None:
+def test_the_json(name: str, kind: Any) -> None:
     message = control.decode(kind, block(f"json {name}").encode())
     assert control.decode(kind, control.encode(message)) == message
     intro = re.search(rf"^{name}: (.*?)^```", SPEC, re.M | re.S)

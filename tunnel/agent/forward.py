@@ -240,7 +240,7 @@ class Forwarder:
     async def _ask(self, local: _Local, method: bytes, request: bytes) -> tuple[Answer, Socket]:
         """Send a whole request and read the answer's head; once more if a kept connection was dead all along."""
         service = local.visit.service
-        socket = service.take_idle()
+        socket = service.take_idle(method in IDEMPOTENT)
         if socket is not None:
             local.socket = socket
             try:

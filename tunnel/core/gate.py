@@ -258,6 +258,8 @@ class Gate:
         attached = _Attached(visit, grant)
         agent = AgentLink(link, attached, account, min(self._max_streams, max(hello.max_streams, 1)), hello.instance)
         attached.agent = agent
+        if len(self._registry.links) >= self._max_connections:  # others came while we waited
+            raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
         account.admit_link()
         try:
             grants = await self._attach(agent, names, hello.tunnels)

@@ -93,9 +93,13 @@ class Registry:
 
     def find(self, host: str) -> Tunnel | None:
         """The tunnel in service or held under this host name."""
-        tunnel = self.tunnels.get(host)
-        if tunnel is None:
-            tunnel = self.tunnels.get(self.name_of(host))
+        name = self.name_of(host)
+        if name == host and "." not in host:
+            return None  # a bare word is no host name of ours
+        return self._find_name(name)
+
+    def _find_name(self, name: str) -> Tunnel | None:
+        tunnel = self.tunnels.get(name)
         if tunnel is not None and not tunnel.links and self._clock() > tunnel.held_until:
             return None
         return tunnel
@@ -106,7 +110,7 @@ class Registry:
 
     def check_free(self, name: str, protocol: str, account_id: str) -> None:
         """Raises Refused(name_taken) when the name is another's, or serves another protocol."""
-        tunnel = self.find(name)
+        tunnel = self._find_name(name)
         if tunnel is None:
             return
         if tunnel.account_id != account_id:

@@ -39,6 +39,7 @@ from tunnel.plugins import Program
 
 log = get_logger("tunnel.core")
 
+MAX_HEAD = 96 * 1024  #: the largest -max-head: with our own fields it must fit wire.frames.MAX_HEAD
 DRAIN_POLL = 0.02  #: seconds
 CUT_OFF_TIME = 0.5  #: seconds that requests have to be answered with "draining" at the deadline
 FORGET_INTERVAL = 10.0  #: seconds between looks for names whose hold is over
@@ -53,6 +54,8 @@ class Core:
     """
 
     def __init__(self, settings: CoreSettings) -> None:
+        if settings.max_head > MAX_HEAD:
+            raise ConfigError(f"-max-head: at most {MAX_HEAD} bytes, the link carries no larger head")
         self.settings = settings
         self.data_dir: Path = data_dir(settings)
         self.public_address: Address = ("", 0)

@@ -28,12 +28,15 @@ class Service:
         self._idle: deque[tuple[Socket, float]] = deque()
         self._tls = _tls_context(host) if secure else None
 
-    def take_idle(self) -> Socket | None:
-        """A kept connection that is still good, the most recently used first."""
+    def take_idle(self, repeatable: bool = False) -> Socket | None:
+        """A kept connection that is still good, the most recently used first.
+
+        repeatable: the request may be sent again, so that a look at a connection used just now can be saved.
+        """
         while self._idle:
             socket, since = self._idle.pop()
             idle = monotonic() - since
-            if idle < FRESH or (idle < IDLE_TIMEOUT and not socket.is_stale()):
+            if (repeatable and idle < FRESH) or (idle < IDLE_TIMEOUT and not socket.is_stale()):
                 return socket
             socket.close()
         return None

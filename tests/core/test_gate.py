@@ -1,0 +1,290 @@
+"""Agents at the gate: what is refused and why, who supersedes whom, and what the end of a link leaves behind."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+from inprocess import until
+from linking import socket_pair
+
+from tunnel.core.database import StoreError
+from tunnel.core.gate import MAX_TUNNELS, Gate
+from tunnel.core.quotas import Account, Limits
+from tunnel.core.registry import Registry
+from tunnel.core.reports import Reports
+from tunnel.core.tokens import Grant
+from tunnel.errors import Refused
+from tunnel.handler import ConnectVisit, Handler, LinkVisit
+from tunnel.link import transport
+from tunnel.link.link import Link
+from tunnel.link.sweeper import Sweeper
+from tunnel.net import Socket
+from tunnel.wire import control, frames
+from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
+
+
+class Accounts:
+    """Tokens are account names; "bad" is none, and "broken" means that the store does not answer."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        self.released: list[str] = []
+        self.refusal: Refused | None = None
+
+    async def authenticate(self, token: str, agent_id: str, parent: object = None) -> Grant:
+        await trio.lowlevel.checkpoint()
+        if token == "broken":
+            raise StoreError("the disk is full")
+        if token == "bad":
+            raise Refused("bad_token", "the token is not known")
+        return Grant(token, token, agent_id or "agent-x")
+
+    async def load(self, account_id: str, parent: object = None) -> Account:
+        return self.accounts.setdefault(account_id, Account(account_id, account_id))
+
+    async def claim(self, name: str, account_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if name == "reserved":
+            raise Refused("name_reserved", "it is another account's")
+
+    async def release(self, name: str, account_id: str) -> None:
+        self.released.append(name)
+
+    def check(self, grant: Grant) -> Refused | None:
+        return self.refusal
+
+
+class Rig:
+    """connects, links: visits that ended."""
+
+    def __init__(self, nursery: trio.Nursery, max_connections: int) -> None:
+        self.nursery = nursery
+        self.accounts = Accounts()
+        self.connects: list[ConnectVisit] = []
+        self.links: list[LinkVisit] = []
+        self.registry = Registry("example.com", 600)
+        self.reports = Reports()
+        self.sockets: list[Socket] = []
+        self.gate = Gate(
+            self.registry, cast(Any, self.accounts), cast(Any, None), self.reports, Sweeper(lambda exc: None),
+            [self._layer], lambda tunnel: f"http://{tunnel.name}.example.com", tls=None,
+            max_connections=max_connections, max_streams=100, auth_timeout=5.0, heartbeat=5.0, heartbeat_timeout=15.0,
+        )  # fmt: skip
+
+    def _layer(self, handler: Handler) -> Handler:
+        async def layered(visit: Any) -> None:
+            try:
+                await handler(visit)
+            finally:
+                (self.connects if isinstance(visit, ConnectVisit) else self.links).append(visit)
+
+        return layered
+
+    async def dial(self, *names: str, token: str = "acme", **fields: Any) -> tuple[Link, Welcome | RefusedMessage]:
+        """An agent's link, and what the core says to its hello."""
+        link = await self.connect()
+        tunnels = [TunnelRequest(name) for name in names or ("app",)]
+        hello = {"versions": [1], "agent_version": "1", "agent_id": "a", "token": token, "tunnels": tunnels, **fields}
+        link.session.control(frames.HELLO, control.encode(Hello(**hello)))
+        with trio.fail_after(10):
+            kind, payload = await link.receive_control()
+        if kind == frames.WELCOME:
+            return link, control.decode(Welcome, payload)
+        assert kind == frames.REFUSED
+        return link, control.decode(RefusedMessage, payload)
+
+    async def connect(self) -> Link:
+        near, far = socket_pair()
+        self.sockets += near, far
+        self.nursery.start_soon(self.gate._serve, near, ("192.0.2.5", 4711))
+        link = Link(False, 5, 15)
+        self.nursery.start_soon(link.run, await transport.connect(self.nursery, far, "core.test", link.on_message))
+        return link
+
+    async def refused(self, *names: str, **options: Any) -> RefusedMessage:
+        before = len(self.connects)
+        link, said = await self.dial(*names, **options)
+        assert isinstance(said, RefusedMessage)
+        with trio.fail_after(10):
+            await link.ended.wait()
+        await until(lambda: len(self.connects) > before)
+        visit = self.connects[-1]
+        assert (visit.outcome, visit.reason) == ("refused", said.reason)
+        return said
+
+    async def welcomed(self, *names: str, **options: Any) -> tuple[Link, Welcome]:
+        link, said = await self.dial(*names, **options)
+        assert isinstance(said, Welcome), said
+        return link, said
+
+
+@asynccontextmanager
+async def rig(max_connections: int = 100) -> AsyncIterator[Rig]:
+    async with trio.open_nursery() as nursery:
+        made = Rig(nursery, max_connections)
+        try:
+            yield made
+        finally:
+            nursery.cancel_scope.cancel()
+            for socket in made.sockets:
+                socket.close()
+
+
+async def test_a_welcome_and_the_end() -> None:
+    async with rig() as app:
+        link, welcome = await app.welcomed("app", "APP2.example.com", "www.example.org", agent_id="agent-7")
+        assert [one.name for one in welcome.tunnels] == ["app", "app2", "www.example.org"]
+        assert welcome.tunnels[0].url == "http://app.example.com"
+        assert (welcome.account_id, welcome.agent_id) == ("acme", "agent-7")
+        agent = app.registry.links[welcome.connection_id]
+        assert agent.indexes == {"app": 0, "app2": 1, "www.example.org": 2}
+        assert app.accounts.accounts["acme"].links == 1
+        link.session.control(frames.REPORT, b"up 1\n")
+        await until(lambda: app.reports.all() and app.reports.all()[0].text)
+        link.close("the agent stops")
+        await until(lambda: app.links)
+        assert (app.connects[0].outcome, app.connects[0].remote) == ("ok", "192.0.2.5:4711")
+        assert app.links[0].parent is app.connects[0]
+        assert app.registry.links == {} and app.accounts.accounts["acme"].links == 0
+        assert sorted(app.accounts.released) == ["app", "app2", "www.example.org"]
+        assert not app.reports.all()[0].connected
+
+
+@pytest.mark.parametrize(
+    ("reason", "names", "options"),
+    [
+        ("bad_token", (), {"token": "bad"}),
+        ("unavailable", (), {"token": "broken"}),
+        ("version", (), {"versions": [7, 8]}),
+        ("version", (), {"versions": []}),
+        ("bad_name", ("-x",), {}),
+        ("bad_name", ("app", "APP.example.com"), {}),
+        ("bad_name", tuple(f"n{i}" for i in range(MAX_TUNNELS + 1)), {}),
+        ("bad_name", (), {"tunnels": []}),
+        ("bad_name", (), {"tunnels": [TunnelRequest("x", "udp")]}),
+        ("name_reserved", ("reserved",), {}),
+        ("name_taken", ("taken",), {}),
+    ],
+)
+async def test_refusals(reason: str, names: tuple[str, ...], options: dict[str, Any]) -> None:
+    async with rig() as app:
+        await app.welcomed("taken", token="other")
+        said = await app.refused(*names, **options)
+        assert said.reason == reason
+        assert "disk" not in said.text
+        assert len(app.registry.links) == 1
+        assert "acme" not in app.accounts.accounts or app.accounts.accounts["acme"].links == 0
+
+
+async def test_refusals_for_load() -> None:
+    async with rig(max_connections=2) as app:
+        app.accounts.accounts["small"] = Account("small", "small", Limits(max_connections=1))
+        await app.welcomed("one", token="small")
+        assert (await app.refused("two", token="small")).reason == "connection_quota"
+        await app.welcomed("two")
+        assert (await app.refused("three")).reason == "too_many_connections"
+        app.gate.send_away("the core restarts")
+        assert (await app.refused("four")).reason == "draining"
+
+
+async def test_an_agent_that_dials_again_supersedes_itself() -> None:
+    async with rig(max_connections=1) as app:
+        app.accounts.accounts["acme"] = Account("acme", "acme", Limits(max_connections=1))
+        old, first = await app.welcomed(instance="i-1")
+        new, second = await app.welcomed(instance="i-1")
+        assert list(app.registry.links) == [second.connection_id] != [first.connection_id]
+        with trio.fail_after(10):
+            await old.ended.wait()
+        await until(lambda: app.links)
+        assert list(app.registry.links) == [second.connection_id]
+        assert app.accounts.accounts["acme"].links == 1
+        tunnel = app.registry.find("app.example.com")
+        assert tunnel is not None and len(tunnel.links) == 1
+        assert not new.end_reason
+        assert (await app.refused(instance="i-2")).reason == "too_many_connections"
+
+
+async def test_the_same_instance_of_another_account_is_another_agent() -> None:
+    async with rig() as app:
+        await app.welcomed("one", instance="i-1")
+        await app.welcomed("two", instance="i-1", token="other")
+        await app.welcomed("three", instance="")
+        await app.welcomed("four", instance="")
+        assert len(app.registry.links) == 4
+
+
+async def test_a_go_away_of_the_agent_takes_its_names_out_of_service() -> None:
+    async with rig() as app:
+        link, _ = await app.welcomed()
+        link.session.control(frames.GOAWAY, control.pack_goaway("the agent stops"))
+        await until(lambda: app.accounts.released)
+        tunnel = app.registry.find("app.example.com")
+        assert tunnel is not None and not tunnel.links
+        assert app.accounts.accounts["acme"].links == 0
+        link.close("done")
+        await until(lambda: app.links)
+        assert app.links[0].outcome == "ok"
+
+
+async def test_a_lost_link_is_lost() -> None:
+    async with rig() as app:
+        await app.welcomed()
+        app.sockets[1].abort()
+        await until(lambda: app.links)
+        assert app.links[0].outcome == "link_lost" and app.links[0].error
+        tunnel = app.registry.find("app.example.com")
+        assert tunnel is not None and not tunnel.links
+
+
+async def test_revoked_while_connected() -> None:
+    async with rig() as app:
+        link, _ = await app.welcomed()
+        app.gate.recheck()
+        assert not link.end_reason
+        app.accounts.refusal = Refused("revoked", "the token was revoked")
+        app.gate.recheck()
+        with trio.fail_after(10):
+            kind, payload = await link.receive_control()
+            await link.ended.wait()
+        assert kind == frames.REFUSED
+        assert control.decode(RefusedMessage, payload).reason == "revoked"
+        await until(lambda: app.links)
+
+
+async def test_what_is_no_hello() -> None:
+    async with rig() as app:
+        for number, (kind, payload) in enumerate(
+            [(frames.REPORT, b"x"), (frames.HELLO, b"{}"), (frames.HELLO, b"\xff"), (frames.GOAWAY, b"x")], 1
+        ):
+            link = await app.connect()
+            link.session.control(kind, payload)
+            with trio.fail_after(10):
+                await link.ended.wait()
+            await until(lambda: len(app.connects) == number)  # noqa: B023
+            assert (app.connects[-1].outcome, app.connects[-1].reason) == ("refused", "protocol")
+
+
+async def test_bytes_that_are_no_websocket() -> None:
+    async with rig() as app:
+        app.gate._auth_timeout = 0.05
+        for number, raw in enumerate((b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01\x00", b""), 1):
+            near, far = socket_pair()
+            app.sockets += near, far
+            app.nursery.start_soon(app.gate._serve, near, ("192.0.2.5", 1))
+            await far.send(raw)
+            far.shutdown()
+            await until(lambda: len(app.connects) == number)  # noqa: B023
+            assert app.connects[-1].outcome in ("refused", "link_lost")
+        assert not app.registry.links
+
+
+async def test_nothing_at_all_has_a_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    async with rig() as app:
+        near, far = socket_pair()
+        app.sockets += near, far
+        with trio.fail_after(60):
+            await app.gate._serve(near, ("192.0.2.5", 1))
+        assert (app.connects[0].outcome, app.connects[0].reason) == ("refused", "timeout")
+        assert near.is_closed

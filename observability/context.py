@@ -186,11 +186,16 @@ class Propagation:
 
         An empty tracestate is written on purpose: it replaces a visitor's that belongs to a trace we did not join.
         """
-        if self.w3c:
+        if not self.w3c:  # what crossed the link was for us
+            headers.pop("traceparent", None)
+            headers.pop("tracestate", None)
+        else:
             headers["traceparent"] = f"00-{trace_id}-{span_id}-01" if sampled else f"00-{trace_id}-{span_id}-00"
             if (tracestate := carried.get("tracestate")) is not None:
                 headers["tracestate"] = tracestate
-        if self.baggage and (baggage := carried.get("baggage")):
+        if not self.baggage:
+            headers.pop("baggage", None)
+        elif baggage := carried.get("baggage"):
             headers["baggage"] = baggage
         if self.b3:
             headers["b3"] = f"{trace_id}-{span_id}-{'1' if sampled else '0'}"

@@ -1,11 +1,8 @@
-"""Whose trace it is: a visitor's context joined, linked or ignored; sampling; B3; baggage. And an agent's wrong clock."""
+"""Whose trace it is: a visitor's context joined, linked or ignored; sampling; B3; baggage; an agent's wrong clock."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -155,16 +152,5 @@ def test_an_agents_wrong_clock_is_measured(world: Callable[..., World], skew: in
 
 
 def skewed(seconds: int) -> dict[str, str]:
-    """The environment of a program whose wall clock is off (Debian's faketime); its other clocks are right."""
-    program = shutil.which("faketime")
-    if program is None:
-        pytest.fail("faketime is missing: install the package faketime (scripts/packages)")
-    offset = f"{seconds:+d}s"
-    done = subprocess.run(
-        [program, "-f", offset, "printenv", "LD_PRELOAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=dict(os.environ),
-    )
-    return {"LD_PRELOAD": done.stdout.strip(), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
+    """The environment of a program whose wall clock is off; its other clocks are right."""
+    return {"PYTHONPATH": str(Path(__file__).with_name("skewed")), "CLOCK_SKEW": str(seconds)}

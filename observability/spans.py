@@ -113,8 +113,6 @@ class SpanBuilder:
         name, kind, attributes = _FACTS[visit.kind](visit, ended, self._is_core)
         start, end, offset = self._times(visit, ended, origin.parent_id)
         events = [(mark, min(max(int(at * 1e9) + offset, start), end), "") for mark, at in visit.marks.items()]
-        if visit.kind == "local" and visit.outcome == "ok":
-            events.append(("last_byte", end, ""))
         if failure == "Cancelled":
             events.append(("cancelled", end, ""))
         elif failure:
@@ -148,6 +146,8 @@ class SpanBuilder:
             started = max(started, visit.parent.started)
         offset = self.clock.offset(root.started)
         start = int(started * 1e9) + offset
+        if visit.outcome == "ok":  # the agent's answers end with their last byte: the core may be done with them before
+            ended = visit.marks.get("last_byte", ended)
         end = max(start, int(ended * 1e9) + offset)
         limit = self._ended.get(parent_id)
         if limit is not None and end > limit:

@@ -72,6 +72,7 @@ class Program:
         self.other_lines: list[str] = []  # lines on standard output that are no JSON
         self.error_text = ""
         self.expected_code = 0
+        self.expected_broken_layers = 0
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -181,7 +182,9 @@ class Program:
             code = self.wait()
             assert code == self.expected_code, f"{self} ended with {code}\n{self.tail()}"
             assert "Traceback" not in self.error_text and "Warning" not in self.error_text, self.error_text
-            broken = [one for one in self.records if "Traceback" in str(one) or one.get("msg") == "layer switched off"]
+            off = [one for one in self.records if one.get("msg") == "layer switched off"]
+            assert len(off) == self.expected_broken_layers, off
+            broken = [one for one in self.records if "Traceback" in str(one)]
             assert not broken, broken
         finally:
             if self.is_running:

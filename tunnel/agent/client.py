@@ -41,6 +41,7 @@ from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
 
 log = get_logger("tunnel.agent")
 
+MAX_STREAMS = 1000  #: open requests on the link that this agent takes
 CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
 
 
@@ -313,6 +314,7 @@ class Agent:
                 for one in self.locals
             ],
             self._instance,
+            MAX_STREAMS,
         )
         visit.link.session.control(frames.HELLO, control.encode(hello))
         try:
@@ -325,6 +327,8 @@ class Agent:
             welcome = control.decode(Welcome, payload)
         except trio.EndOfChannel:
             raise TunnelError(f"the link ended before the core's welcome: {visit.link.end_reason}") from None
+        if welcome.version != frames.VERSION:
+            raise WireError(f"the core chose link protocol {welcome.version}, which this agent did not offer")
         if len(welcome.tunnels) != len(self.locals):
             raise WireError("the core's welcome names another number of tunnels")
         visit.welcome = welcome
@@ -401,6 +405,9 @@ class Agent:
         assert self._forwarder is not None
         if stream.link.nursery is None:
             raise WireError("the core opened a stream before the hello")
+        if len(stream.link.session.streams) > MAX_STREAMS + 100:  # probes come on top
+            stream.reset("overloaded", "the agent has more open requests than it said it would take")
+            return
         if self._workers is None:
             self._workers = Workers(stream.link.nursery, self._serve_stream)
         self._workers.submit(stream)

@@ -297,6 +297,8 @@ class Forwarder:
             int((now - local.started) * 1e6),
             answer.head,
         )
+        if end:
+            local.marks["last_byte"] = visit.marks["last_byte"] = now
         if visit.stream.failure is None:
             visit.stream.link.session.respond(visit.stream, response, body, end)
 
@@ -335,6 +337,8 @@ class Forwarder:
             clean = await self._relay_counted(local, socket, answer)
         else:
             clean = await self._relay_to_end(local, socket, answer)
+        # What is left to do here is no part of the exchange: at the core it may be over before.
+        local.marks["last_byte"] = visit.marks["last_byte"] = monotonic()
         if clean and answer.keep_alive:
             local.visit.service.keep(socket)
             local.socket = None

@@ -11,7 +11,6 @@ a message under load, 50 µs at one request a time, and doubles bulk speed.
 from __future__ import annotations
 
 import os
-import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -192,11 +191,6 @@ class Transport:
                 return "the connection was lost"
             return f"closed by the other end ({reason.code}{' ' + reason.reason if reason.reason else ''})"
 
-    def start_delivery(self, on_message: OnMessage) -> None:
-        """Tap from now on: call it before the other end may send its first message."""
-        if self._tapped:
-            self._tap.on_message = on_message
-
     async def close(self, reason: str) -> None:
         """Close politely, within two seconds, then for good."""
         with trio.move_on_after(2):
@@ -259,7 +253,3 @@ async def connect(
     if tapped:
         tap.on_message = on_message
     return Transport(ws, tap, socket, tapped)
-
-
-def is_tls(socket: Socket) -> bool:
-    return isinstance(socket.sock, ssl.SSLSocket)

@@ -573,7 +573,8 @@ class Exchanger:
     def _timing(self, request: Request) -> bytes:
         """Server-Timing up to the first byte (W3C), in milliseconds; traceresponse (W3C Trace Context, level 2)."""
         now = monotonic()
-        waited = request.marks["answered"] - request.marks["opened"]
+        opened = request.marks.get("opened", now)
+        waited = request.marks.get("answered", now) - opened
         agent = min(max(request.agent_us, 0) / 1e6, waited)
         local = min(max(request.local_us, 0) / 1e6, agent)
         core = now - request.started - waited
@@ -680,8 +681,9 @@ class Exchanger:
             raise Failure("local_broken", "the local service switched protocols unasked")
         request.status = 101
         request.keep_alive = False
-        head = b"HTTP/1.1 101 %bConnection: Upgrade\r\nX-Request-Id: %b\r\n\r\n" % (
+        head = b"HTTP/1.1 101 %bConnection: Upgrade\r\n%bX-Request-Id: %b\r\n\r\n" % (
             response.head,
+            self._timing(request) if self._server_timing else b"",
             request.request_id.encode(),
         )
         await self._write_head(request, head)
@@ -756,6 +758,8 @@ class Exchanger:
             http_version=request.http_version,
             close=not request.keep_alive,
         )
+        if self._server_timing:
+            head = head[:-2] + self._timing(request) + b"\r\n"
         if request.http_version == "1.0":
             request.keep_alive = False
         request.visitor.begin(BODY, self._idle_timeout)

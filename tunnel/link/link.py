@@ -65,6 +65,7 @@ class Link:
         self._pongs = 0
         self._writer: Task | None = None
         self._closing = False
+        self._is_over = False
         self._scope = trio.CancelScope()
         self._controls: deque[tuple[int, bytes]] = deque()
         self._controls_changed = trio.Event()
@@ -76,6 +77,8 @@ class Link:
 
     def on_message(self, message: bytes) -> None:
         """Take in one message. Never waits, never raises: a broken protocol ends the link."""
+        if self._is_over:
+            return  # the WebSocket's reader may have more for a link that has ended
         self._last_heard = monotonic()
         try:
             events = self.session.receive(message)
@@ -166,6 +169,8 @@ class Link:
             self._note_end(str(group.exceptions[0]) or "the connection was lost")
         finally:
             self._note_end("cancelled")
+            self._is_over = True
+            self.nursery = None
             transport.socket.close()
             self.fail_streams("link_lost", self.end_reason)
             self.ended.set()
@@ -180,6 +185,7 @@ class Link:
 
     def end(self, reason: str) -> None:
         """End the link now; queued frames are lost."""
+        self._is_over = True
         self._note_end(reason)
         self._scope.cancel()
 

@@ -58,7 +58,7 @@ def to_readable(facts: Facts, resource: Resource, scope: InstrumentationScope) -
         parent,
         resource,
         facts.attributes,
-        [Event(name, {"exception.type": what} if what else None, timestamp=at) for name, at, what in facts.events],
+        [Event(name, {"exception.type": what} if what else {}, timestamp=at) for name, at, what in facts.events],
         links,
         _KINDS[facts.kind],
         status=Status(StatusCode.ERROR, facts.description) if facts.failed else _UNSET,

@@ -19,6 +19,7 @@ import trio
 from fakehost import FakeHost
 from hypothesis import given
 from hypothesis import strategies as st
+from logql import evaluate
 
 from observability import accesslog, logqueue, logs
 from tunnel.handler import Guard, Handler, LocalVisit, RequestVisit, StreamVisit, Visit, wrap
@@ -446,34 +447,6 @@ def test_without_opentelemetry_there_are_none(monkeypatch: pytest.MonkeyPatch) -
 # The page's queries ---------------------------------------------------------------------------------------------
 
 
-def go_duration(text: object) -> float | None:
-    """time.ParseDuration: seconds, or None where it fails (a bare number, a number without a unit)."""
-    units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-    if not isinstance(text, str) or not re.fullmatch(r"[-+]?(\d+(\.\d*)?(ns|us|µs|ms|s|m|h))+", text):
-        return None
-    return sum(float(number) * units[unit] for number, unit in re.findall(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)", text))
-
-
-def loki(lines: list[str], contains: str = "", slower_than: float | None = None) -> list[dict[str, Any]]:
-    """`|= "contains" | json | duration > slower_than`: a line without the label does not match, one whose label does
-    not parse stays with `__error__` (a false match)."""
-    found = []
-    for line in lines:
-        if contains not in line:
-            continue
-        labels = json.loads(line)
-        if slower_than is not None:
-            if "duration" not in labels:
-                continue
-            seconds = go_duration(labels["duration"])
-            if seconds is None:
-                labels["__error__"] = "LabelFilterErr"
-            elif not seconds > slower_than:
-                continue
-        found.append(labels)
-    return found
-
-
 async def test_the_three_queries_of_the_page() -> None:
     slow, slow_failure, fast, upgrade = request(request_id="slow"), request(request_id="dead"), request(), request()
     slow.started -= 2.5
@@ -500,10 +473,11 @@ async def test_the_three_queries_of_the_page() -> None:
         logging.getLogger("trio-websocket").error("unexpected")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
-    failures = loki(lines, "error")
+    failures = evaluate('{container="tunnel-core"} |= "error" | json', lines)
     assert {record["msg"] for record in failures} == {"request", "could not flush usage", "unexpected"}
     assert all(record["level"] == "ERROR" and record["error"] for record in failures)
     assert len(failures) == sum(json.loads(line)["level"] == "ERROR" for line in lines) == 3
-    assert [record["request_id"] for record in loki(lines, slower_than=1)] == ["slow", "dead"]
-    assert not any("__error__" in record for record in loki(lines, slower_than=0))
-    assert [record["reason"] for record in loki(lines, "authentication failed")] == ["bad_token"]
+    assert [record["request_id"] for record in evaluate("{} | json | duration > 1s", lines)] == ["slow", "dead"]
+    assert not any("__error__" in record for record in evaluate("{} | json | duration > 0s", lines))
+    refused = evaluate('{container="tunnel-core"} |= "authentication failed" | json', lines)
+    assert [record["reason"] for record in refused] == ["bad_token"]

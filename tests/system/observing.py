@@ -129,13 +129,23 @@ class Prometheus:
         config = directory / "prometheus.yml"
         config.write_text(json.dumps({"global": scrape, "scrape_configs": jobs}))  # JSON is YAML
         self._targets = targets
-        self._log = (directory / "prometheus.log").open("wb")
+        self._command = [
+            program, f"--config.file={config}", f"--storage.tsdb.path={directory / 'prometheus'}",
+            "--enable-feature=exemplar-storage", "--log.level=warn",
+        ]  # fmt: skip
+        self._log_file = directory / "prometheus.log"
+        self._log = self._log_file.open("wb")
+        for _ in range(3):  # somebody else may get the port before it does; then it ends
+            self._process = self._start()
+            poll(lambda: self._process.poll() is not None or self.get("targets"), "Prometheus starts", 30, 0.05)
+            if self._process.poll() is None:
+                return
+        raise AssertionError(self._log_file.read_text())
+
+    def _start(self) -> subprocess.Popen[bytes]:
         self.port = free_port()
-        self._process = subprocess.Popen(
-            [program, f"--config.file={config}", f"--storage.tsdb.path={directory / 'prometheus'}",
-             f"--web.listen-address=127.0.0.1:{self.port}", "--enable-feature=exemplar-storage", "--log.level=warn"],
-            stdout=self._log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        listen = f"--web.listen-address=127.0.0.1:{self.port}"
+        return subprocess.Popen([*self._command, listen], stdout=self._log, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> Prometheus:
         return self
@@ -153,7 +163,10 @@ class Prometheus:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as exc:
             with exc:
-                raise AssertionError(f"{query}: {exc.read().decode()}") from None
+                said = exc.read().decode()
+            if exc.code == 503:  # it is starting
+                return None
+            raise AssertionError(f"{query}: {said}") from None
         except OSError:
             return None
 
@@ -169,7 +182,7 @@ class Prometheus:
         try:
             poll(up, "every target is up", 30, 0.1)
         except AssertionError:
-            raise AssertionError(said) from None
+            raise AssertionError(f"{said}\n{self._log_file.read_text()}") from None
 
     def query(self, text: str) -> list[tuple[dict[str, str], float]]:
         """An instant query: (labels, value) of each series."""

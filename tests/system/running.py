@@ -69,6 +69,7 @@ class Program:
         self.name = name
         self.arguments = list(arguments)
         self.records: list[Record] = []
+        self.lines: list[str] = []  # those records as they were written
         self.other_lines: list[str] = []  # lines on standard output that are no JSON
         self.error_text = ""
         self.expected_code = 0
@@ -104,6 +105,7 @@ class Program:
                 self.other_lines.append(line)
                 continue
             with self._changed:
+                self.lines.append(line)
                 self.records.append(record)
                 self._changed.notify_all()
         with self._changed:

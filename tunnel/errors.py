@@ -145,6 +145,9 @@ BY_CODE: dict[int, Outcome] = {row.code: row for row in _ROWS}
 #: outcomes counted as tunnel_upstream_errors_total{reason}: the request failed past the core
 UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
 
+#: with these an agent says that nothing of the request was given to the local service (SPEC.md, Outcomes in RESET)
+UNSENT = frozenset({"local_refused", "overloaded", "no_tunnel"})
+
 #: why the core refuses a link: the label of tunnel_authentication_failures_total, and what the agent is told
 REFUSALS = (
     "missing_token", "bad_token", "revoked", "expired", "account_disabled",  # credentials

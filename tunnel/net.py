@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,7 +23,10 @@ from tunnel.errors import ConfigError
 
 RECV_SIZE = 64 * 1024
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+_TCP_INFO = getattr(socket, "TCP_INFO", 11)
+_TCP_INFO_SIZE = 216  # up to tcpi_bytes_retrans (linux/tcp.h)
 
 HERE, HALF_CLOSED, GONE = "here", "half closed", "gone"
 
@@ -218,6 +222,22 @@ class Socket(trio.abc.HalfCloseableStream):
             return True
         return True
 
+    def is_unread(self, size: int) -> bool:
+        """Whether the other end closed before it got any of the last `size` bytes sent. Asked after its end came.
+
+        A close acknowledges all that had arrived, so what is unacknowledged then came too late to be read. False
+        where that can't be told (not Linux, or a kernel before 4.19).
+        """
+        try:
+            info = self.sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
+        except OSError:
+            return False
+        if len(info) < _TCP_INFO_SIZE or not sys.platform.startswith("linux"):
+            return False
+        acked = int.from_bytes(info[120:128], sys.byteorder) - 1  # the first is the SYN's
+        sent, again = (int.from_bytes(info[at : at + 8], sys.byteorder) for at in (200, 208))
+        return sent - again - acked >= size
+
     async def handshake(self) -> None:
         """The TLS handshake; nothing on a plain socket. Raises ssl.SSLError, trio.BrokenResourceError."""
         if not isinstance(self.sock, ssl.SSLSocket):
@@ -314,9 +334,13 @@ async def accept_each(
     listener: socket.socket,
     handle: Callable[[Socket, Any], Awaitable[None]],
     nursery: trio.Nursery,
-    on_problem: Callable[[OSError], None],
+    on_problem: Callable[[OSError | None], None],
 ) -> None:
-    """Accept for ever, a task of `nursery` for each connection: the handlers outlive this accepting task."""
+    """Accept for ever, a task of `nursery` for each connection: the handlers outlive this accepting task.
+
+    on_problem hears once when nothing can be accepted (out of files or memory), and with None when it goes on.
+    """
+    in_trouble = False
     try:
         while True:
             try:
@@ -324,11 +348,16 @@ async def accept_each(
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(listener)
             except OSError as exc:
-                if exc.errno in _OUT_OF_FILES:
-                    on_problem(exc)
+                if exc.errno in OUT_OF_FILES:
+                    if not in_trouble:
+                        in_trouble = True
+                        on_problem(exc)
                     await trio.sleep(0.1)
                 # Anything else is about that one connection, which was gone before we took it.
             else:
+                if in_trouble:
+                    in_trouble = False
+                    on_problem(None)
                 tune(sock)
                 nursery.start_soon(handle, Socket(sock), address)
     finally:

@@ -180,15 +180,24 @@ async def one_answer(peer: Peer) -> None:
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"])
 async def test_a_stale_connection_costs_an_idempotent_request_nothing(method: bytes) -> None:
-    async with rig(one_answer) as app:
+    closed = trio.Event()
+
+    async def closes(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(HELLO)
+        await peer.stream.aclose()
+        closed.set()
+
+    async with rig(closes, polite) as app:
         await app.ask()
+        await closed.wait()
         response, _ = await app.ask(method + b" /", body=b"x" if method == b"PUT" else None)
         assert response.status == 200
         assert app.connections == 2
 
 
-@pytest.mark.parametrize("method", [b"POST", b"PATCH", b"LOCK"])
-async def test_other_requests_are_never_sent_twice(method: bytes) -> None:
+@pytest.mark.parametrize("method", [b"GET", b"PUT", b"POST", b"PATCH", b"LOCK"])
+async def test_what_the_service_may_have_seen_is_never_sent_twice(method: bytes) -> None:
     async with rig(one_answer) as app:
         await app.ask()
         failure = await fails(app.ask(method + b" /", body=b"x"))
@@ -197,11 +206,20 @@ async def test_other_requests_are_never_sent_twice(method: bytes) -> None:
 
 
 async def test_a_second_break_is_the_services_fault() -> None:
+    closed = trio.Event()
+
+    async def closes(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(HELLO)
+        await peer.stream.aclose()
+        closed.set()
+
     async def none(peer: Peer) -> None:
         await peer.head()
 
-    async with rig(one_answer, none) as app:
+    async with rig(closes, none) as app:
         await app.ask()
+        await closed.wait()
         assert "without an answer" in str(await fails(app.ask()))
         assert app.connections == 2
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("can't start", error=str(exc))
         return 2
     except Stopped as exc:
-        log.error("giving up", error=str(exc))
+        log.error("giving up", reason=exc.reason, error=str(exc))
         return 1
     return 0
 

@@ -46,7 +46,14 @@ CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
 
 
 class Stopped(TunnelError):
-    """The agent gives up: its text is the one line for the user, exit code 1."""
+    """The agent gives up: its text is the one line for the user, exit code 1.
+
+    reason: the core's word of REFUSALS, or "max_retries".
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +217,8 @@ class Agent:
                     self._counts.reconnection_errors += 1
                 if 0 <= self.settings.max_retries < retries:
                     raise Stopped(
-                        f"no link to {self.settings.server} after {retries} attempts; giving up (-max-retries)"
+                        f"no link to {self.settings.server} after {retries} attempts; giving up (-max-retries)",
+                        "max_retries",
                     )
             elif monotonic() - began > 5:
                 retries = 0
@@ -234,7 +242,7 @@ class Agent:
                 nursery.cancel_scope.cancel()
         except Refused as exc:
             if exc.final:
-                raise Stopped(f"the core at {self.settings.server} refused this agent: {exc}") from None
+                raise Stopped(f"the core at {self.settings.server} refused this agent: {exc}", exc.reason) from None
             log.error("connection refused", server=self.settings.server, reason=exc.reason, error=str(exc))
             if exc.reason in LOAD_REFUSALS:
                 return self._backoff.after_load_refusal(), True
@@ -403,8 +411,8 @@ class Agent:
     def _on_opened(self, stream: Stream) -> None:
         """A visitor's stream: a worker of the link's own nursery serves it."""
         assert self._forwarder is not None
-        if stream.link.nursery is None:
-            raise WireError("the core opened a stream before the hello")
+        if stream.link.nursery is None or not stream.link.is_welcomed:
+            raise WireError("the core opened a stream before its welcome")
         if len(stream.link.session.streams) > MAX_STREAMS + 100:  # probes come on top
             stream.reset("overloaded", "the agent has more open requests than it said it would take")
             return

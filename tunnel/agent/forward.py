@@ -238,24 +238,29 @@ class Forwarder:
         return min(self._request_timeout, opened.deadline_ms / 1000 or self._request_timeout)
 
     async def _ask(self, local: _Local, method: bytes, request: bytes) -> tuple[Answer, Socket]:
-        """Send a whole request and read the answer's head; once more if a kept connection was dead all along."""
+        """Send a whole request and read the answer's head; once more if a kept connection was dead all along.
+
+        Dead all along: closed by the service before any byte of the request came to it. All else may have been seen
+        by the service and is never sent again, whatever the method.
+        """
         service = local.visit.service
         socket = service.take_idle(method in IDEMPOTENT)
         if socket is not None:
             local.socket = socket
+            sent = -1
             try:
-                await socket.send(request)
+                sent = socket.send_nowait(request)
+                if sent < len(request):
+                    await socket.send(request[sent:])
                 return await self._read_head(local, socket, method), socket
-            except trio.BrokenResourceError:
-                retry = method in IDEMPOTENT
+            except trio.BrokenResourceError as exc:
+                if sent >= 0 or method not in IDEMPOTENT:
+                    raise Failure("local_broken", f"{service.address} broke the connection off") from exc
             except Failure as exc:
                 # "nothing" is _read_head's word for an end without a byte
-                retry = method in IDEMPOTENT and exc.text == _nothing(service)
-                if not retry:
+                if method not in IDEMPOTENT or exc.text != _nothing(service) or not socket.is_unread(len(request)):
                     raise
             socket.close()
-            if not retry:
-                raise Failure("local_broken", f"{service.address} broke the connection off")
         local.socket = socket = await service.connect()
         local.marks["connected"] = monotonic()
         try:

@@ -110,8 +110,11 @@ class Door:
             pass
 
 
-def _report(exc: OSError) -> None:
-    log.error("can't accept visitors now", error=exc.strerror or exc)
+def _report(exc: OSError | None) -> None:
+    if exc is None:
+        log.info("visitors are accepted again")
+    else:
+        log.error("can't accept visitors now", error=exc.strerror or exc)
 
 
 def tls_context(what: str, cert: str, key: str) -> ssl.SSLContext:

@@ -21,7 +21,7 @@ from tunnel.core.hostnames import normalise_host
 from tunnel.core.quotas import Account
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.visitor import ANSWER, BODY, HEAD, RAW, Visitor
-from tunnel.errors import OUTCOMES, Failure
+from tunnel.errors import OUTCOMES, UNSENT, Failure
 from tunnel.handler import Layer, RequestVisit, StreamVisit, wrap
 from tunnel.http.answers import answer as make_answer
 from tunnel.http.heads import (
@@ -51,6 +51,9 @@ _random = random.Random()
 _EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
 _METHOD_BYTES = frozenset(b"!#$%&'*+-.^_`|~\r0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
+#: may be tried on another link once it is sure that no local service got them (RFC 9110, 9.2.2)
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+TRIES = 3  #: links that one request is offered to
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 COALESCE = 64 * 1024  #: small parts that wait together are written together
 
@@ -334,13 +337,41 @@ class Exchanger:
         account.admit_request()
         if self._max_body and head.length is not None and head.length > self._max_body:
             raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
-        agent = tunnel.choose()
+        is_upgrade = bool(head.upgrade) and request.body_over and _may_upgrade(head)
+        protocol = "upgrade" if is_upgrade else "http"
+        stream = _Stream(request, protocol, self._assign(request, tunnel), tunnel)
+        self._take_small_body(request, stream)
+        tried: list[AgentLink] = []
+        while True:
+            try:
+                await self._handle_stream(stream)
+                return
+            except Failure as exc:
+                tried.append(stream.agent)
+                if not self._may_try_again(stream, exc, tried):
+                    raise
+            again = _Stream(request, protocol, self._assign(request, tunnel, tried), tunnel)
+            again.body, stream = stream.body, again
+
+    def _assign(self, request: Request, tunnel: Tunnel, tried: Sequence[AgentLink] = ()) -> AgentLink:
+        agent = tunnel.choose(tried)
         request.agent_id = agent.visit.agent_id
         request.connection_id = agent.visit.connection_id
-        is_upgrade = bool(head.upgrade) and request.body_over and _may_upgrade(head)
-        stream = _Stream(request, "upgrade" if is_upgrade else "http", agent, tunnel)
-        self._take_small_body(request, stream)
-        await self._handle_stream(stream)
+        return agent
+
+    def _may_try_again(self, visit: _Stream, failure: Failure, tried: Sequence[AgentLink]) -> bool:
+        """Whether another link may have the request: surely no local service got it, and all of it is still here.
+
+        Sure is (1) an agent that says so by the outcome of its reset, (2) a link that ended before the OPEN had left
+        its queue. A link that ended later may have brought the request: that is never sent twice.
+        """
+        request, stream = visit.request, visit.request.stream
+        if request.method not in IDEMPOTENT or not visit.complete or request.head_written or request.aborted:
+            return False
+        if stream is None or not (stream.unsent or (failure.outcome in UNSENT and stream.failure is not None)):
+            return False
+        others = any(one.has_room and one not in tried for one in visit.tunnel_entry.links)
+        return others and len(tried) < TRIES and not request.expired and not self.is_draining
 
     async def _explain_missing(self, request: Request, tunnel: Tunnel | None) -> None:
         """Raises Failure: no_agent for a name that is reserved or held, no_tunnel for one that nobody has."""
@@ -420,7 +451,7 @@ class Exchanger:
         if visit.body and not session.can_carry(None, len(visit.body)):
             raise Failure("overloaded", "the link to the agent is full", retry_after=1)
         stream = session.open(opened, visit.body, end)
-        if visit.body:
+        if visit.body and not request.bytes_in:  # not again on a second link
             request.bytes_in = len(visit.body)
             assert request.account is not None
             request.account.take_bytes(request.bytes_in, 0)  # what it owes is waited for with the answer

@@ -358,5 +358,8 @@ class Gate:
             )
 
 
-def _report(exc: OSError) -> None:
-    log.error("can't accept agents now", error=exc.strerror or exc)
+def _report(exc: OSError | None) -> None:
+    if exc is None:
+        log.info("agents are accepted again")
+    else:
+        log.error("can't accept agents now", error=exc.strerror or exc)

@@ -6,7 +6,7 @@ asked only about names that nobody serves here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -46,9 +46,12 @@ class Tunnel:
     held_until: float = 0.0
     turn: int = 0
 
-    def choose(self) -> AgentLink:
-        """The next link in turn that has room, rather one that was heard of lately. Raises Failure."""
-        links = self.links
+    def choose(self, tried: Collection[AgentLink] = ()) -> AgentLink:
+        """The next link in turn that has room, rather one that was heard of lately. Raises Failure.
+
+        tried: those that this request has been refused by.
+        """
+        links = [one for one in self.links if one not in tried] if tried else self.links
         count = len(links)
         if count == 1 and links[0].has_room:
             return links[0]

@@ -54,6 +54,7 @@ class Link:
         self.end_reason = ""
         self.ended = trio.Event()  # `run` has returned
         self.on_opened = on_opened
+        self.is_welcomed = False  # a WELCOME has come: from here on the core may open streams
         self.nursery: trio.Nursery | None = None  # while it runs; owns the tasks of streams that the other end opened
         self._transport: Transport | None = None
         self._heartbeat = heartbeat
@@ -107,6 +108,7 @@ class Link:
                 self.offset = (answered - (sent + wall_us()) / 2) / 1e6
                 self.round_trips.append(self.rtt)
         else:
+            self.is_welcomed = self.is_welcomed or kind == frames.WELCOME
             if len(self._controls) >= MAX_CONTROL:
                 raise WireError("too many control frames")
             self._controls.append((kind, payload))
@@ -201,7 +203,9 @@ class Link:
         self._controls_changed.set()
 
     def fail_streams(self, outcome: str, text: str) -> None:
+        unsent = self.session.unsent_opens()
         for stream in list(self.session.streams.values()):
+            stream.unsent = stream.id in unsent  # type: ignore[attr-defined]  # made by _make_stream
             self.session.fail(stream, OUTCOMES[outcome].code, text)
             stream.wake()
 

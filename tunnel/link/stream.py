@@ -25,12 +25,13 @@ class Stream(WireStream):
     the task parks without a checkpoint in between, so no wake-up is lost.
     """
 
-    __slots__ = ("_receiver", "_sender", "link", "on_failure")
+    __slots__ = ("_receiver", "_sender", "link", "on_failure", "unsent")
 
     def __init__(self, id: int, link: Link) -> None:
         super().__init__(id)
         self.link = link
         self.on_failure: Callable[[], object] | None = None  # called when it fails, for who waits on something else
+        self.unsent = False  # it failed before its OPEN had left: the other end never heard of it
         self._receiver: Task | None = None
         self._sender: Task | None = None
 

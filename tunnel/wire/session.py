@@ -305,6 +305,10 @@ class Session:
             self._mark_failed(stream, code, text)
             self._forget_pending(stream)
 
+    def unsent_opens(self) -> set[int]:
+        """Numbers of the streams whose OPEN is still queued here: the other end cannot have heard of them."""
+        return {HEADER.unpack_from(part)[2] for part in self._urgent if part[0] == frames.OPEN}
+
     def forget(self, stream: Stream) -> None:
         """Nobody will take what is left in the inbox: its link credit goes back to the other end."""
         if stream.inbox:

@@ -26,6 +26,7 @@ from tunnel.handler import ConnectVisit, CoreStatistics, Handler, Host, LinkVisi
 #: outcomes of requests that failed past the core: tunnel_upstream_errors_total{reason}
 UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
 QUOTA_TYPES = ("connection", "bandwidth", "requests")
+LISTENERS = ("agent", "public")  #: that may have TLS
 CODES = (200, 404, 429, 499, 500, 502, 503, 504)  #: status codes with a series from start-up
 MAX_CONNECTING = 100  #: series of links that have not authenticated yet: strangers must not make series at will
 MAX_OPERATIONS = 64  #: of store queries; a closed set by contract, bounded here all the same
@@ -54,6 +55,12 @@ FAMILIES = families(
     Family("tunnel_connections_limit", "gauge", "Agent links that the core accepts at most."),
     Family("tunnel_db_query_duration_seconds", "histogram", "Queries to the store.", ("operation",)),
     Family("tunnel_logs_dropped_total", "counter", "Log records dropped because the output did not take them."),
+    Family(
+        "tunnel_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When the first certificate of a listener with TLS expires.",
+        ("listener",),
+    ),
     Family("tunnel_build_info", "gauge", "Version of the tunnel and of Python.", ("version", "python")),
 )
 
@@ -193,6 +200,10 @@ class CoreMetrics:
             *(((label_value(operation),), histogram) for operation, histogram in sorted(self._queries.items()))
         )
         yield one["tunnel_logs_dropped_total"].metric(((), statistics.logs_dropped))
+        expiry = statistics.certificate_expiry
+        yield one["tunnel_certificate_expiry_timestamp_seconds"].metric(
+            *(((name,), expiry[name]) for name in LISTENERS if name in expiry)
+        )
         yield one["tunnel_build_info"].metric(((label_value(self._host.version), platform.python_version()), 1))
 
     def _links(self, statistics: CoreStatistics) -> Iterator[Metric]:

@@ -183,7 +183,7 @@ def test_foreign_variables_are_harmless() -> None:
         (["-agent-addr=8443"], "-agent-addr: expected an address such as 127.0.0.1:8080, :8080 or [::1]:8080"),
         (["-agent-cert=/nowhere.pem"], "-agent-cert: this file cannot be read (No such file or directory)"),
         (["-heartbeat=20s"], "-heartbeat (20s) must be shorter than -heartbeat-timeout (15s)"),
-        (["-public-tls"], "-public-tls needs -public-cert and -public-key"),
+        (["-public-tls"], "-public-tls needs -public-cert and -public-key, or -public-cert-dir"),
         (["-max-target=1MiB"], "-max-target must not be larger than -max-head"),
         (["-tcp-ports=9-5"], "-tcp-ports: expected a range of ports from 1 to 65535, the lower first"),
         (["-config=/nowhere.toml"], "/nowhere.toml: the settings file cannot be read (No such file or directory)"),

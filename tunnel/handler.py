@@ -356,6 +356,7 @@ class CoreStatistics:
     quotas: list[QuotaStatistics]
     quota_exceeded: dict[str, int]  # by type, since start
     logs_dropped: int = 0
+    certificate_expiry: dict[str, float] = field(default_factory=dict)  # by listener: the first one's, since 1970
 
 
 @dataclass(slots=True)

@@ -59,6 +59,7 @@ tunnel_upstream_errors_total | counter | reason
 tunnel_connections_limit | gauge
 tunnel_db_query_duration_seconds | histogram | operation | {QUERY}
 tunnel_logs_dropped_total | counter
+tunnel_certificate_expiry_timestamp_seconds | gauge | listener
 tunnel_build_info | gauge | python version
 """
 AGENT = f"""
@@ -153,6 +154,7 @@ async def exercise(host: FakeHost, layer: object) -> None:
     await handle(LinkVisit(connect))
     await handle(StreamVisit(None, "http"))
     if host.role == "core":
+        host.core.certificate_expiry = {"agent": 2e9, "public": 1.9e9}
         host.add_link("c1")
         host.add_quota("acme", "requests", 1)
         await handle(RequestVisit("192.0.2.1", "http"))

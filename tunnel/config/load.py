@@ -44,8 +44,10 @@ def load_core(argv: Sequence[str], env: Mapping[str, str]) -> CoreSettings:
     _check_heartbeat(options, given, settings)
     _check_pair(options, given, "agent_cert", "agent_key")
     _check_pair(options, given, "public_cert", "public_key")
-    if settings.public_tls and not settings.public_cert:
-        raise ConfigError(f"{_name(options, given, 'public_tls')} needs -public-cert and -public-key")
+    if settings.public_tls and not (settings.public_cert or settings.public_cert_dir):
+        raise ConfigError(
+            f"{_name(options, given, 'public_tls')} needs -public-cert and -public-key, or -public-cert-dir"
+        )
     if settings.max_target > settings.max_head:
         raise ConfigError(
             f"{_name(options, given, 'max_target')} must not be larger than {_name(options, given, 'max_head')}"

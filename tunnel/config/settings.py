@@ -96,8 +96,14 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
 
     public_addr: Annotated[str, Option(v.ADDRESS, PUBLIC, "where visitors come in")] = ":8080"
     public_tls: Annotated[bool, Option(v.SWITCH, PUBLIC, "TLS for visitors; needs a certificate")] = False
-    public_cert: Annotated[str, Option(v.FILE, PUBLIC, "certificate for visitors (PEM)")] = ""
+    public_cert: Annotated[
+        str, Option(v.FILE, PUBLIC, "certificate for visitors (PEM); with -public-cert-dir: the default")
+    ] = ""
     public_key: Annotated[str, Option(v.FILE, PUBLIC, "its private key (PEM)")] = ""
+    public_cert_dir: Annotated[
+        str,
+        Option(v.DIRECTORY, PUBLIC, "certificates by name: NAME.crt with NAME.key, or certbot's directory 'live'"),
+    ] = ""
     base_domain: Annotated[str, Option(v.DOMAIN, PUBLIC, "tunnels are reached as <subdomain>.<base domain>")] = (
         "localhost"
     )

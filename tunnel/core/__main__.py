@@ -34,12 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     import trio  # after the flags: `--help` is not to wait for it
 
+    from tunnel.core.certificates import ignore_odd_names
     from tunnel.core.database import StoreError
     from tunnel.core.server import Core
     from tunnel.log import get_logger, setup
     from tunnel.tuning import tune_gc
 
     setup(settings.log_level, settings.log_json)
+    ignore_odd_names()
     log = get_logger("tunnel.core")
     try:
         core = Core(settings)
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(core: Core) -> None:
-    """The first SIGTERM or SIGINT drains; the second ends all now."""
+    """The first SIGTERM or SIGINT drains; the second ends all now. SIGHUP: the certificates are read again."""
     import trio
 
     from tunnel.link.tasks import open_pair
@@ -60,9 +62,12 @@ async def _serve(core: Core) -> None:
     async with open_pair() as nursery:
 
         async def watch_signals() -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                 draining = False
-                async for _ in signals:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        nursery.start_soon(core.reload)
+                        continue
                     if draining:
                         nursery.cancel_scope.cancel()
                     draining = True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import ssl
 from pathlib import Path
 
 from tunnel.core.first import write_secret
@@ -22,17 +20,6 @@ def ensure_certificate(data_dir: Path) -> tuple[Path, Path]:
     except OSError as exc:
         raise ConfigError(f"can't keep a certificate in {data_dir} ({exc.strerror}); give another -data-dir") from exc
     return cert, key
-
-
-def fingerprint(cert: str | Path) -> str:
-    """sha256:… of a PEM file's first certificate. Raises ConfigError."""
-    try:
-        text = Path(cert).read_text()
-        first = text[text.index("-----BEGIN CERTIFICATE") :].partition("-----END CERTIFICATE-----")
-        der = ssl.PEM_cert_to_DER_cert(first[0] + first[1])
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"-agent-cert: {cert} is no PEM certificate") from exc
-    return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
 def _make(cert: Path, key: Path) -> None:

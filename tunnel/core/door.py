@@ -9,9 +9,9 @@ from typing import Any
 
 import trio
 
+from tunnel.core.certificates import Certificates
 from tunnel.core.exchange import Exchanger
 from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
-from tunnel.errors import ConfigError
 from tunnel.link.sweeper import Sweeper
 from tunnel.log import get_logger
 from tunnel.net import Socket, accept_each, with_tls
@@ -29,7 +29,7 @@ class Door:
         exchanger: Exchanger,
         sweeper: Sweeper,
         *,
-        tls: ssl.SSLContext | None,
+        tls: Certificates | None,
         handshake_timeout: float,
         keepalive_timeout: float,
     ) -> None:
@@ -59,7 +59,7 @@ class Door:
 
     async def _serve(self, socket: Socket, address: Any) -> None:
         if self._tls is not None:
-            socket = with_tls(socket, self._tls, server_side=True)
+            socket = with_tls(socket, self._tls.context, server_side=True)
             with trio.move_on_after(self._handshake_timeout) as scope:
                 try:
                     await socket.handshake()
@@ -115,15 +115,3 @@ def _report(exc: OSError | None) -> None:
         log.info("visitors are accepted again")
     else:
         log.error("can't accept visitors now", error=exc.strerror or exc)
-
-
-def tls_context(what: str, cert: str, key: str) -> ssl.SSLContext:
-    """A server's TLS, 1.2 or newer. Raises ConfigError that names the flag (what: "-public" or "-agent")."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(cert, key or None, password=lambda: b"")
-    except (OSError, ssl.SSLError) as exc:
-        reason = getattr(exc, "reason", None) or exc.strerror or str(exc)
-        raise ConfigError(f"{what}-cert, {what}-key: can't use {cert} with {key or cert} ({reason})") from exc
-    return context

@@ -19,6 +19,7 @@ import trio
 
 from tunnel import __version__
 from tunnel.core.accounts import Accounts
+from tunnel.core.certificates import Certificates
 from tunnel.core.database import StoreError
 from tunnel.core.hostnames import check_name, readable_name
 from tunnel.core.registry import AgentLink, Registry, Tunnel
@@ -76,7 +77,7 @@ class Gate:
         layers: Sequence[Layer],
         url_of: Callable[[Tunnel], str],
         *,
-        tls: ssl.SSLContext | None,
+        tls: Certificates | None,
         max_connections: int,
         max_streams: int,
         auth_timeout: float,
@@ -200,7 +201,7 @@ class Gate:
 
     async def _let_in(self, visit: _Connect) -> None:
         if self._tls is not None:
-            visit.socket = with_tls(visit.socket, self._tls, server_side=True)
+            visit.socket = with_tls(visit.socket, self._tls.context, server_side=True)
             await visit.socket.handshake()
         link = Link(True, self._heartbeat, self._heartbeat_timeout)
         carrier = await transport.accept(visit.nursery, visit.socket, link.on_message)

@@ -16,8 +16,8 @@ import trio
 
 from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, sections
 from tunnel.core.accounts import Accounts
-from tunnel.core.certificate import ensure_certificate, fingerprint
-from tunnel.core.door import Door, tls_context
+from tunnel.core.certificates import Certificates, for_agents, for_visitors
+from tunnel.core.door import Door
 from tunnel.core.exchange import Exchanger
 from tunnel.core.first import FirstToken, ensure_default
 from tunnel.core.forwarding import Forwarding
@@ -70,6 +70,7 @@ class Core:
         self._draining = trio.Event()
         self._listening = False
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
+        self._certificates: list[Certificates] = []
         self._program = Program("core", sections(settings), self.statistics, self._take_round_trips, self.reports.all)
         self._prober = Prober(self.registry, settings.heartbeat_timeout)
         self._program.set_details("tunnels", self._prober.details)
@@ -109,6 +110,7 @@ class Core:
             accounts.quotas() if accounts else [],
             dict(accounts.exceeded) if accounts else {},
             dropped,
+            {one.listener: one.expiry for one in self._certificates if one.expiry is not None},
         )
 
     def _take_round_trips(self) -> list[float]:
@@ -139,6 +141,13 @@ class Core:
     def drain(self) -> None:
         """Begin to shut down: `/readyz` says so at once; `run` returns when all accepted requests are answered."""
         self._draining.set()
+
+    async def reload(self) -> None:
+        """Read the certificates again; links and visitors that are there keep theirs."""
+        for certificates in self._certificates:
+            await certificates.reload()
+            if certificates.listener == "agent":
+                self.fingerprint = certificates.fingerprint
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises ConfigError when an address, certificate, store or plug-in can't be used."""
@@ -179,8 +188,9 @@ class Core:
             name_hold=settings.name_hold,
         )
         accounts.set_names_in_use(self.registry.names_in_use)
-        agent_tls = self._agent_tls()
-        public_tls = tls_context("-public", settings.public_cert, settings.public_key) if settings.public_tls else None
+        agent_tls, public_tls = for_agents(settings, self.data_dir), for_visitors(settings)
+        self._certificates = [one for one in (agent_tls, public_tls) if one is not None]
+        self.fingerprint = agent_tls.fingerprint if agent_tls is not None else ""
         public_host, public_port = parse_address(settings.public_addr)
         public = listen(public_host, public_port, "-public-addr")
         agents = listen(*parse_address(settings.agent_addr), "-agent-addr")
@@ -275,18 +285,6 @@ class Core:
         with trio.move_on_after(1):
             for agent in list(self.registry.links.values()):
                 await agent.link.ended.wait()
-
-    def _agent_tls(self) -> Any:
-        settings = self.settings
-        if not settings.agent_tls:
-            return None
-        cert, key = settings.agent_cert, settings.agent_key
-        if not cert:
-            made = ensure_certificate(self.data_dir)
-            cert, key = str(made[0]), str(made[1])
-        context = tls_context("-agent", cert, key)
-        self.fingerprint = fingerprint(cert)
-        return context
 
     async def _forget_names(self) -> None:
         while True:

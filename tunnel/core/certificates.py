@@ -1,0 +1,249 @@
+"""The certificates of a listener: one, or several chosen by the name that a visitor asks for (SNI).
+
+Connections begin with `context`; `reload` reads the files again and puts new contexts in its place, so connections
+that are there keep theirs. What can't be read any more keeps its old certificate. Handshakes only look into a
+dictionary: files are read at the start and in a thread.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tunnel.config import CoreSettings
+from tunnel.core.certificate import ensure_certificate
+from tunnel.errors import ConfigError
+from tunnel.log import get_logger
+
+log = get_logger("tunnel.core")
+
+MAX_CERTIFICATES = 10_000  #: of a directory that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a certificate chain and its key are (PEM; one file may hold both)."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A pair that was read. names: the DNS names that it is for; expiry: seconds since 1970."""
+
+    context: ssl.SSLContext
+    names: tuple[str, ...]
+    expiry: float
+    fingerprint: str
+
+
+class Certificates:
+    """listener: "agent" or "public", in logs and metrics and as the beginning of the flags (-agent-cert).
+
+    default: for names that no other certificate is for; without one such handshakes are refused. directories: where
+    more of them are (`pairs_in`). Raises ConfigError when the default, or all of them, can't be used.
+    """
+
+    def __init__(self, listener: str, default: Pair | None, directories: Sequence[Path] = ()) -> None:
+        self.listener = listener
+        self.context: ssl.SSLContext
+        self._by_name: dict[str, Loaded] = {}
+        self._default = default
+        self._directories = directories
+        self._loaded: dict[Pair, Loaded] = {}
+        self._lock = trio.Lock()
+        if default is not None:
+            try:
+                self._loaded[default] = read_pair(default)
+            except ValueError as exc:
+                raise ConfigError(
+                    f"-{listener}-cert, -{listener}-key: can't use {default.cert} with {default.key} ({exc})"
+                ) from exc
+        found, problems = self._read()
+        self._install(found)
+        self._complain(problems)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256:… of the default certificate; "" without one."""
+        return self._loaded[self._default].fingerprint if self._default is not None else ""
+
+    @property
+    def expiry(self) -> float | None:
+        """When the first of them expires, in seconds since 1970; None while there is none."""
+        return min((one.expiry for one in self._loaded.values()), default=None)
+
+    def covers(self, name: str) -> Loaded | None:
+        """The certificate for a host name, the default aside."""
+        found = self._by_name.get(name)
+        return found if found is not None else self._by_name.get("*." + name.partition(".")[2])
+
+    async def reload(self) -> None:
+        """Read the files again. What is wrong with them is logged; never raises."""
+        async with self._lock:
+            found, problems = await trio.to_thread.run_sync(self._read)
+            self._install(found)
+        self._complain(problems)
+        log.info(
+            "certificates read again",
+            listener=self.listener,
+            certificates=len(found),
+            kept=len(problems),
+            expires=_date(self.expiry),
+            fingerprint=self.fingerprint or "none",
+        )
+
+    def _read(self) -> tuple[dict[Pair, Loaded], list[tuple[Pair, str]]]:
+        """(those to use now, what was wrong); a bad one is replaced by the one that was read before, if any."""
+        pairs = [] if self._default is None else [self._default]
+        problems: list[tuple[Pair, str]] = []
+        for directory in self._directories:
+            try:
+                pairs += pairs_in(directory)
+            except OSError as exc:
+                problems.append((Pair(directory, directory), exc.strerror or str(exc)))
+                pairs += [pair for pair in self._loaded if directory in pair.cert.parents]
+        found: dict[Pair, Loaded] = {}
+        for pair in pairs:
+            try:
+                found[pair] = read_pair(pair)
+            except ValueError as exc:
+                problems.append((pair, str(exc)))
+                if pair in self._loaded:
+                    found[pair] = self._loaded[pair]
+        return found, problems
+
+    def _install(self, found: dict[Pair, Loaded]) -> None:
+        self._loaded = found
+        default = found[self._default] if self._default is not None else None
+        self._by_name = by_name(loaded for pair, loaded in found.items() if pair != self._default)
+        context = default.context if default is not None else _server_context()
+        if self._by_name or default is None:
+            context.sni_callback = self._choose
+        self.context = context
+
+    def _choose(self, connection: Any, name: str | None, _: ssl.SSLContext) -> int | None:
+        """OpenSSL asks during a handshake; whatever is returned is an alert."""
+        found = self.covers(name.lower().removesuffix(".")) if name else None
+        if found is not None:
+            connection.context = found.context
+        elif self._default is None:
+            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+        return None
+
+    def _complain(self, problems: Iterable[tuple[Pair, str]]) -> None:
+        for pair, reason in problems:
+            old = pair in self._loaded
+            message = "can't use a certificate; the old one stays" if old else "can't use a certificate"
+            log.error(message, listener=self.listener, file=str(pair.cert), error=reason)
+        now = time.time()
+        for pair, loaded in self._loaded.items():
+            if loaded.expiry < now:
+                log.warning(
+                    "certificate has expired",
+                    listener=self.listener,
+                    file=str(pair.cert),
+                    expired=_date(loaded.expiry),
+                )
+
+
+def for_agents(settings: CoreSettings, data_dir: Path) -> Certificates | None:
+    """Of the agents' links: the one given, or a self-made one. None without TLS. Raises ConfigError."""
+    if not settings.agent_tls:
+        return None
+    if settings.agent_cert:
+        return Certificates("agent", _pair(settings.agent_cert, settings.agent_key))
+    return Certificates("agent", Pair(*ensure_certificate(data_dir)))
+
+
+def for_visitors(settings: CoreSettings) -> Certificates | None:
+    """None without TLS. Raises ConfigError."""
+    if not settings.public_tls:
+        return None
+    default = _pair(settings.public_cert, settings.public_key) if settings.public_cert else None
+    directory = settings.public_cert_dir
+    made = Certificates("public", default, [Path(directory)] if directory else [])
+    if made.expiry is None:
+        raise ConfigError(f"-public-cert-dir: there is no certificate with its key in {directory} that can be used")
+    return made
+
+
+def _pair(cert: str, key: str) -> Pair:
+    return Pair(Path(cert), Path(key or cert))
+
+
+def pairs_in(directory: Path) -> list[Pair]:
+    """The pairs of a directory: NAME.crt or NAME.pem with NAME.key, and NAME/fullchain.pem with NAME/privkey.pem.
+
+    The second is how certbot keeps them (/etc/letsencrypt/live). Raises OSError.
+    """
+    pairs: list[Pair] = []
+    for path in sorted(directory.iterdir())[:MAX_CERTIFICATES]:
+        if path.name.startswith("."):
+            continue
+        if path.suffix in (".crt", ".pem") and path.with_suffix(".key").exists():
+            pairs.append(Pair(path, path.with_suffix(".key")))
+        elif (path / "fullchain.pem").exists():
+            pairs.append(Pair(path / "fullchain.pem", path / "privkey.pem"))
+    return pairs
+
+
+def by_name(certificates: Iterable[Loaded]) -> dict[str, Loaded]:
+    """By DNS name, wildcards as they are written; of two for one name the one that lasts longer."""
+    found: dict[str, Loaded] = {}
+    for one in certificates:
+        for name in one.names:
+            if name not in found or found[name].expiry < one.expiry:
+                found[name] = one
+    return found
+
+
+def read_pair(pair: Pair) -> Loaded:
+    """A server's context from files. Raises ValueError with the reason in a few words."""
+    from cryptography import x509  # late: only where there is TLS
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    context = _server_context()
+    try:
+        context.load_cert_chain(pair.cert, pair.key, password=lambda: b"")
+        leaf = x509.load_pem_x509_certificate(pair.cert.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ValueError(getattr(exc, "reason", None) or getattr(exc, "strerror", None) or str(exc)) from exc
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        dns = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
+    except (x509.ExtensionNotFound, ValueError):
+        dns = ()
+    return Loaded(context, dns, leaf.not_valid_after_utc.timestamp(), "sha256:" + leaf.fingerprint(SHA256()).hex())
+
+
+def _server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _date(seconds: float | None) -> str | None:
+    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def ignore_odd_names() -> None:
+    """Keep quiet about server names that are no ASCII: ssl decodes them itself and prints what it could not.
+
+    The handshake fails all the same. Anybody can send such a name, and standard error is not theirs.
+    """
+    before = sys.unraisablehook
+
+    def hook(args: Any) -> None:
+        if not (isinstance(args.exc_value, UnicodeDecodeError) and isinstance(args.object, bytes)):
+            before(args)
+
+    sys.unraisablehook = hook

@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 from observability import buckets
 from observability.buckets import Histogram
 from observability.exposition import Family, families, label_value
+from observability.runtime import spans_sent
 from tunnel.handler import AgentStatistics, Handler, Host, LocalVisit, StreamVisit, Visit, monotonic
 
 FAMILIES = families(
@@ -45,6 +46,8 @@ FAMILIES = families(
     Family("agent_local_requests_total", "counter", "Requests sent to local services."),
     Family("agent_local_requests_error", "counter", "Requests that a local service did not answer, or with 5xx."),
     Family("agent_local_request_duration_microseconds", "histogram", "Request to a local service to its answer's end."),
+    Family("agent_spans_exported_total", "counter", "Spans that the collector took."),
+    Family("agent_spans_dropped_total", "counter", "Spans dropped because the collector did not take them."),
     Family("agent_logs_dropped_total", "counter", "Log records dropped because the output did not take them."),
 )
 
@@ -145,6 +148,7 @@ class AgentMetrics:
             self._round_trips.observe(seconds)
         statistics = self._host.statistics()
         assert isinstance(statistics, AgentStatistics)
+        exported, dropped = spans_sent(self._host)
         values: dict[str, float | Histogram] = {
             "agent_connection_active": int(statistics.connected),
             "agent_reconnections_total": statistics.reconnections,
@@ -167,6 +171,8 @@ class AgentMetrics:
             "agent_local_requests_total": self._local,
             "agent_local_requests_error": self._local_error,
             "agent_local_request_duration_microseconds": self._local_us,
+            "agent_spans_exported_total": exported,
+            "agent_spans_dropped_total": dropped,
             "agent_logs_dropped_total": statistics.logs_dropped,
         }
         for name, family in FAMILIES.items():

@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 from observability import buckets
 from observability.buckets import Histogram
 from observability.exposition import Family, families, label_value
+from observability.runtime import spans_sent
 from tunnel.handler import ConnectVisit, CoreStatistics, Handler, Host, LinkVisit, RequestVisit, Visit, monotonic
 
 #: outcomes of requests that failed past the core: tunnel_upstream_errors_total{reason}
@@ -54,6 +55,10 @@ FAMILIES = families(
     Family("tunnel_upstream_errors_total", "counter", "Requests that failed past the core.", ("reason",)),
     Family("tunnel_connections_limit", "gauge", "Agent links that the core accepts at most."),
     Family("tunnel_db_query_duration_seconds", "histogram", "Queries to the store.", ("operation",)),
+    Family("tunnel_link_queued_bytes", "gauge", "Bytes that wait to be sent, on all links."),
+    Family("tunnel_streams_stalled", "gauge", "Open streams whose window is used up, by who is slow.", ("side",)),
+    Family("tunnel_spans_exported_total", "counter", "Spans that the collector took."),
+    Family("tunnel_spans_dropped_total", "counter", "Spans dropped because the collector did not take them."),
     Family("tunnel_logs_dropped_total", "counter", "Log records dropped because the output did not take them."),
     Family(
         "tunnel_certificate_expiry_timestamp_seconds",
@@ -199,6 +204,9 @@ class CoreMetrics:
         yield one["tunnel_db_query_duration_seconds"].metric(
             *(((label_value(operation),), histogram) for operation, histogram in sorted(self._queries.items()))
         )
+        exported, dropped = spans_sent(self._host)
+        yield one["tunnel_spans_exported_total"].metric(((), exported))
+        yield one["tunnel_spans_dropped_total"].metric(((), dropped))
         yield one["tunnel_logs_dropped_total"].metric(((), statistics.logs_dropped))
         expiry = statistics.certificate_expiry
         yield one["tunnel_certificate_expiry_timestamp_seconds"].metric(
@@ -218,6 +226,11 @@ class CoreMetrics:
         yield one["tunnel_connections_active"].metric(((), len(statistics.links)))
         yield one["tunnel_connections_by_account"].metric(*(((account,), n) for account, n in accounts.items()))
         yield one["tunnel_connection_state"].metric(*((pair, 1) for pair in states.items()))
+        yield one["tunnel_link_queued_bytes"].metric(((), sum(link.queue_bytes for link in statistics.links)))
+        yield one["tunnel_streams_stalled"].metric(
+            (("visitor",), sum(link.stalled_visitor for link in statistics.links)),
+            (("agent",), sum(link.stalled_agent for link in statistics.links)),
+        )
         yield one["tunnel_connections_limit"].metric(((), statistics.connections_limit))
         yield one["tunnel_connection_rtt_seconds"].metric(((), self._round_trips))
         yield one["tunnel_authentication_failures_total"].metric(*(((why,), n) for why, n in self._refusals.items()))

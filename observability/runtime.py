@@ -22,6 +22,7 @@ from prometheus_client.core import Metric
 
 from observability.buckets import GC_PAUSE_SECONDS, Histogram
 from observability.exposition import Family, families
+from tunnel.handler import Host
 
 LAG_PERIOD = 0.5  # seconds between two measurements
 LAG_WINDOW = 15.0  # seconds that the gauge looks back: a usual scrape interval
@@ -39,6 +40,12 @@ GO_FAMILIES = families(
     Family("go_goroutines", "gauge", "Trio tasks living (name kept for Go dashboards)."),
 )
 _GO_PAUSES = "go_gc_duration_seconds"
+
+
+def spans_sent(host: Host) -> tuple[int, int]:
+    """(exported, dropped) spans since the start, as the tracing plug-in counts them; zeros where it exports none."""
+    counts = host.details().get("tracing", {})
+    return counts.get("exported", 0), counts.get("dropped", 0) + counts.get("failed", 0)
 
 
 class LagMeter:

@@ -345,6 +345,8 @@ class LinkStatistics:
     queue_bytes: int
     rtt: float  # seconds, the newest; 0 before the first
     offset: float  # seconds, the other end's clock minus ours
+    stalled_visitor: int = 0  # streams whose visitor does not take what has come: their window is used up
+    stalled_agent: int = 0  # streams whose agent does not take what is to be sent
 
 
 @dataclass(slots=True)

@@ -58,6 +58,10 @@ tunnel_request_outcomes_total | counter | outcome
 tunnel_upstream_errors_total | counter | reason
 tunnel_connections_limit | gauge
 tunnel_db_query_duration_seconds | histogram | operation | {QUERY}
+tunnel_link_queued_bytes | gauge
+tunnel_streams_stalled | gauge | side
+tunnel_spans_exported_total | counter
+tunnel_spans_dropped_total | counter
 tunnel_logs_dropped_total | counter
 tunnel_certificate_expiry_timestamp_seconds | gauge | listener
 tunnel_build_info | gauge | python version
@@ -84,6 +88,8 @@ agent_heartbeat_rtt_seconds | histogram | | {ROUND_TRIP}
 agent_local_requests_total | counter
 agent_local_requests_error | bare
 agent_local_request_duration_microseconds | histogram | | {MICROSECONDS}
+agent_spans_exported_total | counter
+agent_spans_dropped_total | counter
 agent_logs_dropped_total | counter
 """
 RUNTIME = f"""

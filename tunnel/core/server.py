@@ -99,6 +99,8 @@ class Core:
                     session.queued_bytes,
                     agent.link.rtt,
                     agent.link.offset,
+                    sum(stream.receivable <= 0 for stream in session.streams.values()),
+                    sum(stream.credit <= 0 for stream in session.streams.values()),
                 )
             )
         dropped = self._program.details().get("logs", {}).get("dropped", 0)

@@ -1,0 +1,22 @@
+"""Writes the dashboards' JSON: python deploy/grafana/source. A test holds the files against what this would write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import agent_monitoring
+import core_overview
+
+DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
+
+
+def texts() -> dict[str, str]:
+    """File name → its text."""
+    made = {"tunnel-core.json": core_overview.build(), "tunnel-agents.json": agent_monitoring.build()}
+    return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in made.items()}
+
+
+if __name__ == "__main__":
+    for name, text in texts().items():
+        (DASHBOARDS / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,123 @@
+"""The Grafana files hang together: JSON as its source writes it, ids, places, units, data sources, parsed queries."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
+FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
+UNITS = {"short", "reqps", "ops", "cps", "percentunit", "s", "µs", "bytes", "Bps"}  # Grafana's ids, as used here
+TEXT_ONLY = {"row", "text", "logs"}
+#: what Grafana would put for its variables
+VARIABLES = {"job": "tunnel-core", "instance": ".*", "account": ".*", "agent": ".*", "agents_job": "tunnel-agents",
+             "__rate_interval": "1m", "__range": "1h"}  # fmt: skip
+
+
+def load(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def data_sources() -> dict[str, dict[str, Any]]:
+    [path] = (GRAFANA / "provisioning" / "datasources").glob("*.yml")
+    return {one["uid"]: one for one in yaml.safe_load(path.read_text())["datasources"]}
+
+
+def substituted(expr: str) -> str:
+    return re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]], expr)
+
+
+def promql(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(where, expression) of every Prometheus query, those of annotations included."""
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            if target["datasource"]["uid"] == "prometheus":
+                yield f"{panel['title']}/{target['refId']}", substituted(target["expr"])
+    for one in dashboard["annotations"]["list"]:
+        yield one["name"], substituted(one["expr"])
+
+
+def test_the_json_is_what_its_source_writes(tmp_path: Path) -> None:
+    copy = tmp_path / "grafana"
+    shutil.copytree(GRAFANA / "source", copy / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "dashboards").mkdir()
+    root = str(GRAFANA.parents[1])
+    subprocess.run([sys.executable, copy / "source"], check=True, env={"PYTHONPATH": root})
+    written = {path.name: path.read_text() for path in (copy / "dashboards").iterdir()}
+    assert written == {path.name: path.read_text() for path in FILES}, "run: python deploy/grafana/source"
+
+
+def test_there_are_two_with_stable_names() -> None:
+    assert {load(path)["uid"]: load(path)["title"] for path in FILES} == {
+        "tunnel-core": "Tunnel Core Overview", "tunnel-agents": "Agent Monitoring",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_panels(path: Path) -> None:
+    panels = load(path)["panels"]
+    ids = [panel["id"] for panel in panels]
+    assert len(ids) == len(set(ids))
+    taken: dict[tuple[int, int], str] = {}
+    for panel in panels:
+        place, title = panel["gridPos"], panel["title"]
+        assert place["x"] + place["w"] <= 24, title
+        for cell in [(x, y) for x in range(place["x"], place["x"] + place["w"])
+                     for y in range(place["y"], place["y"] + place["h"])]:  # fmt: skip
+            assert taken.setdefault(cell, title) == title, f"{title} lies on {taken[cell]}"
+        if panel["type"] == "row":
+            continue
+        assert len(panel["description"]) > 10, title
+        is_traces = panel.get("datasource", {}).get("uid") == "tempo"
+        if panel["type"] not in TEXT_ONLY and not is_traces:
+            assert panel["fieldConfig"]["defaults"]["unit"] in UNITS, title
+        assert all(re.fullmatch("[A-Z]", target["refId"]) for target in panel.get("targets", ())), title
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_data_sources_exist(path: Path) -> None:
+    known = data_sources()
+    for kind, uid in re.findall(r'"type": "(\w+)",\s+"uid": "([\w-]+)"', path.read_text()):
+        assert known[uid]["type"] == kind
+
+
+def test_data_sources_lead_to_each_other() -> None:
+    text = next((GRAFANA / "provisioning" / "datasources").glob("*.yml")).read_text()
+    known = data_sources()
+    named = re.findall(r"datasourceUid: (\w+)", text)
+    assert set(named) == {"prometheus", "tempo", "jaeger", "loki"} == set(known)
+    [pattern] = {field["matcherRegex"] for field in known["loki"]["jsonData"]["derivedFields"]}
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    for line in (f'{{"msg":"request","trace_id":"{trace_id}"}}', f"INFO request trace_id={trace_id} span_id=b7ad"):
+        match = re.search(pattern, line)
+        assert match is not None and match[1] == trace_id
+    assert not re.search(r"(?<!\$)\$(?!\$)[{_]", text), "Grafana would expand this itself"
+
+
+def test_providers_and_dashboards_are_apart() -> None:
+    assert not list((GRAFANA / "provisioning").rglob("*.json")) and not list((GRAFANA / "dashboards").glob("*.y*ml"))
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian: prometheus) is not here")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_queries_parse(path: Path, tmp_path: Path) -> None:
+    """By Prometheus' own parser: each query as a recording rule."""
+    rules = [
+        {"record": f"query_{i}", "expr": expr, "labels": {"where": where}}
+        for i, (where, expr) in enumerate(promql(load(path)))
+    ]
+    assert len(rules) > 25
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}))  # JSON is YAML
+    done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

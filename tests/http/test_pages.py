@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -242,3 +243,31 @@ async def test_connections_in_anothers_nursery() -> None:
             await stream.send_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
         connections.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("bound", "host", "origin", "status"),
+    [
+        ("127.0.0.1", "localhost:9090", "", b"200"),
+        ("127.0.0.1", "127.0.0.1", "", b"200"),
+        ("::1", "[::1]:9090", "", b"200"),
+        ("127.0.0.1", "evil.example:9090", "", b"403"),
+        ("127.0.0.1", "127.0.0.1.evil.example", "", b"403"),
+        ("127.0.0.1", "localhost:9090", "http://localhost:9090", b"200"),
+        ("127.0.0.1", "localhost:9090", "http://evil.example", b"403"),
+        ("127.0.0.1", "localhost:9090", "null", b"403"),
+        ("0.0.0.0", "tunnel-core:9090", "", b"200"),
+        ("192.0.2.7", "10.1.2.3:9090", "", b"200"),
+        ("0.0.0.0", "tunnel-core:9090", "http://evil.example", b"403"),
+    ],
+)
+async def test_other_sites_do_not_reach_a_page(bound: str, host: str, origin: str, status: bytes) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    field = f"Origin: {origin}\n" if origin else ""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_pages, listeners, PAGES, bound=bound))
+        port = listeners[0].socket.getsockname()[1]
+        answer = await ask(port, f"GET /hello HTTP/1.1\nHost: {host}\n{field}\n")
+        nursery.cancel_scope.cancel()
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert b"access-control" not in answer.lower() and b"X-Frame-Options: DENY" in answer

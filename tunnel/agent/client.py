@@ -12,6 +12,7 @@ import socket as stdlib_socket
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 import trio
@@ -185,7 +186,7 @@ class Agent:
             sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
             self.metrics_address = sockets[0].getsockname()[:2]
-            nursery.start_soon(serve_pages, listeners, self._program.pages)
+            nursery.start_soon(partial(serve_pages, listeners, self._program.pages, bound=self.metrics_address[0]))
             log.info("metrics and health", url=f"http://{address_text(self.metrics_address)}/metrics")
 
     async def _watch_stop(self, working: trio.Nursery) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,6 @@ class Core:
 def _serve_on(nursery: trio.Nursery, where: str, what: str, pages: dict[str, Page]) -> Address:
     sockets = listen(*parse_address(where), what)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
-    nursery.start_soon(serve_pages, listeners, pages)
     address: Address = sockets[0].getsockname()[:2]
+    nursery.start_soon(partial(serve_pages, listeners, pages, bound=address[0]))
     return address

@@ -17,6 +17,7 @@ import h11
 import trio
 
 from tunnel.handler import Page, PageAnswer, PageRequest
+from tunnel.http.hosts import is_fitting
 
 MAX_HEAD = 16 * 1024  # bytes of a request's head
 MAX_CONNECTIONS = 256  # a scraper or two, some probes, a browser; what comes beyond is closed at once
@@ -35,20 +36,23 @@ async def serve_pages(
     pages: Mapping[str, Page],
     nursery: trio.Nursery | None = None,
     *,
+    bound: str = "",
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve pages by path until cancelled; the listeners are closed then.
 
     nursery: owns the connections instead of this call, for a caller who wants to stop accepting before it ends them.
+    bound: the address that it listens on, where requests for other names are to be refused (`tunnel.http.hosts`).
     `nursery.start` returns the listeners. Raises OSError if one of them breaks.
     """
-    server = _Server(pages)
+    server = _Server(pages, bound)
     await trio.serve_listeners(server.serve, listeners, handler_nursery=nursery, task_status=task_status)
 
 
 class _Server:
-    def __init__(self, pages: Mapping[str, Page]) -> None:
+    def __init__(self, pages: Mapping[str, Page], bound: str) -> None:
         self._pages = pages
+        self._bound = bound
         self._connections = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -89,15 +93,17 @@ class _Server:
 
     async def _answer(self, request: h11.Request) -> PageAnswer:
         path, _, query = request.target.decode("latin-1").partition("?")
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in request.headers:
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if not is_fitting(self._bound, headers.get("host", ""), headers.get("origin", "")):
+            return _line(403, "this page is not served under this name, or not to another site")
         page = self._pages.get(path)
         if page is None:
             return _line(404, "there is no such page")
         if request.method not in (b"GET", b"HEAD"):
             return _line(405, "this page can only be read", {"Allow": "GET, HEAD"})
-        headers: dict[str, str] = {}
-        for raw_name, raw_value in request.headers:
-            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
         try:
             with trio.fail_after(PAGE_TIMEOUT):
                 answer = await page(PageRequest(path, query, headers))
@@ -135,6 +141,10 @@ def _head(answer: PageAnswer, close: bool) -> h11.Response:
         ("Content-Type", answer.content_type),
         ("Content-Length", str(len(answer.body))),
         ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
         *answer.headers.items(),
     ]
     if close:

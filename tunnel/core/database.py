@@ -48,6 +48,7 @@ class Database:
         self.system = "sqlite" if self.url.drivername.startswith("sqlite") else "postgresql"
         self.engine = _make_engine(self.url, self.system)
         self._is_closed = False
+        self._identity: tuple[int, int] | None = None  # of the SQLite file that was opened
 
     @property
     def name(self) -> str:
@@ -73,6 +74,8 @@ class Database:
                         migrate(conn)
         except StoreError as exc:
             raise ConfigError(str(exc)) from None
+        if self.system == "sqlite":
+            self._identity = _identity(self.url.database or "")
         return before, REVISIONS[-1]
 
     @contextmanager
@@ -81,6 +84,11 @@ class Database:
 
         write: it will write. Raises StoreError for the database's failures.
         """
+        if self._identity is not None and _identity(self.url.database or "") != self._identity:
+            # Open connections would go on writing into a file that has no name any more, new ones make an empty one.
+            raise StoreError(
+                f"the store {self.name} was removed or replaced under this program: put the file back, or start again"
+            )
         try:
             with self.engine.connect() as conn:
                 try:
@@ -192,6 +200,14 @@ def _make_engine(url: sa.URL, system: str) -> sa.Engine:
         conn.exec_driver_sql(conn.get_execution_options().get("begin", "BEGIN"))
 
     return engine
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_file(path: str) -> None:

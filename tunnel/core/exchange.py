@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
+from tunnel.core.database import StoreError
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.hostnames import normalise_host
 from tunnel.core.quotas import Account
@@ -378,7 +379,12 @@ class Exchanger:
         name = tunnel.name if tunnel is not None else self._registry.name_of(request.host)
         if tunnel is not None and tunnel.protocol != "http":
             raise Failure("no_tunnel", f"{name} is a TCP tunnel on port {tunnel.port}")
-        if tunnel is not None or await self._accounts.owner_of(name, parent=request) is not None:
+        try:
+            owner = tunnel.account_id if tunnel is not None else await self._accounts.owner_of(name, parent=request)
+        except StoreError as exc:
+            text = "nobody serves this name now, and the store does not answer whose it is"
+            raise Failure("internal", text, retry_after=5) from exc
+        if owner is not None:
             request.tunnel = name
             raise Failure("no_agent", f"no agent is connected for {name}", retry_after=5)
         raise Failure("no_tunnel", f"nothing is served under {request.host}" if request.host else "no host was named")

@@ -27,7 +27,7 @@ from tunnel.core.probing import Prober
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
 from tunnel.core.status import status_page
-from tunnel.core.store import Store
+from tunnel.core.store import Store, StoreError
 from tunnel.core.tcp import Ports
 from tunnel.errors import ConfigError
 from tunnel.handler import CoreStatistics, Layer, LinkStatistics, Page, RequestVisit
@@ -175,7 +175,10 @@ class Core:
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(3):
                 if self._accounts is not None:
-                    await self._accounts.flush()
+                    try:
+                        await self._accounts.flush()
+                    except StoreError as exc:
+                        log.error("usage of the last seconds is lost", error=str(exc))
                 await store.close()
 
     async def _serve(

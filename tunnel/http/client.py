@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import ssl
 from collections import deque
 from time import monotonic
@@ -10,11 +11,12 @@ from time import monotonic
 import trio
 
 from tunnel.errors import Failure
-from tunnel.net import Socket, dial, reason_of, with_tls
+from tunnel.net import OUT_OF_FILES, Socket, dial, reason_of, with_tls
 
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
 FRESH = 0.1  #: seconds for which a kept connection is taken for good without a look
+_OUR_OWN_TROUBLE = frozenset(map(os.strerror, OUT_OF_FILES))  #: of the agent's process, not of the local service
 MAX_IDLE = 128  #: idle connections kept for one service
 
 
@@ -52,6 +54,8 @@ class Service:
             try:
                 socket = await dial(self.host, self.port)
             except OSError as exc:
+                if reason_of(exc) in _OUR_OWN_TROUBLE:
+                    raise Failure("overloaded", f"the agent can't open a connection: {reason_of(exc)}") from exc
                 raise Failure("local_refused", f"can't connect to {self.address}: {reason_of(exc)}") from exc
             if self._tls is None:
                 return socket

@@ -1,0 +1,146 @@
+"""A machine in trouble (docs/FAULTS.md): no file descriptors, no room for logs, a store that is locked or gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from running import RunningAgent, RunningCore, clean_environment, poll
+from service import Service
+from visiting import Connection
+from watching import ask, free_port, get, status_of
+
+pytestmark = pytest.mark.system
+
+Start = Callable[..., RunningCore]
+StartAgent = Callable[..., RunningAgent]
+StartService = Callable[[], Service]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_core_out_of_files(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, ending: ExitStack
+) -> None:
+    core, service = start_core(), start_service()
+    start_agent(core, service.url, "-subdomain=app")
+    kept = ending.enter_context(Connection(core.public, "app.localhost"))
+    assert kept.ask("GET /echo").status == 200
+    before = resource.prlimit(core.pid, resource.RLIMIT_NOFILE)
+    open_files = len(list(Path(f"/proc/{core.pid}/fd").iterdir()))
+    resource.prlimit(core.pid, resource.RLIMIT_NOFILE, (open_files, before[1]))
+    waiting = ending.enter_context(Connection(core.public, "app.localhost"))
+    waiting.send(waiting.request("GET /echo"))
+    core.wait_for("can't accept visitors now", error="Too many open files")
+    used, began = cpu_seconds(core.pid), time.monotonic()
+    poll(lambda: time.monotonic() - began > 1 and kept.ask("GET /echo").status == 200, "who is in is served", 5, 0.2)
+    assert cpu_seconds(core.pid) - used < 0.5
+    assert len(core.find("can't accept visitors now")) == 1
+    resource.prlimit(core.pid, resource.RLIMIT_NOFILE, before)
+    assert waiting.read().status == 200
+    assert core.wait_for("visitors are accepted again")
+
+
+def test_agent_out_of_files(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+    core, service = start_core(), start_service()
+    agent = start_agent(core, service.url, "-subdomain=app")
+    assert sum(1 for _ in agent.find("tunnel ready")) == 1
+    before = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{agent.pid}/fd").iterdir())), before[1]))
+    answer = ask(core, "GET /echo", "Accept: application/json")
+    assert answer.outcome == "overloaded" and b"Too many open files" in answer.body
+    assert not agent.find("link ended")
+    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, before)
+    assert status_of(core) == 200
+
+
+@pytest.mark.parametrize("output", ["full disk", "stopped reader"])
+def test_logs_that_nobody_takes(tmp_path: Path, output: str) -> None:
+    public, metrics = free_port(), free_port()
+    read, write = os.pipe()
+    full = os.open("/dev/full", os.O_WRONLY)
+    core = subprocess.Popen(
+        [sys.executable, "-m", "tunnel.core", "-log-json", "-log-level=debug", f"-data-dir={tmp_path / 'core'}",
+         f"-public-addr=127.0.0.1:{public}", f"-metrics-addr=127.0.0.1:{metrics}", "-agent-addr=127.0.0.1:0",
+         "-dashboard-addr=127.0.0.1:0"],
+        stdout=full if output == "full disk" else write, stderr=subprocess.DEVNULL, env=clean_environment(),
+    )  # fmt: skip
+    try:
+        for fd in (write, full):
+            os.close(fd)
+
+        def dropped() -> int:
+            found = re.search(r'"dropped": *(\d+)', get(("127.0.0.1", metrics), "/health/detailed")[1])
+            assert found is not None
+            return int(found[1])
+
+        def ready() -> bool:
+            try:
+                return get(("127.0.0.1", metrics), "/readyz")[0] == 200
+            except OSError:
+                return False
+
+        poll(ready, "the core is ready", 30)
+        slowest = 0.0
+        with Connection(("127.0.0.1", public), "nobody.localhost") as visitor:
+            for _ in range(1000):
+                began = time.monotonic()
+                assert visitor.ask("GET /" + "x" * 7000).status == 404
+                slowest = max(slowest, time.monotonic() - began)
+        if output == "full disk":
+            poll(lambda: dropped() > 0, "lost records are counted", 10, 0.1)
+        assert slowest < 1
+        core.terminate()
+        assert core.wait(15) == 0
+    finally:
+        core.kill()
+        core.wait()
+        os.close(read)
+
+
+def test_a_locked_store(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+    core, service = start_core(), start_service()
+    start_agent(core, service.url, "-subdomain=app")
+    lock = sqlite3.connect(core.data_dir / "tunnel.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    try:
+        assert status_of(core) == 200
+        assert get(core.metrics, "/healthz")[0] == 200
+        assert ask(core, "GET /", host="nobody.localhost").status == 404
+    finally:
+        lock.execute("ROLLBACK")
+        lock.close()
+    [used] = json.loads(core.command("usage", "default", "-json").stdout)
+    poll(lambda: json.loads(core.command("usage", "default", "-json").stdout)[0]["requests"] == 1,
+         f"the use is written, after {used}", 15, 0.5)  # fmt: skip
+
+
+def test_a_store_that_is_gone(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+    core, service = start_core(), start_service()
+    start_agent(core, service.url, "-subdomain=app")
+    path = core.data_dir / "tunnel.db"
+    away = path.with_name("away.db")
+    path.rename(away)
+    assert "removed or replaced" in core.wait_for("store unreachable", timeout=5)["error"]
+    assert not path.exists()
+    assert get(core.metrics, "/readyz")[0] == 503
+    assert status_of(core) == 200
+    answer = ask(core, "GET /", host="nobody.localhost")
+    assert (answer.status, answer.outcome) == (500, "internal")
+    assert not core.find("request broke")
+    away.rename(path)
+    core.wait_for("store answers again", timeout=5)
+    assert ask(core, "GET /", host="nobody.localhost").status == 404

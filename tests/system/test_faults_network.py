@@ -1,0 +1,121 @@
+"""A network in trouble between agent and core (docs/FAULTS.md): slow, silent, cut, corrupting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from running import RunningAgent, RunningCore, poll
+from service import Service
+from troubled import Troubled
+from watching import Asking, ask, sample, status_of, wait_served
+
+pytestmark = pytest.mark.system
+
+HEARTBEAT = ("-heartbeat=200ms", "-heartbeat-timeout=1s")
+PLAIN = "-agent-tls=false"
+Start = Callable[..., RunningCore]
+StartAgent = Callable[..., RunningAgent]
+StartService = Callable[[], Service]
+
+
+def test_slow_is_not_broken(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+    core, service = start_core(*HEARTBEAT), start_service()
+    with Troubled(core.agents) as net:
+        agent = start_agent(core, service.url, "-subdomain=app", net.flag, *HEARTBEAT)
+        net.delay, net.rate = 0.05, 400_000
+        assert len(ask(core, "GET /download?size=200000").body) == 200_000
+        assert net.connections == 1 and not agent.find("link ended")
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["rst", "fin"])
+def test_a_cut_link_is_back_within_two_seconds(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, reset: bool
+) -> None:
+    core, service = start_core(), start_service()
+    with Troubled(core.agents) as net:
+        start_agent(core, service.url, "-subdomain=app", net.flag)
+        asking = Asking(core)
+        service.wait_request("/hang")
+        cut = time.monotonic()
+        net.cut(reset=reset)
+        answer = asking.result()
+        assert (answer.status, answer.outcome) == (502, "link_lost")
+        assert time.monotonic() - cut < 1
+        wait_served(core, 4)
+        assert len([one for one in service.begun if one == "/hang"]) == 1
+
+
+def test_half_open_is_found_and_healed(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+    core, service = start_core(*HEARTBEAT), start_service()
+    with Troubled(core.agents) as net:
+        agent = start_agent(core, service.url, "-subdomain=app", net.flag, *HEARTBEAT)
+        asking = Asking(core)
+        service.wait_request("/hang")
+        stalled = time.monotonic()
+        net.stall()
+        assert asking.result().outcome == "link_lost"
+        assert agent.wait_for("link ended", reason="no heartbeat for 1 s", timeout=3)
+        assert time.monotonic() - stalled < 3
+        poll(lambda: net.connections >= 2, "the agent dials into the void", 5)
+        assert ask(core, "GET /echo").outcome == "no_agent"
+        net.heal()
+        wait_served(core, 4)
+        assert len([one for one in service.begun if one == "/hang"]) == 1
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+def test_corruption_ends_the_link_and_not_the_tunnel(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, direction: str, tls: bool
+) -> None:
+    core, service = start_core(*HEARTBEAT, *([] if tls else [PLAIN])), start_service()
+    with Troubled(core.agents) as net:
+        agent = start_agent(core, service.url, "-subdomain=app", net.flag, *HEARTBEAT)
+        assert ask(core, "GET /echo").status == 200
+        net.corrupt(direction)
+        assert agent.wait_for("link ended", timeout=5)["reason"]
+        wait_served(core, 5)
+        assert core.is_running and agent.is_running
+
+
+def test_each_request_arrives_once_whatever_is_cut(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    """Two agents of one name, one behind a link that is cut again and again, under load."""
+    core, service = start_core(), start_service()
+    with Troubled(core.agents) as net:
+        start_agent(core, service.url, "-subdomain=app", net.flag, agent_id="cut")
+        start_agent(core, service.url, "-subdomain=app", agent_id="sound")
+        statuses: list[int] = []
+
+        def visit(base: int) -> None:
+            for number in range(60):
+                statuses.append(ask(core, f"GET /echo?id={base + number}").status)
+
+        visitors = [threading.Thread(target=visit, args=(1000 * n,)) for n in range(4)]
+        for visitor in visitors:
+            visitor.start()
+        while any(visitor.is_alive() for visitor in visitors):
+            net.cut(reset=True)
+            visitors[0].join(0.1)
+            for visitor in visitors[1:]:
+                visitor.join(0.01)
+        targets = [one for one in service.begun if one.startswith("/echo?id=")]
+        assert len(targets) == len(set(targets))
+        assert set(statuses) <= {200, 502} and statuses.count(200) <= len(targets) <= 240
+        assert statuses.count(200) > 120
+
+
+def test_another_agent_serves_while_ones_service_is_down(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    core, service, dead = start_core(), start_service(), start_service()
+    dead.close()
+    start_agent(core, dead.url, "-subdomain=app", agent_id="dead")
+    start_agent(core, service.url, "-subdomain=app", agent_id="sound")
+    assert [status_of(core) for _ in range(10)] == [200] * 10
+    assert len(service.requests) == 10
+    assert sample(core.metrics, "tunnel_request_outcomes_total", outcome="local_refused") == 0

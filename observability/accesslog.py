@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from observability.logqueue import QueueHandler
-from tunnel.handler import Handler, Layer, LocalVisit, RequestVisit, Visit, monotonic
+from tunnel.handler import Layer, LocalVisit, Observer, RequestVisit, Visit, monotonic
 
 MAX_PATH = 2048  # characters of a path that are logged
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -98,23 +98,7 @@ class AccessLog:
 
     def layer(self, kind: str) -> Layer:
         """The layer that writes a record for each visit of this kind ("request" or "local")."""
-        write: Callable[[Any, BaseException | None], None] = self.request if kind == "request" else self.local
-
-        def wrap(handler: Handler) -> Handler:
-            async def logged(visit: Visit) -> None:
-                if visit.kind != kind:
-                    await handler(visit)
-                    return
-                try:
-                    await handler(visit)
-                except BaseException as exc:
-                    write(visit, exc)
-                    raise
-                write(visit, None)
-
-            return logged
-
-        return wrap
+        return Observer({}, {kind: self.request if kind == "request" else self.local})
 
     def request(self, visit: RequestVisit, raised: BaseException | None) -> None:
         """The record of a visitor's request. `duration` ends as the metric's does: for an upgrade at the 101, for an

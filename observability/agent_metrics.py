@@ -22,7 +22,7 @@ from observability import buckets
 from observability.buckets import Histogram
 from observability.exposition import Family, families, label_value
 from observability.runtime import spans_sent
-from tunnel.handler import AgentStatistics, Handler, Host, LocalVisit, StreamVisit, Visit, monotonic
+from tunnel.handler import AgentStatistics, Host, LocalVisit, Observer, StreamVisit, Visit, monotonic
 
 FAMILIES = families(
     Family("agent_connection_active", "gauge", "1 while the agent's link to the core is up.", ("agent_id",)),
@@ -71,42 +71,23 @@ class AgentMetrics:
         self._local_us = Histogram(buckets.REQUEST_MICROSECONDS)
         self._round_trips = Histogram(buckets.ROUND_TRIP_SECONDS)
         self._answered: dict[Visit, float] = {}  # streams that stay open: when their answer began
+        self.layer = Observer(
+            {"stream": self._stream_began, "local": self._local_began},
+            {"stream": self._stream_ended, "local": self._local_ended},
+        )
 
     # Counting ----------------------------------------------------------------------------------------------------
 
-    def layer(self, handler: Handler) -> Handler:
-        stream_ended = self._stream_ended
-        local_ended = self._local_ended
+    def _stream_began(self, visit: StreamVisit) -> None:
+        protocol = visit.protocol
+        if protocol != "probe":
+            self._streams += 1
+            if protocol != "tcp":
+                self._requests += 1
 
-        async def counted(visit: Visit) -> None:
-            kind = visit.kind
-            if kind == "stream":
-                protocol: str = visit.protocol  # type: ignore[attr-defined]  # the kind says it
-                if protocol == "probe":
-                    await handler(visit)
-                    return
-                self._streams += 1
-                if protocol != "tcp":
-                    self._requests += 1
-                try:
-                    await handler(visit)
-                finally:
-                    stream_ended(visit)  # type: ignore[arg-type]
-            elif kind == "local":
-                if visit.parent.protocol == "probe":  # type: ignore[union-attr]
-                    await handler(visit)
-                    return
-                self._local += 1
-                try:
-                    await handler(visit)
-                finally:
-                    local_ended(visit)  # type: ignore[arg-type]
-            else:
-                await handler(visit)
-
-        return counted
-
-    def _stream_ended(self, visit: StreamVisit) -> None:
+    def _stream_ended(self, visit: StreamVisit, raised: object) -> None:
+        if visit.protocol == "probe":
+            return
         failed = is_failed(visit)
         if failed:
             self._streams_failed += 1
@@ -126,12 +107,18 @@ class AgentMetrics:
             end = marks.get("upgraded") or marks.get("event") or end
         self._request_us.observe(((end or monotonic()) - visit.started) * 1e6, visit.trace_id if visit.sampled else "")
 
-    def _local_ended(self, visit: LocalVisit) -> None:
+    def _local_began(self, visit: LocalVisit) -> None:
+        if visit.parent.protocol != "probe":  # type: ignore[union-attr]  # its constructor says it
+            self._local += 1
+
+    def _local_ended(self, visit: LocalVisit, raised: object) -> None:
+        stream: StreamVisit = visit.parent  # type: ignore[assignment]  # its constructor says it
+        protocol = stream.protocol
+        if protocol == "probe":
+            return
         if is_failed(visit):
             self._local_error += 1
         marks = visit.marks
-        stream: StreamVisit = visit.parent  # type: ignore[assignment]  # its constructor says it
-        protocol = stream.protocol
         end = marks.get("event")
         if protocol == "upgrade" and visit.status == 101:
             end = marks.get("upgraded") or marks.get("first_byte")

@@ -22,7 +22,18 @@ from observability import buckets
 from observability.buckets import Histogram
 from observability.exposition import Family, families, label_value
 from observability.runtime import spans_sent
-from tunnel.handler import ConnectVisit, CoreStatistics, Handler, Host, LinkVisit, RequestVisit, Visit, monotonic
+from tunnel.handler import (
+    Begin,
+    ConnectVisit,
+    CoreStatistics,
+    Host,
+    LinkVisit,
+    Observer,
+    QueryVisit,
+    RequestVisit,
+    StreamVisit,
+    monotonic,
+)
 
 #: outcomes of requests that failed past the core: tunnel_upstream_errors_total{reason}
 UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
@@ -98,35 +109,31 @@ class CoreMetrics:
         self._request_bytes = Histogram(buckets.BODY_BYTES)
         self._response_bytes = Histogram(buckets.BODY_BYTES)
         self._queries: dict[str, Histogram] = {}
+        begins: dict[str, Begin] = {"stream": self._stream_began, "connect": self._connect_began}
+        if link_began:
+            begins["link"] = link_began
+        self.layer = Observer(
+            begins,
+            {
+                "request": self._request_ended,
+                "stream": self._stream_ended,
+                "connect": self._connect_ended,
+                "link": self._link_is_over,
+                "query": self._query_ended,
+            },
+        )
 
     # Counting ----------------------------------------------------------------------------------------------------
 
-    def layer(self, handler: Handler) -> Handler:
-        request_ended = self._request_ended
-        observe_stream = self._stream_seconds.observe
+    def _stream_began(self, visit: StreamVisit) -> None:
+        if visit.protocol != "probe":
+            self._streams += 1
 
-        async def counted(visit: Visit) -> None:
-            kind = visit.kind
-            if kind == "request":
-                try:
-                    await handler(visit)
-                finally:
-                    request_ended(visit)  # type: ignore[arg-type]  # the kind says it
-            elif kind == "stream":
-                if visit.protocol == "probe":  # type: ignore[attr-defined]
-                    await handler(visit)
-                    return
-                self._streams += 1
-                try:
-                    await handler(visit)
-                finally:
-                    observe_stream(monotonic() - visit.started)
-            else:
-                await self._count_rare(handler, visit)
+    def _stream_ended(self, visit: StreamVisit, raised: object) -> None:
+        if visit.protocol != "probe":
+            self._stream_seconds.observe(monotonic() - visit.started)
 
-        return counted
-
-    def _request_ended(self, visit: RequestVisit) -> None:
+    def _request_ended(self, visit: RequestVisit, raised: object) -> None:
         outcome = visit.outcome
         if not outcome:
             if not visit.method:
@@ -150,38 +157,22 @@ class CoreMetrics:
         self._codes[code if 100 <= code <= 599 else 0] += 1
         self._outcomes[outcome if outcome in self._outcomes else "internal"] += 1
 
-    async def _count_rare(self, handler: Handler, visit: Visit) -> None:
-        if isinstance(visit, ConnectVisit):
-            self._connecting[visit] = None
-            try:
-                await handler(visit)
-            finally:
-                del self._connecting[visit]
-                self._connect_ended(visit)
-        elif isinstance(visit, LinkVisit):
-            if self._link_began:
-                self._link_began(visit)
-            try:
-                await handler(visit)
-            finally:
-                if self._link_ended:
-                    self._link_ended(visit)
-        elif visit.kind == "query":
-            try:
-                await handler(visit)
-            finally:
-                self._query_ended(visit)
-        else:
-            await handler(visit)
+    def _connect_began(self, visit: ConnectVisit) -> None:
+        self._connecting[visit] = None
 
-    def _connect_ended(self, visit: ConnectVisit) -> None:
+    def _connect_ended(self, visit: ConnectVisit, raised: object) -> None:
+        del self._connecting[visit]
         if visit.outcome == "ok":
             self._connected += 1
         elif visit.outcome == "refused":
             self._refusals[visit.reason if visit.reason in self._refusals else "protocol"] += 1
 
-    def _query_ended(self, visit: Visit) -> None:
-        operation: str = visit.operation  # type: ignore[attr-defined]
+    def _link_is_over(self, visit: LinkVisit, raised: object) -> None:
+        if self._link_ended:
+            self._link_ended(visit)
+
+    def _query_ended(self, visit: QueryVisit, raised: object) -> None:
+        operation = visit.operation
         histogram = self._queries.get(operation)
         if histogram is None:
             if len(self._queries) >= MAX_OPERATIONS:

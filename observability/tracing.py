@@ -34,7 +34,7 @@ from observability.export import Exporter, SpanQueue
 from observability.exporters import choose_target, missing_extra, read_limits
 from observability.record import ROOT, Enter, Origin
 from observability.sampling import Sampler, choose_sampler
-from tunnel.handler import Handler, Host, Layer, RequestVisit, StreamVisit, Visit, monotonic
+from tunnel.handler import Begin, Handler, Host, Layer, Observer, RequestVisit, StreamVisit, Visit, monotonic
 
 log = logging.getLogger("observability")
 
@@ -50,7 +50,7 @@ def statistics(role: str) -> dict[str, Any] | None:
 
 
 class Tracer:
-    """Starts and records visits. The `start_*` methods set trace_id, span_id and sampled, and return where the span
+    """Starts and records visits. The `start_*` methods set trace_id, span_id and sampled, and `origin`: where the span
     hangs, or None if there will be none."""
 
     def __init__(
@@ -61,61 +61,46 @@ class Tracer:
         self._propagation = propagation
         self._visitor_context = visitor_context
         self._enter: Enter | None = None
-        self._starts: dict[str, Callable[[Any], Origin | None]] = {
+        self._leaves: dict[Visit, Callable[[], None]] = {}  # of visits whose span is the current one
+        begins: dict[str, Begin] = {
             "request": self.start_request,
             "stream": self.start_core_stream if role == "core" else self.start_agent_stream,
             "local": self.start_local,
             "query": self.start_query,
             "connect": self.start_root,
         }
+        self.layer = Observer(begins, dict.fromkeys(begins, self._ended))
 
     def set_enter(self, enter: Enter) -> None:
         """Called by the export thread once OpenTelemetry is imported: from now on its current span is set around local
         requests and queries, where code of others may look for it."""
         self._enter = enter
 
-    def layer(self, handler: Handler) -> Handler:
-        starts = self._starts
-        put = self.queue.put
+    def _ended(self, visit: Visit, raised: BaseException | None) -> None:
+        origin = visit.origin
+        if origin is not None:
+            if self._leaves and (leave := self._leaves.pop(visit, None)) is not None:
+                leave()
+            self.queue.put((visit, monotonic(), origin, type(raised).__name__ if raised is not None else ""))
 
-        async def traced(visit: Visit) -> None:
-            start = starts.get(visit.kind)
-            origin = start(visit) if start is not None else None
-            if origin is None:
-                await handler(visit)
-                return
-            leave = None
-            if self._enter is not None and visit.kind in ("local", "query"):
-                leave = self._enter(visit)
-            failure = ""
-            try:
-                await handler(visit)
-            except BaseException as exc:
-                failure = type(exc).__name__
-                raise
-            finally:
-                if leave is not None:
-                    leave()
-                put((visit, monotonic(), origin, failure))
-
-        return traced
-
-    def start_root(self, visit: Visit) -> Origin | None:
+    def start_root(self, visit: Visit) -> None:
         """A trace of our own."""
         ids = getrandbits(192).to_bytes(24).hex()  # half the cost of formatting it
         visit.trace_id = trace_id = ids[:32]
         visit.span_id = ids[32:]
         if trace_id[16:] < self._sampler.bound:
             visit.sampled = True
-            return ROOT
-        return None
+            visit.origin = ROOT
 
-    def start_request(self, visit: RequestVisit) -> Origin | None:
+    def start_request(self, visit: RequestVisit) -> None:
         """A visitor's request: joins, links or ignores the context it brought."""
         incoming = self._propagation.extract(visit.request_headers)
-        return self.start_root(visit) if incoming is NOTHING else self._start_with(visit, incoming)
+        if incoming is NOTHING:
+            self.start_root(visit)
+        else:
+            self._start_with(visit, incoming)
 
-    def _start_with(self, visit: RequestVisit, incoming: Incoming) -> Origin | None:
+    def _start_with(self, visit: RequestVisit, incoming: Incoming) -> None:
         mode, context = self._visitor_context, incoming.context
         if incoming.baggage and mode != "ignore":
             visit.headers["baggage"] = incoming.baggage
@@ -125,68 +110,78 @@ class Tracer:
             visit.trace_id = context.trace_id
             visit.span_id = getrandbits(64).to_bytes(8).hex()
             visit.sampled = self._sampler.decide_joined(context.trace_id, context.sampled)
-            return Origin(context.span_id, True, None) if visit.sampled else None
+            if visit.sampled:
+                visit.origin = Origin(context.span_id, True, None)
+            return
         if incoming.has_tracestate:
             visit.headers["tracestate"] = ""  # theirs belongs to a trace that we did not join: see Propagation.inject
-        origin = self.start_root(visit)
-        return Origin("", False, context) if origin is not None and mode == "link" else origin
+        self.start_root(visit)
+        if visit.sampled and mode == "link":
+            visit.origin = Origin("", False, context)
 
-    def start_core_stream(self, visit: StreamVisit) -> Origin | None:
+    def start_core_stream(self, visit: StreamVisit) -> None:
         """The core's end: under the request, or a root for a TCP tunnel. Its headers take the context to the agent."""
         if visit.protocol == "probe":
-            return None
+            return
         parent, headers = visit.parent, visit.headers
         if parent is None or not parent.trace_id:
-            origin = self.start_root(visit)
+            self.start_root(visit)
             headers["traceparent"] = format_traceparent(visit.trace_id, visit.span_id, visit.sampled)
-            return origin
-        carried, origin = parent.headers, self._start_child(visit, parent)
+            return
+        carried = parent.headers
+        self._start_child(visit, parent)
         # the most important first, the longest last: the room for context in an open frame is bounded
         headers["traceparent"] = format_traceparent(visit.trace_id, visit.span_id, visit.sampled)
         if "tracestate" in carried:
             headers["tracestate"] = carried["tracestate"]
         if "baggage" in carried:
             headers["baggage"] = carried["baggage"]
-        return origin
 
-    def start_agent_stream(self, visit: StreamVisit) -> Origin | None:
+    def start_agent_stream(self, visit: StreamVisit) -> None:
         """The agent's end: the core has decided. A trace of its own only where the core sent no context."""
         if visit.protocol == "probe":
-            return None
+            return
         value = visit.headers.get("traceparent")
         context = parse_traceparent(value) if value else None
         if context is None:
-            return self.start_root(visit)
+            self.start_root(visit)
+            return
         visit.trace_id = context.trace_id
         if context.sampled:
             visit.sampled = True
             visit.span_id = getrandbits(64).to_bytes(8).hex()
-            return Origin(context.span_id, True, None)
-        visit.span_id = context.span_id
-        return None
+            visit.origin = Origin(context.span_id, True, None)
+        else:
+            visit.span_id = context.span_id
 
-    def start_local(self, visit: Visit) -> Origin | None:
+    def start_local(self, visit: Visit) -> None:
         """The request to the local service, which is handed the context in the formats that were chosen."""
         parent = visit.parent
         if parent is None or not parent.trace_id:
-            return None
-        origin = self._start_child(visit, parent)
+            return
+        self._start_child(visit, parent)
         self._propagation.inject(visit.headers, parent.headers, visit.trace_id, visit.span_id, visit.sampled)
-        return origin
+        self._make_current(visit)
 
-    def start_query(self, visit: Visit) -> Origin | None:
+    def start_query(self, visit: Visit) -> None:
         """A query hangs under the visit that asked; one of the program's own makes no span."""
         parent = visit.parent
-        return self._start_child(visit, parent) if parent is not None and parent.trace_id else None
+        if parent is not None and parent.trace_id:
+            self._start_child(visit, parent)
+            self._make_current(visit)
 
-    def _start_child(self, visit: Visit, parent: Visit) -> Origin | None:
+    def _make_current(self, visit: Visit) -> None:
+        if visit.origin is not None and self._enter is not None:
+            self._leaves[visit] = self._enter(visit)
+
+    def _start_child(self, visit: Visit, parent: Visit) -> None:
         visit.trace_id = parent.trace_id
         if parent.sampled:
             visit.sampled = True
             visit.span_id = getrandbits(64).to_bytes(8).hex()
-            return Origin(parent.span_id, False, None)
-        visit.span_id = parent.span_id
-        return None
+            visit.origin = Origin(parent.span_id, False, None)
+        else:
+            visit.span_id = parent.span_id
 
 
 def _untouched(handler: Handler) -> Handler:

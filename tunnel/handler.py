@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -43,6 +43,7 @@ class Visit:
         "headers",
         "kind",
         "marks",
+        "origin",
         "outcome",
         "parent",
         "raised",
@@ -68,7 +69,8 @@ class Visit:
         self.trace_id = ""
         self.span_id = ""
         self.sampled = False
-        self.extra: Any = None  # a layer's own state for this visit; keep a dict if several need it
+        self.origin: Any = None  # a tracing layer's own: where its span hangs, None if there is none
+        self.extra: Any = None  # another layer's own state for this visit; keep a dict if several need it
         self.reached = 0  # the guard's: how many layers in the call has come
         self.raised: BaseException | None = None  # the guard's: what the handler itself raised
 
@@ -228,6 +230,39 @@ def wrap(handler: Handler, layers: Sequence[Layer]) -> Handler:
     return handler
 
 
+Begin = Callable[[Any], None]
+End = Callable[[Any, BaseException | None], None]
+
+
+class Observer:
+    """A layer that only looks.
+
+    `begins` and `ends` hold, by kind of visit, what is called before the handler, and what is called after it with the
+    exception that it raised, or None. Neither waits. It is a layer like any other, but a program runs neighbouring
+    observers in one coroutine (tunnel/observers.py): a frame for each is most of what a layer costs.
+    """
+
+    def __init__(self, begins: Mapping[str, Begin], ends: Mapping[str, End]) -> None:
+        self.begins = begins
+        self.ends = ends
+
+    def __call__(self, handler: Handler) -> Handler:
+        async def observed(visit: Visit) -> None:
+            begin, end = self.begins.get(visit.kind), self.ends.get(visit.kind)
+            if begin is not None:
+                begin(visit)
+            try:
+                await handler(visit)
+            except BaseException as exc:
+                if end is not None:
+                    end(visit, exc)
+                raise
+            if end is not None:
+                end(visit, None)
+
+        return observed
+
+
 class Guard:
     """Makes a layer harmless: what it raises is reported once, then the layer is out of the way for good.
 
@@ -239,7 +274,7 @@ class Guard:
     def __init__(self, name: str, layer: Layer, depth: int, log: logging.Logger) -> None:
         self.name = name
         self.is_off = False
-        self._layer = layer
+        self.layer = layer
         self._depth = depth
         self._log = log
 
@@ -257,9 +292,9 @@ class Guard:
                 raise
 
         try:
-            layered = self._layer(inner)
+            layered = self.layer(inner)
         except Exception as exc:
-            self._report(exc)
+            self.switch_off(exc)
             return handler
         if layered is inner:
             return handler  # it has no interest in visits: nothing is paid
@@ -273,11 +308,11 @@ class Guard:
             except BaseException as exc:
                 if exc is visit.raised or not isinstance(exc, Exception):
                     raise
-                self._report(exc)
+                self.switch_off(exc)
             else:
                 if visit.reached > depth and visit.raised is None:
                     return
-                self._report(RuntimeError("it swallowed the handler's call or its exception"))
+                self.switch_off(RuntimeError("it swallowed the handler's call or its exception"))
             if visit.reached <= depth:
                 await handler(visit)
             elif isinstance(visit.raised, trio.Cancelled):
@@ -289,7 +324,8 @@ class Guard:
 
         return guarded
 
-    def _report(self, exc: BaseException) -> None:
+    def switch_off(self, exc: BaseException) -> None:
+        """The layer raised this: report it, once, and pass the layer by from now on."""
         if not self.is_off:
             self.is_off = True
             self._log.error(

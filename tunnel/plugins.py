@@ -29,6 +29,7 @@ from tunnel.handler import (
     PlugIn,
 )
 from tunnel.log import get_logger
+from tunnel.observers import fold
 
 GROUP = "tunnel.layers"
 
@@ -91,7 +92,7 @@ class Program:
         """Start the plug-ins and give their guarded layers, outermost first. Raises ConfigError on an unknown name."""
         self._nursery = nursery
         plugins = [(name, find(name)) for name in names]
-        layers: list[Layer] = []
+        guards: list[Guard] = []
         async with AsyncExitStack() as stack:
             for name, plugin in plugins:
                 try:
@@ -103,8 +104,8 @@ class Program:
                 except Exception as exc:
                     log.error("plug-in could not start", plugin=name, error=f"{type(exc).__name__}: {exc}")
                 else:
-                    layers.append(Guard(name, layer, len(layers), log.stdlib))
-            yield layers
+                    guards.append(Guard(name, layer, len(guards), log.stdlib))
+            yield fold(guards)
 
 
 def find(name: str) -> PlugIn:

@@ -515,9 +515,13 @@ def _read_context(visit: StreamVisit, context: bytes) -> None:
 
 def _local_head(head: bytes, extra: dict[str, str], length: int) -> bytes:
     """The head as the local service gets it: a layer's fields in place of those of the same name, and our framing."""
-    for name, value in extra.items():
-        line = f"{name}: {value}\r\n".encode("latin-1", "replace")
-        head = re.sub(rb"(?im)^" + re.escape(name.encode()) + rb": [^\r\n]*\r\n", b"", head) + line
+    if extra:
+        present = head.lower()
+        for name, value in extra.items():
+            field = name.encode("latin-1", "replace") + b": "
+            if b"\n" + field in present:  # names in `headers` are lower case
+                head = re.sub(rb"(?im)^" + re.escape(field) + rb"[^\r\n]*\r\n", b"", head)
+            head += field + value.encode("latin-1", "replace") + b"\r\n"
     if length >= 0:
         return head + b"Content-Length: %d\r\n\r\n" % length
     if length == UNKNOWN:

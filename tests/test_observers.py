@@ -1,0 +1,136 @@
+"""Observers folded into one coroutine do what each does as a layer by itself, and break as harmlessly as any layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from tunnel.handler import Begin, End, Guard, Handler, Layer, Observer, Visit, wrap
+from tunnel.observers import Observers, fold
+
+log = logging.getLogger("tunnel.plugins")
+KINDS = ("connect", "link", "stream", "request", "local", "query")
+
+
+class HandlerError(Exception):
+    pass
+
+
+def noting(name: str, seen: list[str], breaks_in: str = "") -> Observer:
+    """Notes what it is called for; raises in "begin" or "end"."""
+
+    def begin(visit: Visit) -> None:
+        seen.append(f"{name} begin {visit.kind}")
+        if breaks_in == "begin":
+            raise ValueError("in begin")
+
+    def end(visit: Visit, raised: BaseException | None) -> None:
+        seen.append(f"{name} end {visit.kind} {type(raised).__name__}")
+        if breaks_in == "end":
+            raise ValueError("in end")
+
+    begins: dict[str, Begin] = dict.fromkeys(KINDS, begin)
+    ends: dict[str, End] = dict.fromkeys(KINDS, end)
+    return Observer(begins, ends)
+
+
+def guards(*layers: Layer) -> list[Guard]:
+    return [Guard(str(at), layer, at, log) for at, layer in enumerate(layers)]
+
+
+def handler_that(seen: list[str], error: Exception | None = None) -> Handler:
+    async def handle(visit: Visit) -> None:
+        seen.append("handler")
+        if error is not None:
+            raise error
+
+    return handle
+
+
+async def run(layers: Sequence[Layer], error: Exception | None, seen: list[str], kind: str = "request") -> None:
+    if error is None:
+        await wrap(handler_that(seen), layers)(Visit(kind))
+        return
+    with pytest.raises(HandlerError) as caught:
+        await wrap(handler_that(seen, error), layers)(Visit(kind))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [None, HandlerError("mine")], ids=["ok", "raises"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_folded_or_one_by_one_it_is_the_same(kind: str, error: HandlerError | None) -> None:
+    apart: list[str] = []
+    await run([noting("a", apart), noting("b", apart)], error, apart, kind)
+    together: list[str] = []
+    layers = fold(guards(noting("a", together), noting("b", together)))
+    assert len(layers) == 1 and isinstance(layers[0], Observers)
+    await run(layers, error, together, kind)
+    how = type(error).__name__
+    order = [f"a begin {kind}", f"b begin {kind}", "handler", f"b end {kind} {how}", f"a end {kind} {how}"]
+    assert apart == together == order
+
+
+@pytest.mark.parametrize("where", ["begin", "end"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("error", [None, HandlerError("mine")], ids=["ok", "raises"])
+async def test_one_that_breaks_is_reported_once_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture, where: str, depth: int, error: HandlerError | None
+) -> None:
+    seen: list[str] = []
+    all_guards = guards(*(noting(str(at), seen, where if at == depth else "") for at in range(3)))
+    layers = fold(all_guards)
+    for _ in range(3):
+        await run(layers, error, seen)
+    calls = [line.split()[0] for line in seen]
+    assert calls.count("handler") == 3
+    assert calls.count(str(depth)) == (1 if where == "begin" else 2)  # in the first visit only
+    assert all(calls.count(str(at)) == 6 for at in range(3) if at != depth)
+    assert [guard.is_off for guard in all_guards] == [at == depth for at in range(3)]
+    [record] = caplog.records
+    assert record.getMessage() == "layer switched off"
+    assert record.fields == {"layer": str(depth), "error": f"ValueError: in {where}"}  # type: ignore[attr-defined]
+
+
+async def test_switched_off_is_off_around_every_handler() -> None:
+    seen: list[str] = []
+    layers = fold(guards(noting("bad", seen, "begin"), noting("good", seen)))
+    requests, streams = wrap(handler_that(seen), layers), wrap(handler_that(seen), layers)
+    await requests(Visit("request"))
+    await streams(Visit("stream"))
+    assert [line for line in seen if line.startswith("bad")] == ["bad begin request"]
+
+
+async def test_other_layers_keep_their_place() -> None:
+    seen: list[str] = []
+
+    def around(handler: Handler) -> Handler:
+        async def layered(visit: Visit) -> None:
+            seen.append("layer in")
+            await handler(visit)
+            seen.append("layer out")
+
+        return layered
+
+    layers = fold(guards(noting("a", seen), noting("b", seen), around, noting("c", seen)))
+    assert len(layers) == 3
+    await run(layers, None, seen)
+    begins = ["a begin request", "b begin request", "layer in", "c begin request"]
+    assert seen == [*begins, "handler", "c end request NoneType", "layer out", "b end request NoneType",
+                    "a end request NoneType"]  # fmt: skip
+
+
+async def test_a_cancellation_is_told_and_passes(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    async def waits(visit: Visit) -> None:
+        await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await wrap(waits, fold(guards(noting("a", seen))))(Visit("request"))
+    assert scope.cancelled_caught
+    assert seen == ["a begin request", "a end request Cancelled"]
+    assert not caplog.records

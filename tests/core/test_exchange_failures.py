@@ -88,7 +88,7 @@ async def test_heads_that_are_refused_end_the_connection(raw: bytes, outcome: st
 async def test_methods_that_are_refused(raw: bytes) -> None:
     async with core() as app:
         await app.agent(hello)
-        answer = await refused(app, raw.replace(b"CONNECT", b"TRACE"), "method_not_allowed")
+        answer = await refused(app, raw.replace(b"CONNECT", b"TRACE"), "method_not_allowed", closes=True)
         assert b"POST" in answer.fields[b"allow"]
         visitor = app.visitor()
         await visitor.send(b"CONNECT app.example.com:443 HTTP/1.1\r\nHost: app.example.com:443\r\n\r\n")

@@ -98,7 +98,6 @@ async def test_a_connection_on_which_the_service_spoke_unasked_is_not_used(clock
         kept = await made.connect()
         made.keep(kept)
         await (await reach(accepted, 1)).send_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
-        clock.now += 1
         assert made.take_idle() is None
         assert kept.is_closed
 

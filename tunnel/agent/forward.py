@@ -245,7 +245,7 @@ class Forwarder:
         by the service and is never sent again, whatever the method.
         """
         service = local.visit.service
-        socket = service.take_idle(method in IDEMPOTENT)
+        socket = service.take_idle()
         if socket is not None:
             local.socket = socket
             sent = -1

@@ -15,7 +15,6 @@ from tunnel.net import OUT_OF_FILES, Socket, dial, reason_of, with_tls
 
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
-FRESH = 0.1  #: seconds for which a kept connection is taken for good without a look
 _OUR_OWN_TROUBLE = frozenset(map(os.strerror, OUT_OF_FILES))  #: of the agent's process, not of the local service
 MAX_IDLE = 128  #: idle connections kept for one service
 
@@ -30,15 +29,14 @@ class Service:
         self._idle: deque[tuple[Socket, float]] = deque()
         self._tls = _tls_context(host) if secure else None
 
-    def take_idle(self, repeatable: bool = False) -> Socket | None:
+    def take_idle(self) -> Socket | None:
         """A kept connection that is still good, the most recently used first.
 
-        repeatable: the request may be sent again, so that a look at a connection used just now can be saved.
+        It is looked at each time: what a service sent beyond its last answer must not become the next visitor's.
         """
         while self._idle:
             socket, since = self._idle.pop()
-            idle = monotonic() - since
-            if (repeatable and idle < FRESH) or (idle < IDLE_TIMEOUT and not socket.is_stale()):
+            if monotonic() - since < IDLE_TIMEOUT and not socket.is_stale():
                 return socket
             socket.close()
         return None

@@ -17,7 +17,7 @@ ROOT = Path(tunnel.__file__).parent.parent
 BOTH = {"tunnel.core", "tunnel.agent"}  # programs that run a core and an agent in one process may import these
 SHARED = {
     "tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.net", "tunnel.plugins", "tunnel.config",
-    "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning",
+    "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify",
 }  # fmt: skip
 
 ARROWS: dict[str, set[str]] = {
@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.errors": set(),
     "tunnel.handler": set(),
     "tunnel.tuning": set(),
+    "tunnel.notify": set(),
     "tunnel.sample": set(),
     "tunnel.log": set(),
     "tunnel.net": {"tunnel.errors"},

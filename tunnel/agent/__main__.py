@@ -48,19 +48,25 @@ async def _serve(agent: Agent) -> None:
     import trio
 
     from tunnel.link.tasks import open_pair
+    from tunnel.notify import Notifier
 
+    systemd = Notifier(os.environ)
     async with open_pair() as nursery:
 
-        async def watch_signals() -> None:
+        async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                task_status.started()
                 stopping = False
                 async for _ in signals:
                     if stopping:
                         nursery.cancel_scope.cancel()
                     stopping = True
+                    systemd.stopping()
                     agent.stop()
 
-        nursery.start_soon(watch_signals)
+        await nursery.start(watch_signals)
+        nursery.start_soon(systemd.feed_watchdog)
+        systemd.ready("dialing, and dialing again whenever the link is lost")
         await agent.run()
         nursery.cancel_scope.cancel()
 

@@ -58,24 +58,39 @@ async def _serve(core: Core) -> None:
     import trio
 
     from tunnel.link.tasks import open_pair
+    from tunnel.notify import Notifier
+
+    systemd = Notifier(os.environ)
+
+    async def reload() -> None:
+        systemd.reloading()
+        await core.reload()
+        systemd.ready("serving")
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        await core.run(task_status=task_status)
+        nursery.cancel_scope.cancel()
 
     async with open_pair() as nursery:
 
-        async def watch_signals() -> None:
+        async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+                task_status.started()
                 draining = False
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        nursery.start_soon(core.reload)
+                        nursery.start_soon(reload)
                         continue
                     if draining:
                         nursery.cancel_scope.cancel()
                     draining = True
+                    systemd.stopping()
                     core.drain()
 
-        nursery.start_soon(watch_signals)
-        await core.run()
-        nursery.cancel_scope.cancel()
+        await nursery.start(watch_signals)
+        await nursery.start(run)
+        systemd.ready("serving")
+        nursery.start_soon(systemd.feed_watchdog)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,277 @@
+"""The shipped Prometheus rules, by promtool: they parse, and each alert fires when it should and only then.
+
+`CASES` has for each alert the series under which it fires, those under which it stays silent, and the minute that is
+looked at. Series are written as promtool writes them, one sample a minute: `0+6x60` is 0, 6, 12, … for 61 minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tunnel.errors import OUTCOMES
+
+PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
+RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+
+CORE = 'job="tunnel-core",instance="core:9090"'
+AGENTS = 'job="tunnel-agents",instance="core:9090",account_id="acme",agent_id="a"'
+DIRECT = 'job="tunnel-agent",instance="a:9091"'
+SELF = 'job="prometheus",instance="localhost:9093"'
+
+Series = dict[str, str]
+
+
+class Case(NamedTuple):
+    fires: Series
+    silent: Series
+    minute: int = 30
+
+
+def links(now: str) -> Series:
+    return {f"tunnel_connections_active{{{CORE}}}": now, f"tunnel_connections_limit{{{CORE}}}": "1000x60"}
+
+
+def answers(bad: str, minutes: int = 60) -> Series:
+    """A request a second, and this many of code 502 a minute."""
+    good = f'tunnel_requests_total{{{CORE},code="200"}}'
+    return {good: f"0+60x{minutes}", f'tunnel_requests_total{{{CORE},code="502"}}': f"0+{bad}x{minutes}"}
+
+
+def outcomes(word: str, bad: int, minutes: int) -> Series:
+    name = "tunnel_request_outcomes_total"
+    return {f'{name}{{{CORE},outcome="ok"}}': f"0+60x{minutes}",
+            f'{name}{{{CORE},outcome="{word}"}}': f"0+{bad}x{minutes}"}  # fmt: skip
+
+
+def durations(below: int, minutes: int = 60, name: str = "tunnel_request_duration_seconds") -> Series:
+    """60 observations a minute, `below` of them under a second, the others under 5 s."""
+    return {f'{name}_bucket{{{CORE},le="1.0"}}': f"0+{below}x{minutes}",
+            f'{name}_bucket{{{CORE},le="5.0"}}': f"0+60x{minutes}",
+            f'{name}_bucket{{{CORE},le="+Inf"}}': f"0+60x{minutes}",
+            f"{name}_count{{{CORE}}}": f"0+60x{minutes}"}  # fmt: skip
+
+
+def local(errors: int) -> Series:
+    return {f"agent_local_requests_total{{{AGENTS}}}": "0+60x60",
+            f"agent_local_requests_error{{{AGENTS}}}": f"0+{errors}x60"}  # fmt: skip
+
+
+def restored(attempts: int, failed: int) -> Series:
+    return {f"agent_reconnections_total{{{AGENTS}}}": f"0+{attempts}x60",
+            f"agent_reconnection_errors_total{{{AGENTS}}}": f"0+{failed}x60"}  # fmt: skip
+
+
+def refused(reason: str, a_minute: int) -> Series:
+    return {f'tunnel_authentication_failures_total{{{CORE},reason="{reason}"}}': f"0+{a_minute}x60"}
+
+
+def queries(fast: int) -> Series:
+    name, more = "tunnel_db_query_duration_seconds_bucket", 'operation="token.find"'
+    return {f'{name}{{{CORE},{more},le="0.1"}}': f"0+{fast}x60", f'{name}{{{CORE},{more},le="1.0"}}': "0+60x60",
+            f'{name}{{{CORE},{more},le="+Inf"}}': "0+60x60"}  # fmt: skip
+
+
+def first_bytes(below: int, minutes: int) -> Series:
+    return durations(below, minutes, "tunnel_time_to_first_byte_seconds")
+
+
+UP = 'up{job="%s",instance="x:1"}'
+FIRST_BYTE_DAY = 26 * 60
+
+CASES: dict[str, Case] = {
+    "HighConnectionCount": Case(links("901x60"), links("899x60")),
+    "ConnectionLimitReached": Case(links("1000x60"), links("999x60")),
+    "HighErrorRate": Case(answers("6"), answers("3")),  # 9 % and 4.8 %
+    "HighLatency": Case(durations(50), durations(60)),
+    "HighMemoryUsage": Case(
+        {f"process_resident_memory_bytes{{{CORE}}}": "1200000000x60"},
+        {f"process_resident_memory_bytes{{{CORE}}}": "900000000x60"},
+    ),
+    "TunnelCoreDown": Case({UP % "tunnel-core": "1x10 0x30"}, {UP % "tunnel-core": "1x28 0 1x10"}),
+    "TunnelCoreAbsent": Case({UP % "other": "1x60"}, {UP % "tunnel-core": "1x60"}),
+    "AgentsLost": Case(links("10x25 4x20"), links("10x25 6x20")),
+    "QuotaExceeded": Case(
+        {f'tunnel_quota_exceeded_total{{{CORE},type="requests"}}': "0+1x60"},
+        {f'tunnel_quota_exceeded_total{{{CORE},type="requests"}}': "7x60"},
+    ),
+    "QuotaNearlyUsed": Case(
+        {f'tunnel_quota_{what}{{{CORE},account_id="a",type="requests"}}': f"{value}x60"
+         for what, value in (("usage", 95), ("limit", 100))},
+        {f'tunnel_quota_{what}{{{CORE},account_id="a",type="{kind}"}}': f"{value}x60"
+         for what, value in (("usage", 95), ("limit", 100)) for kind in ("connection",)}
+        | {f'tunnel_quota_usage{{{CORE},account_id="b",type="requests"}}': "95x60",
+           f'tunnel_quota_limit{{{CORE},account_id="b",type="requests"}}': "1000000x60"},
+    ),
+    "AuthenticationFailures": Case(refused("bad_token", 12), refused("draining", 12)),
+    "StoreUnavailable": Case(refused("unavailable", 1), refused("bad_token", 1)),
+    "StoreSlow": Case(queries(30), queries(60)),
+    "RunLoopLag": Case(
+        {f"trio_run_loop_lag_seconds{{{CORE}}}": "0.4x60"},
+        {f"trio_run_loop_lag_seconds{{{CORE}}}": "0.01x29 3 0.01x20"},
+    ),
+    "FileDescriptorsNearlyUsed": Case(
+        {f"process_open_fds{{{CORE}}}": "900x60", f"process_max_fds{{{CORE}}}": "1024x60"},
+        {f"process_open_fds{{{CORE}}}": "700x60", f"process_max_fds{{{CORE}}}": "1024x60"},
+    ),
+    "CoreRestarts": Case(
+        {f"process_start_time_seconds{{{CORE}}}": "100x5 200x5 300x5 400x20"},
+        {f"process_start_time_seconds{{{CORE}}}": "100x5 200x5 300x30"},
+    ),
+    "LogsDropped": Case(
+        {f"agent_logs_dropped_total{{{AGENTS}}}": "0+5x60"}, {f"agent_logs_dropped_total{{{AGENTS}}}": "500x60"}
+    ),
+    "AgentDisconnected": Case(
+        {f"agent_connection_active{{{AGENTS}}}": "1x10 0x30"}, {f"agent_connection_active{{{AGENTS}}}": "1x28 0 1x10"}
+    ),
+    "HighReconnectionRate": Case(restored(2, 1), restored(60, 60)),  # an outage is no flapping
+    "LocalServiceErrors": Case(local(9), local(5)),
+    "AgentReportMissing": Case(
+        {f"agent_connection_active{{{AGENTS}}}": "1x60"},
+        {f"agent_connection_active{{{AGENTS}}}": "1x60", f"agent_requests_total{{{AGENTS}}}": "0x60"},
+    ),
+    "TunnelAvailabilityBurnFast": Case(outcomes("link_lost", 2, 120), outcomes("local_refused", 20, 120), 110),
+    "TunnelAvailabilityBurnSlow": Case(
+        outcomes("overloaded", 1, FIRST_BYTE_DAY), outcomes("no_tunnel", 20, FIRST_BYTE_DAY), FIRST_BYTE_DAY - 5
+    ),
+    "TunnelLatencyBurnFast": Case(first_bytes(45, 120), first_bytes(58, 120), 110),
+    "TunnelLatencyBurnSlow": Case(
+        first_bytes(57, FIRST_BYTE_DAY), first_bytes(60, FIRST_BYTE_DAY), FIRST_BYTE_DAY - 5
+    ),
+    "ScrapeFailing": Case({UP % "tunnel-agent": "1x10 0x30"}, {UP % "tunnel-core": "1x10 0x30"}),
+    "AgentMetricsAbsent": Case({UP % "tunnel-core": "1x60"}, {UP % "tunnel-agents": "1x60"}),
+    "ScrapeSlow": Case({f"scrape_duration_seconds{{{CORE}}}": "6x60"}, {f"scrape_duration_seconds{{{CORE}}}": "1x60"}),
+    "TooManySamples": Case(
+        {'scrape_samples_post_metric_relabeling{job="tunnel-agents",instance="core:9090"}': "2000x60",
+         f"agent_connection_active{{{AGENTS}}}": "1x60"},
+        {'scrape_samples_post_metric_relabeling{job="tunnel-agents",instance="core:9090"}': "900x60",
+         f"agent_connection_active{{{AGENTS}}}": "1x60"},
+    ),
+    "SeriesChurn": Case(
+        {f"scrape_series_added{{{CORE}}}": "500x120", f"scrape_samples_post_metric_relabeling{{{CORE}}}": "600x120"},
+        {f"scrape_series_added{{{CORE}}}": "5x120", f"scrape_samples_post_metric_relabeling{{{CORE}}}": "600x120"},
+        100,
+    ),
+    "SeriesGrowth": Case(
+        {f"prometheus_tsdb_head_series{{{SELF}}}": "30000x1400 90000x300"},
+        {f"prometheus_tsdb_head_series{{{SELF}}}": "60000x1400 90000x300"},
+        1550,
+    ),
+    "RuleFailures": Case(
+        {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="g"}}': "0+1x60"},
+        {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="g"}}': "3x60"},
+    ),
+    "AlertsNotDelivered": Case(
+        {f"prometheus_notifications_alertmanagers_discovered{{{SELF}}}": "0x60"},
+        {f"prometheus_notifications_alertmanagers_discovered{{{SELF}}}": "1x60",
+         f"prometheus_notifications_errors_total{{{SELF}}}": "2x60"},
+    ),
+}  # fmt: skip
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.fail("promtool is missing: install the package prometheus (scripts/packages)")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+
+
+ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def run_tests(tmp_path: Path, tests: list[dict[str, Any]], alert: str = "", every: str = "1m") -> None:
+    """With the recording rules and the file that has this alert."""
+    files = [str(path) for path in RULES if path.name == "recording.yml" or f"alert: {alert}\n" in path.read_text()]
+    file = tmp_path / "tests.yml"
+    file.write_text(json.dumps({"rule_files": files, "evaluation_interval": every, "tests": tests}))  # JSON is YAML
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def expectation(series: Series, minute: int, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """samples: what each expression is to give."""
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": expr, "eval_time": f"{minute}m", "exp_samples": expected} for expr, expected in samples.items()
+        ],
+    }
+
+
+def test_the_configuration_and_the_rules_are_valid() -> None:
+    done = promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = promtool("check", "rules", *map(str, RULES))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_its_cases() -> None:
+    assert set(CASES) == set(ALERTS)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_says_what_is_wrong_and_how_bad(name: str) -> None:
+    rule = ALERTS[name]
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert set(rule["annotations"]) >= {"summary", "description"}
+    assert not rule["annotations"]["summary"].endswith(".")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_alert_fires_when_it_should_and_only_then(name: str, tmp_path: Path) -> None:
+    case, firing = CASES[name], f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
+    run_tests(
+        tmp_path,
+        [
+            expectation(case.fires, case.minute, {firing: [{"labels": "{}", "value": 1}]}),
+            expectation(case.silent, case.minute, {firing: []}),
+        ],
+        name,
+        "5m" if case.minute > 600 else "1m",
+    )
+
+
+def test_each_agent_counts_once(tmp_path: Path) -> None:
+    """Seen through two cores and scraped directly as well; one that only a direct scrape knows counts too."""
+    series: Series = {}
+    for core in ("core-1:9090", "core-2:9090"):
+        labels = f'job="tunnel-agents",instance="{core}",account_id="acme",agent_id="a"'
+        series |= {f"agent_connection_active{{{labels}}}": "1x30", f"agent_requests_total{{{labels}}}": "0+60x30"}
+    for agent in ("a", "b"):
+        labels = f'job="tunnel-agent",instance="{agent}:9091"'
+        series[f'agent_connection_active{{{labels},agent_id="{agent}"}}'] = "1x30"
+        series[f"agent_requests_total{{{labels}}}"] = "0+60x30"
+    known, alone = '{account_id="acme",agent_id="a"}', '{agent_id="b"}'
+    both = [{"labels": known, "value": 1}, {"labels": alone, "value": 1}]
+    run_tests(
+        tmp_path,
+        [
+            expectation(
+                series, 20, {f"{name} * 1": both for name in ("agent:connection_active", "agent:requests:rate5m")}
+            )
+        ],
+    )
+
+
+def test_the_objectives_name_outcomes_of_the_table() -> None:
+    """Ours are failures that the operator of a core can mend; a visitor's own are left out of the count."""
+    used = re.findall(r'outcome(=~|!~)"([a-z_|]+)"', (PROMETHEUS / "rules" / "slo.yml").read_text())
+    ours = {words for how, words in used if how == "=~"}
+    visitors = {words for how, words in used if how == "!~"}
+    assert ours == {"internal|overloaded|draining|link_lost"} and len(visitors) == 1
+    assert set("|".join(ours | visitors).split("|")) <= set(OUTCOMES)
+    [words] = visitors
+    harmless = {name for name, row in OUTCOMES.items() if row.side == "visitor" and row.status not in (0, 499)}
+    assert set(words.split("|")) == harmless - {"ok", "visitor_aborted"}

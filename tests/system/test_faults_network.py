@@ -31,7 +31,7 @@ def test_slow_is_not_broken(start_core: Start, start_agent: StartAgent, start_se
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["rst", "fin"])
-def test_a_cut_link_is_back_within_two_seconds(
+def test_a_cut_link_comes_back(
     start_core: Start, start_agent: StartAgent, start_service: StartService, reset: bool
 ) -> None:
     core, service = start_core(), start_service()
@@ -44,7 +44,7 @@ def test_a_cut_link_is_back_within_two_seconds(
         answer = asking.result()
         assert (answer.status, answer.outcome) == (502, "link_lost")
         assert time.monotonic() - cut < 1
-        wait_served(core, 4)
+        wait_served(core, 4)  # 2 s, and what a busy machine takes
         assert len([one for one in service.begun if one == "/hang"]) == 1
 
 
@@ -62,7 +62,7 @@ def test_half_open_is_found_and_healed(start_core: Start, start_agent: StartAgen
         poll(lambda: net.connections >= 2, "the agent dials into the void", 5)
         assert ask(core, "GET /echo").outcome == "no_agent"
         net.heal()
-        wait_served(core, 4)
+        wait_served(core, 4)  # 2 s, and what a busy machine takes
         assert len([one for one in service.begun if one == "/hang"]) == 1
 
 

@@ -83,6 +83,13 @@ def first_bytes(below: int, minutes: int) -> Series:
     return durations(below, minutes, "tunnel_time_to_first_byte_seconds")
 
 
+def certificate(days_left: float, minute: int = 120) -> Series:
+    """A test's clock starts at 0, so this is the minute that is looked at, and the days from there."""
+    seconds = minute * 60 + days_left * 86400
+    return {f'tunnel_certificate_expiry_timestamp_seconds{{{CORE},listener="public"}}': f"{seconds:.0f}x180",
+            f'tunnel_certificate_expiry_timestamp_seconds{{{CORE},listener="agent"}}': "600000000x180"}  # fmt: skip
+
+
 UP = 'up{job="%s",instance="x:1"}'
 FIRST_BYTE_DAY = 26 * 60
 
@@ -128,6 +135,11 @@ CASES: dict[str, Case] = {
     "LogsDropped": Case(
         {f"agent_logs_dropped_total{{{AGENTS}}}": "0+5x60"}, {f"agent_logs_dropped_total{{{AGENTS}}}": "500x60"}
     ),
+    "SpansDropped": Case(
+        {f"agent_spans_dropped_total{{{AGENTS}}}": "0+5x60"}, {f"tunnel_spans_dropped_total{{{CORE}}}": "0x26 500x30"}
+    ),
+    "CertificateExpiresSoon": Case(certificate(13), certificate(15), 120),
+    "CertificateAboutToExpire": Case(certificate(-1), certificate(4), 120),
     "AgentDisconnected": Case(
         {f"agent_connection_active{{{AGENTS}}}": "1x10 0x30"}, {f"agent_connection_active{{{AGENTS}}}": "1x28 0 1x10"}
     ),

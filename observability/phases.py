@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from tunnel.handler import RequestVisit
 
-#: phase → the mark it begins at ("" is the visit's start). It ends at the next mark there is.
-_BEGINS = (("visitor", ""), ("queue", "head"), ("link", "opened"), ("answer", "answered"), ("body", "first_byte"))
+#: phase → the mark it begins at; "visitor" begins with the visit. Each ends at the next mark there is.
+_BEGINS = (("queue", "head"), ("link", "opened"), ("answer", "answered"), ("body", "first_byte"))
 
 
 def phases(visit: RequestVisit, ended: float) -> dict[str, float]:
@@ -21,26 +21,25 @@ def phases(visit: RequestVisit, ended: float) -> dict[str, float]:
     missing; the one in which the request got stuck has the time. The sum is the visit's duration.
     """
     marks = visit.marks
-    points: list[tuple[str, float]] = []
-    latest = visit.started
-    for name, mark in _BEGINS:
-        at = visit.started if not mark else marks.get(mark)
-        if at is None and mark == "first_byte":
-            at = marks.get("upgraded")
-        if at is not None:
-            latest = max(latest, min(at, ended))
-            points.append((name, latest))
-    points.append(("", max(latest, ended)))
-    spent = {name: (points[i + 1][1] - at) * 1e3 for i, (name, at) in enumerate(points[:-1])}
-    if visit.agent_us < 0 or "answered" not in marks or "link" not in spent:
-        return spent
-    waited = spent["link"]
-    remote = min(visit.agent_us / 1e3, waited)
-    local = min(max(visit.local_us, 0) / 1e3, remote)
+    agent_ms = visit.agent_us / 1e3
     out: dict[str, float] = {}
-    for name, value in spent.items():
-        if name == "link":
-            out |= {"link": waited - remote, "agent": remote - local, "local": local}
+    name, began = "visitor", visit.started
+    for following, mark in _BEGINS:
+        at = marks.get(mark)
+        if at is None:
+            if mark != "first_byte" or (at := marks.get("upgraded")) is None:
+                continue
+        if at > ended:
+            at = ended
+        if at < began:
+            at = began
+        spent = (at - began) * 1e3
+        if name == "link" and following == "answer" and agent_ms >= 0:
+            remote = min(agent_ms, spent)
+            local = min(max(visit.local_us, 0) / 1e3, remote)
+            out["link"], out["agent"], out["local"] = spent - remote, remote - local, local
         else:
-            out[name] = value
+            out[name] = spent
+        name, began = following, at
+    out[name] = max(ended - began, 0.0) * 1e3
     return out

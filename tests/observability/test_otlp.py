@@ -12,7 +12,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from observability.context import SpanContext
 from observability.readable import to_readable
 from observability.sinks import make_encoder
-from observability.spans import Facts
+from observability.spans import Common, Facts
 
 RESOURCE = Resource({"service.name": "tunnel-core", "n": 1}, "https://opentelemetry.io/schemas/1.30.0")
 SCOPE = InstrumentationScope("trio-tunnel", "1.2.3")
@@ -35,7 +35,8 @@ all_facts = st.builds(
     tracestate=st.sampled_from(["", "a=1", "a=1,b=2"]),
     start=times,
     end=times,
-    attributes=st.dictionaries(keys, values, max_size=8),
+    common=st.lists(st.builds(Common, st.dictionaries(texts.map("a.".__add__), values, max_size=4)), max_size=1).map(tuple),
+    own=st.dictionaries(keys, values, max_size=8),
     events=st.lists(st.tuples(texts, times, st.just("") | texts), max_size=4),
     link=st.none() | st.builds(SpanContext, ids, short_ids, st.booleans()),
     failed=st.booleans(),
@@ -48,11 +49,3 @@ def test_the_same_spans_as_the_sdk_would_send(many: list[Facts]) -> None:
     ours = ExportTraceServiceRequest.FromString(ENCODER.request([ENCODER.span(facts) for facts in many]))
     theirs = encode_spans([to_readable(facts, RESOURCE, SCOPE) for facts in many])
     assert ours == theirs
-
-
-def test_recurring_values_stay_bounded() -> None:
-    encoder = make_encoder(RESOURCE, SCOPE)
-    for number in range(10_000):
-        attributes = {"client.address": str(number)}
-        encoder.span(Facts("n", 2, "1" * 32, "2" * 16, "", False, "", 1, 2, attributes, [], None, False, ""))
-    assert len(encoder._kept) <= 4096

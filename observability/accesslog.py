@@ -98,7 +98,7 @@ class AccessLog:
 
     def layer(self, kind: str) -> Layer:
         """The layer that writes a record for each visit of this kind ("request" or "local")."""
-        return Observer({}, {kind: self.request if kind == "request" else self.local})
+        return Observer({}, {}, {kind: self.request if kind == "request" else self.local})
 
     def request(self, visit: RequestVisit, raised: BaseException | None) -> None:
         """The record of a visitor's request. `duration` ends as the metric's does: for an upgrade at the 101, for an
@@ -109,7 +109,7 @@ class AccessLog:
         level = "ERROR" if error else "INFO"
         if not error and self._level > logging.INFO:
             return
-        seconds = monotonic() - visit.started
+        seconds = visit.ended - visit.started
         lasted = ""
         marks = visit.marks
         end = marks.get("upgraded") or marks.get("event")
@@ -136,7 +136,8 @@ class AccessLog:
                 visit.trace_id,
                 visit.span_id,
                 error,
-            )
+            ),
+            visit.ended,
         )
 
     def local(self, visit: LocalVisit, raised: BaseException | None) -> None:
@@ -155,7 +156,7 @@ class AccessLog:
                 path=path_of(visit.target),
                 status=visit.status,
                 outcome=visit.outcome or ("internal" if error else ""),
-                duration=duration_text(monotonic() - visit.started),
+                duration=duration_text(visit.ended - visit.started),
                 bytes_in=visit.bytes_in,
                 bytes_out=visit.bytes_out,
                 request_id=visit.request_id,
@@ -163,16 +164,19 @@ class AccessLog:
                 trace_id=visit.trace_id,
                 span_id=visit.span_id,
                 error=error,
-            )
+            ),
+            visit.ended,
         )
 
-    def _write(self, line: Line) -> None:
+    def _write(self, line: Line, ended: float) -> None:
+        """`ended`: monotonic seconds, what the line's time is made of."""
+        at = time.time() + (ended - monotonic())
         formatter, put = self._formatter, self._put
         if formatter is None or put is None:
-            self._write_slowly(line)
+            self._write_slowly(line, at)
             return
         try:
-            line.time = formatter.stamp(time.time())
+            line.time = formatter.stamp(at)
             # what came from outside may hold a secret, or characters that need care
             ids = f"{line.request_id}/{line.agent_id}/{line.account_id}"
             outside = f"{line.method}/{line.host}/{line.path}/{ids}/{line.error}"
@@ -186,11 +190,12 @@ class AccessLog:
                     return
         except UnicodeEncodeError:  # lone surrogates
             pass
-        self._write_slowly(line)
+        self._write_slowly(line, at)
 
-    def _write_slowly(self, line: Line) -> None:
+    def _write_slowly(self, line: Line, at: float) -> None:
         fields = {name: value for name in _FIELDS if (value := getattr(line, name)) or name not in _OPTIONAL}
         record = make_record(LEVELS[line.level.lower()], line.msg, fields)
+        record.created = at
         if self._put is None or self._formatter is None:
             if _log.isEnabledFor(record.levelno):
                 _log.handle(record)

@@ -22,7 +22,7 @@ from observability import buckets
 from observability.buckets import Histogram
 from observability.exposition import Family, families, label_value
 from observability.runtime import spans_sent
-from tunnel.handler import AgentStatistics, Host, LocalVisit, Observer, StreamVisit, Visit, monotonic
+from tunnel.handler import AgentStatistics, Host, LocalVisit, Observer, StreamVisit, Visit
 
 FAMILIES = families(
     Family("agent_connection_active", "gauge", "1 while the agent's link to the core is up.", ("agent_id",)),
@@ -73,6 +73,7 @@ class AgentMetrics:
         self._answered: dict[Visit, float] = {}  # streams that stay open: when their answer began
         self.layer = Observer(
             {"stream": self._stream_began, "local": self._local_began},
+            {},
             {"stream": self._stream_ended, "local": self._local_ended},
         )
 
@@ -105,7 +106,7 @@ class AgentMetrics:
         marks = visit.marks
         if marks:
             end = marks.get("upgraded") or marks.get("event") or end
-        self._request_us.observe(((end or monotonic()) - visit.started) * 1e6, visit.trace_id if visit.sampled else "")
+        self._request_us.observe(((end or visit.ended) - visit.started) * 1e6, visit.trace_id if visit.sampled else "")
 
     def _local_began(self, visit: LocalVisit) -> None:
         if visit.parent.protocol != "probe":  # type: ignore[union-attr]  # its constructor says it
@@ -126,11 +127,12 @@ class AgentMetrics:
             self._answered[stream] = end
         elif protocol == "tcp":
             end = marks.get("connected")
-        self._local_us.observe(((end or monotonic()) - visit.started) * 1e6, visit.trace_id if visit.sampled else "")
+        self._local_us.observe(((end or visit.ended) - visit.started) * 1e6, visit.trace_id if visit.sampled else "")
 
     # Reading -----------------------------------------------------------------------------------------------------
 
     def collect(self) -> Iterator[Metric]:
+        self._host.settle()
         for seconds in self._host.take_round_trips():
             self._round_trips.observe(seconds)
         statistics = self._host.statistics()

@@ -32,7 +32,6 @@ from tunnel.handler import (
     QueryVisit,
     RequestVisit,
     StreamVisit,
-    monotonic,
 )
 
 #: outcomes of requests that failed past the core: tunnel_upstream_errors_total{reason}
@@ -114,13 +113,8 @@ class CoreMetrics:
             begins["link"] = link_began
         self.layer = Observer(
             begins,
-            {
-                "request": self._request_ended,
-                "stream": self._stream_ended,
-                "connect": self._connect_ended,
-                "link": self._link_is_over,
-                "query": self._query_ended,
-            },
+            {"connect": self._connect_ended, "link": self._link_is_over},
+            {"request": self._request_ended, "stream": self._stream_ended, "query": self._query_ended},
         )
 
     # Counting ----------------------------------------------------------------------------------------------------
@@ -131,7 +125,7 @@ class CoreMetrics:
 
     def _stream_ended(self, visit: StreamVisit, raised: object) -> None:
         if visit.protocol != "probe":
-            self._stream_seconds.observe(monotonic() - visit.started)
+            self._stream_seconds.observe(visit.ended - visit.started)
 
     def _request_ended(self, visit: RequestVisit, raised: object) -> None:
         outcome = visit.outcome
@@ -140,7 +134,7 @@ class CoreMetrics:
                 return
             outcome = "internal"
         marks = visit.marks
-        end = monotonic()
+        end = visit.ended
         first_byte = marks.get("first_byte")
         if "upgraded" in marks:
             end = marks["upgraded"]
@@ -178,11 +172,12 @@ class CoreMetrics:
             if len(self._queries) >= MAX_OPERATIONS:
                 operation = "other"
             histogram = self._queries.setdefault(operation, Histogram(buckets.QUERY_SECONDS))
-        histogram.observe(monotonic() - visit.started)
+        histogram.observe(visit.ended - visit.started)
 
     # Reading -----------------------------------------------------------------------------------------------------
 
     def collect(self) -> Iterator[Metric]:
+        self._host.settle()
         for seconds in self._host.take_round_trips():
             self._round_trips.observe(seconds)
         statistics = self._host.statistics()

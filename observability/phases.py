@@ -26,9 +26,10 @@ def phases(visit: RequestVisit, ended: float) -> dict[str, float]:
     name, began = "visitor", visit.started
     for following, mark in _BEGINS:
         at = marks.get(mark)
+        if at is None and mark == "first_byte":
+            at = marks.get("upgraded")
         if at is None:
-            if mark != "first_byte" or (at := marks.get("upgraded")) is None:
-                continue
+            continue
         if at > ended:
             at = ended
         if at < began:

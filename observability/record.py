@@ -1,4 +1,4 @@
-"""What the run loop leaves behind for the export thread: one tuple a visit."""
+"""What a finished visit leaves behind for its span."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ where its HTTP exporter looks different inside than we know it, the sink falls b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -21,7 +21,13 @@ from observability.spans import Facts
 
 
 class Sink(Protocol):
-    """`add` makes of one span what `send` takes many of. `send` blocks; it says whether the collector took them."""
+    """`add` makes of one span what `send` takes many of. `send` blocks; it says whether the collector took them.
+
+    encode: the same as `add` where that makes bytes, and is quick and safe on any thread; otherwise None.
+    """
+
+    @property
+    def encode(self) -> Callable[[Facts], bytes] | None: ...
 
     def add(self, facts: Facts) -> Any: ...
 
@@ -32,6 +38,8 @@ class Sink(Protocol):
 
 class ReadableSink:
     """For any exporter of the SDK."""
+
+    encode = None
 
     def __init__(self, exporter: SpanExporter, resource: Resource, scope: InstrumentationScope) -> None:
         self._exporter = exporter
@@ -55,9 +63,7 @@ class EncodedSink:
         self._exporter = exporter
         self._client = client
         self._encoder = make_encoder(resource, scope)
-
-    def add(self, facts: Facts) -> bytes:
-        return self._encoder.span(facts)
+        self.encode = self.add = self._encoder.span
 
     def send(self, spans: Sequence[bytes]) -> bool:
         return bool(self._client.export(self._encoder.request(spans)).success)

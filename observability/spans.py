@@ -1,8 +1,8 @@
-"""From a finished visit to the facts of a span: name, kind, attributes, status, events. Runs on the export thread.
+"""From a finished visit to the facts of a span: name, kind, attributes, status, events.
 
-What many spans say alike (a tunnel's names, a visitor, a target) is made once and kept, together with its encoding: with
-everything traced, that is two thirds of the work. So each kind of visit has its attributes in groups, each a function
-of the few values that it is made of, and beside them those of its own.
+What many spans say alike (a tunnel's names, a visitor, a target) is made once and kept, together with its encoding. So
+each kind of visit has its attributes in groups, each a function of the few values that it is made of, and beside them
+those of its own.
 
 Attribute names are the current HTTP and database semantic conventions, beside them the reference page's `http.method`,
 `http.url` and `agent.id`, and our own under `tunnel.`. Names of spans are of low cardinality: a method or a fixed word.
@@ -15,14 +15,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple, ParamSpec, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from observability.context import SpanContext
 from observability.phases import phases
 from observability.record import Record
 from tunnel.handler import ConnectVisit, LocalVisit, QueryVisit, RequestVisit, StreamVisit, Visit
 
-P = ParamSpec("P")
 Attributes = dict[str, Any]  #: str, int and float values only
 
 INTERNAL, SERVER, CLIENT = 1, 2, 3  #: span kinds, numbered as OTLP numbers them
@@ -195,6 +194,7 @@ class SpanBuilder:
 
 # What each kind of visit says ------------------------------------------------------------------------------------
 
+F = TypeVar("F", bound=Callable[..., Common])
 Said = tuple[str, int, tuple[Common, ...], Attributes]  #: a span's name and kind, its attributes: common and own
 _PHASES = {
     phase: f"tunnel.phase.{phase}_ms" for phase in ("visitor", "queue", "link", "agent", "local", "answer", "body")
@@ -274,16 +274,16 @@ def _connect(visit: ConnectVisit, ended: float, is_core: bool) -> Said:
 # Groups of attributes that recur, by what they are made of ----------------------------------------------------------
 
 
-def _kept(count: int) -> Callable[[Callable[P, Common]], Callable[P, Common]]:
+def _kept(count: int) -> Callable[[F], F]:
     """Keep the newest `count` results of a function, but not those for a long text, which is its last argument."""
 
-    def keep(make: Callable[P, Common]) -> Callable[P, Common]:
+    def keep(make: F) -> F:
         cached = lru_cache(count)(make)
 
-        def made(*args: P.args, **kwargs: P.kwargs) -> Common:
-            return cached(*args, **kwargs) if len(cast(str, args[-1])) <= MAX_KEPT else make(*args, **kwargs)
+        def made(*args: Any) -> Common:
+            return cached(*args) if len(args[-1]) <= MAX_KEPT else make(*args)
 
-        return made
+        return cast(F, made)
 
     return keep
 

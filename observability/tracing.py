@@ -1,8 +1,8 @@
 """Tracing as a layer: decides whether a trace is recorded, gives visits their ids, and passes context on.
 
-The hot half. It does only what must be done while the visit runs: ids, the context in `visit.headers`, and at the end
-one tuple into a queue. Spans are made of these tuples on a thread (export.py, spans.py). A visit that is not sampled
-costs an id or two short strings and no span; its context travels on all the same, with the flag 00.
+The hot half. It does only what must be done while the visit runs: ids, and the context in `visit.headers`. Spans are
+made a little after its end (export.py, spans.py). A visit that is not sampled costs an id or two short strings and no
+span; its context travels on all the same, with the flag 00.
 
 Shape: request → tunnel.stream (core) → agent.stream → local request; queries hang under the visit that asked. A
 request's `headers` hold the tracestate and baggage that travel on; its stream's, with the traceparent, cross the link
@@ -30,11 +30,11 @@ from observability.context import (
     format_traceparent,
     parse_traceparent,
 )
-from observability.export import Exporter, SpanQueue
+from observability.export import Exporter
 from observability.exporters import choose_target, missing_extra, read_limits
-from observability.record import ROOT, Enter, Origin
+from observability.record import ROOT, Enter, Origin, Record
 from observability.sampling import Sampler, choose_sampler
-from tunnel.handler import Begin, Handler, Host, Layer, Observer, RequestVisit, StreamVisit, Visit, monotonic
+from tunnel.handler import Begin, Handler, Host, Layer, Observer, RequestVisit, StreamVisit, Visit
 
 log = logging.getLogger("observability")
 
@@ -54,9 +54,14 @@ class Tracer:
     hangs, or None if there will be none."""
 
     def __init__(
-        self, role: str, queue: SpanQueue, sampler: Sampler, propagation: Propagation, visitor_context: str = "join"
+        self,
+        role: str,
+        put: Callable[[Record], None],
+        sampler: Sampler,
+        propagation: Propagation,
+        visitor_context: str = "join",
     ) -> None:
-        self.queue = queue
+        self._put = put
         self._sampler = sampler
         self._propagation = propagation
         self._visitor_context = visitor_context
@@ -69,19 +74,22 @@ class Tracer:
             "query": self.start_query,
             "connect": self.start_root,
         }
-        self.layer = Observer(begins, dict.fromkeys(begins, self._ended))
+        leaves = {"local": self._leave, "query": self._leave}
+        self.layer = Observer(begins, leaves, dict.fromkeys(begins, self._ended))
 
     def set_enter(self, enter: Enter) -> None:
         """Called by the export thread once OpenTelemetry is imported: from now on its current span is set around local
         requests and queries, where code of others may look for it."""
         self._enter = enter
 
+    def _leave(self, visit: Visit, raised: BaseException | None) -> None:
+        if self._leaves and (leave := self._leaves.pop(visit, None)) is not None:
+            leave()
+
     def _ended(self, visit: Visit, raised: BaseException | None) -> None:
         origin = visit.origin
         if origin is not None:
-            if self._leaves and (leave := self._leaves.pop(visit, None)) is not None:
-                leave()
-            self.queue.put((visit, monotonic(), origin, type(raised).__name__ if raised is not None else ""))
+            self._put((visit, visit.ended, origin, type(raised).__name__ if raised is not None else ""))
 
     def start_root(self, visit: Visit) -> None:
         """A trace of our own."""
@@ -214,7 +222,7 @@ async def plugin(host: Host) -> AsyncIterator[Layer]:
     for line in complaints:
         log.warning("tracing setting ignored", extra={"fields": {"reason": line}})
     exporter = Exporter(target, limits, host.role, host.version)
-    tracer = Tracer(host.role, exporter.queue, sampler, Propagation(names), visitor_context)
+    tracer = Tracer(host.role, exporter.put, sampler, Propagation(names), visitor_context)
     exporter.on_ready = tracer.set_enter
     exporter.start()
     _running[host.role] = exporter

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import trio
+import trio.testing
 
 from tunnel.handler import Begin, End, Guard, Handler, Layer, Observer, Visit, wrap
-from tunnel.observers import Observers, fold
+from tunnel.observers import MOST, PAUSE, Observers, fold
 
 log = logging.getLogger("tunnel.plugins")
 KINDS = ("connect", "link", "stream", "request", "local", "query")
@@ -134,3 +135,78 @@ async def test_a_cancellation_is_told_and_passes(caplog: pytest.LogCaptureFixtur
     assert scope.cancelled_caught
     assert seen == ["a begin request", "a end request Cancelled"]
     assert not caplog.records
+
+
+def telling_late(seen: list[str], breaks: bool = False) -> Observer:
+    def told(visit: Visit, raised: BaseException | None) -> None:
+        seen.append(f"{visit.status} {type(raised).__name__} {visit.ended >= visit.started}")
+        if breaks:
+            raise ValueError("late")
+
+    return Observer({}, {}, {"request": told})
+
+
+async def visited(handler: Handler, number: int) -> None:
+    visit = Visit("request")
+    visit.status = number
+    await handler(visit)
+
+
+async def test_late_observers_are_told_in_order_and_soon(autojump_clock: trio.testing.MockClock) -> None:
+    seen: list[str] = []
+    (layer,) = fold(guards(telling_late(seen), telling_late(seen)))
+    assert isinstance(layer, Observers)
+    handler = wrap(handler_that([]), [layer])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(layer.run)
+        for number in range(3):
+            await visited(handler, number)
+        assert seen == []
+        await trio.sleep(2 * PAUSE)
+        assert seen == [f"{number} NoneType True" for number in (0, 0, 1, 1, 2, 2)]
+        await visited(handler, 3)
+        layer.settle()
+        assert seen[6:] == ["3 NoneType True"] * 2
+        await trio.sleep(2 * PAUSE)
+        assert len(seen) == 8  # nobody is told twice
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_burst_is_told_before_it_is_long() -> None:
+    seen: list[str] = []
+    (layer,) = fold(guards(telling_late(seen)))
+    handler = wrap(handler_that([]), [layer])
+    for number in range(MOST + 1):
+        await visited(handler, number)
+    assert len(seen) == MOST
+
+
+async def test_a_late_observer_hears_what_was_raised() -> None:
+    seen: list[str] = []
+    (layer,) = fold(guards(telling_late(seen)))
+    assert isinstance(layer, Observers)
+    with pytest.raises(HandlerError):
+        await visited(wrap(handler_that([], HandlerError("mine")), [layer]), 5)
+    layer.settle()
+    assert seen == ["5 HandlerError True"]
+
+
+async def test_a_late_observer_that_breaks_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    broken: list[str] = []
+    sound: list[str] = []
+    (layer,) = fold(guards(telling_late(broken, breaks=True), telling_late(sound)))
+    assert isinstance(layer, Observers)
+    handler = wrap(handler_that([]), [layer])
+    for number in range(3):
+        await visited(handler, number)
+    layer.settle()
+    await visited(handler, 3)
+    layer.settle()
+    assert (len(broken), len(sound)) == (1, 4)
+    assert [record.getMessage() for record in caplog.records] == ["layer switched off"]
+
+
+async def test_by_itself_an_observer_tells_at_once() -> None:
+    seen: list[str] = []
+    await visited(wrap(handler_that([]), [telling_late(seen)]), 1)
+    assert seen == ["1 NoneType True"]

@@ -24,7 +24,7 @@ class Visit:
 
     kind: "connect", "link", "stream", "request", "local" or "query".
     parent: the visit that caused this one (request → stream → local request), or None.
-    started: monotonic seconds.
+    started, ended: monotonic seconds; `ended` is 0 while it runs, and known to what an observer does `late`.
     marks: named times on the way, monotonic seconds, in the order they happened.
     headers: what travels on with it (a stream's over the link, a local request's to the local service); a layer may
         add trace context here. Names are lower case.
@@ -38,6 +38,7 @@ class Visit:
     __slots__ = (
         "bytes_in",
         "bytes_out",
+        "ended",
         "error",
         "extra",
         "headers",
@@ -59,6 +60,7 @@ class Visit:
         self.kind = kind
         self.parent = parent
         self.started = monotonic()
+        self.ended = 0.0
         self.marks: dict[str, float] = {}
         self.headers: dict[str, str] = {}
         self.outcome = ""
@@ -238,27 +240,37 @@ class Observer:
     """A layer that only looks.
 
     `begins` and `ends` hold, by kind of visit, what is called before the handler, and what is called after it with the
-    exception that it raised, or None. Neither waits. It is a layer like any other, but a program runs neighbouring
-    observers in one coroutine (tunnel/observers.py): a frame for each is most of what a layer costs.
+    exception that it raised, or None. Neither waits. `late` is called as `ends` is, but some milliseconds later and for
+    many visits in a row, in the order in which they ended; `visit.ended` says when that was. What only counts or
+    writes belongs there: it runs in one go on a warm processor, and visitors don't wait for it.
+
+    It is a layer like any other, but a program runs neighbouring observers in one coroutine and gathers what is for
+    `late` (tunnel/observers.py). By itself it calls `late` at once.
     """
 
-    def __init__(self, begins: Mapping[str, Begin], ends: Mapping[str, End]) -> None:
+    def __init__(
+        self, begins: Mapping[str, Begin], ends: Mapping[str, End], late: Mapping[str, End] | None = None
+    ) -> None:
         self.begins = begins
         self.ends = ends
+        self.late = late or {}
 
     def __call__(self, handler: Handler) -> Handler:
         async def observed(visit: Visit) -> None:
-            begin, end = self.begins.get(visit.kind), self.ends.get(visit.kind)
-            if begin is not None:
+            kind = visit.kind
+            if begin := self.begins.get(kind):
                 begin(visit)
+            raised: BaseException | None = None
             try:
                 await handler(visit)
             except BaseException as exc:
-                if end is not None:
-                    end(visit, exc)
+                raised = exc
                 raise
-            if end is not None:
-                end(visit, None)
+            finally:
+                visit.ended = monotonic()
+                for told in (self.ends, self.late):
+                    if end := told.get(kind):
+                        end(visit, raised)
 
         return observed
 
@@ -450,6 +462,9 @@ class Host(Protocol):
         """Readiness checks by name; all hold when the program may take traffic."""
 
     def statistics(self) -> CoreStatistics | AgentStatistics: ...
+
+    def settle(self) -> None:
+        """Let observers do now what they do `late`: what has ended is counted when this returns."""
 
     def take_round_trips(self) -> list[float]:
         """Heartbeat round trips (seconds) since the last call; bounded, oldest dropped."""

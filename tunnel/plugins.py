@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from tunnel.handler import (
     PlugIn,
 )
 from tunnel.log import get_logger
-from tunnel.observers import fold
+from tunnel.observers import Observers, fold
 
 GROUP = "tunnel.layers"
 
@@ -60,6 +60,7 @@ class Program:
         self._reports = reports
         self._details: dict[str, Callable[[], dict[str, Any]]] = {}
         self._nursery: trio.Nursery | None = None
+        self._observers: list[Observers] = []
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -68,6 +69,10 @@ class Program:
 
     def statistics(self) -> CoreStatistics | AgentStatistics:
         return self._statistics()
+
+    def settle(self) -> None:
+        for observers in self._observers:
+            observers.settle()
 
     def take_round_trips(self) -> list[float]:
         return self._take_round_trips()
@@ -105,7 +110,21 @@ class Program:
                     log.error("plug-in could not start", plugin=name, error=f"{type(exc).__name__}: {exc}")
                 else:
                     guards.append(Guard(name, layer, len(guards), log.stdlib))
-            yield fold(guards)
+            layers = fold(guards)
+            self._observers = [layer for layer in layers if isinstance(layer, Observers)]
+            telling = trio.CancelScope()
+            for observers in self._observers:
+                nursery.start_soon(_until, telling, observers.run)
+            try:
+                yield layers
+            finally:
+                telling.cancel()
+                self.settle()
+
+
+async def _until(ended: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
+    with ended:
+        await task()
 
 
 def find(name: str) -> PlugIn:

@@ -55,6 +55,9 @@ class FakeHost:
     def statistics(self) -> CoreStatistics | AgentStatistics:
         return self.core if self.role == "core" else self.agent
 
+    def settle(self) -> None:
+        pass  # tests call layers one by one, and these tell at once
+
     def take_round_trips(self) -> list[float]:
         taken, self.round_trips = self.round_trips, []
         return taken

@@ -35,7 +35,7 @@ all_facts = st.builds(
     tracestate=st.sampled_from(["", "a=1", "a=1,b=2"]),
     start=times,
     end=times,
-    common=st.lists(st.builds(Common, st.dictionaries(texts.map("a.".__add__), values, max_size=4)), max_size=1).map(tuple),
+    common=st.just(()) | st.tuples(st.builds(Common, st.dictionaries(texts.map("a.".__add__), values, max_size=4))),
     own=st.dictionaries(keys, values, max_size=8),
     events=st.lists(st.tuples(texts, times, st.just("") | texts), max_size=4),
     link=st.none() | st.builds(SpanContext, ids, short_ids, st.booleans()),

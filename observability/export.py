@@ -1,10 +1,11 @@
 """The way out for spans: built on the run loop, a bounded queue, and one thread that hands them to the SDK's exporter.
 
-Spans are built, and for OTLP/HTTP encoded, on the run loop, for many visits in a row (`Observer.late`), 10 to 20 µs
-each. A thread would need the same interpreter lock for it: measured with everything traced, that cost 130 µs a request
-in place of 60, and held the run loop up for 5 ms at a time. On the thread is what waits: importing OpenTelemetry,
-sending, a slow collector. A full queue drops the newest and counts it. The thread is a daemon because a collector that
-never answers must not keep the process alive; `stop` waits for it at most two seconds.
+Spans are built, and for OTLP/HTTP encoded, on the run loop, a few dozen in a row, some 10 µs each. A thread would need
+the same interpreter lock for it: measured with everything traced, that cost 130 µs a request in place of 60, and held
+the run loop up for 5 ms at a time. One by one, each would find the processor's caches cold: three times the cost. On
+the thread is what waits (importing OpenTelemetry, sending, a slow collector), and the spans of quiet times. A full
+queue drops the newest and counts it. The thread is a daemon because a collector that never answers must not keep the
+process alive; `stop` waits for it at most two seconds.
 
 Own queue and not the SDK's BatchSpanProcessor, because that one logs each dropped span, can't be told to stop within a
 deadline, and wants finished spans where we have visits.
@@ -31,7 +32,8 @@ log = logging.getLogger("observability")
 
 STOP_SECONDS = 1.7  # for all of `stop`: the contract grants two, a busy machine takes its share
 _BREAK_OFF_SECONDS = 1.1  # after which a running export is broken off
-_PORTION = 16  # spans made ready before the interpreter lock is offered to the run loop
+_PORTION = 16  # spans made ready on the thread before the interpreter lock is offered to the run loop
+_GATHERED = 32  # records that are built into spans in a row
 
 Span = Facts | bytes  #: encoded already, or for the sink to make ready
 
@@ -69,9 +71,6 @@ class SpanQueue:
         popleft = self._spans.popleft
         return [popleft() for _ in range(min(len(self._spans), self._batch))]
 
-    def clear(self) -> None:
-        self._spans.clear()
-
     def drop_all(self) -> None:
         self.dropped += len(self._spans)
         self._spans.clear()
@@ -90,6 +89,8 @@ class Exporter:
         self._role = role
         self._version = version
         self._sink: Sink | None = None
+        self._records: list[Record] = []
+        self._building = threading.Lock()
         self._builder = SpanBuilder(role)
         self._encode: Callable[[Facts], bytes] | None = None  # once the sink takes bytes
         self._is_lost = False  # the sink could not be made
@@ -102,20 +103,30 @@ class Exporter:
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Make a span of a finished visit and queue it; on the run loop."""
-        queue = self.queue
-        if self._is_lost:
-            self.failed += 1
-            return
-        if queue.is_full():
-            queue.dropped += 1
-            return
-        try:
-            facts = self._builder.build(record)
-            if facts is not None:
-                queue.put(facts if self._encode is None else self._encode(facts))
-        except Exception as exc:  # a visit with impossible facts must not cost the others theirs
-            self._spoil(record[0].kind, exc)
+        """Queue the span of a finished visit; on the run loop."""
+        self._records.append(record)
+        gathered = len(self._records)
+        if gathered >= _GATHERED or gathered + len(self.queue) >= self._limits.batch or self._is_lost:
+            self._build()
+
+    def _build(self) -> None:
+        """Make spans of what was gathered; on either thread."""
+        with self._building:
+            records, self._records = self._records, []
+            queue, encode, build = self.queue, self._encode, self._builder.build
+            for record in records:
+                if self._is_lost:
+                    self.failed += 1
+                    continue
+                if queue.is_full():
+                    queue.dropped += 1
+                    continue
+                try:
+                    facts = build(record)
+                    if facts is not None:
+                        queue.put(facts if encode is None else encode(facts))
+                except Exception as exc:  # a visit with impossible facts must not cost the others theirs
+                    self._spoil(record[0].kind, exc)
 
     def stop(self) -> None:
         """Send what is queued, within STOP_SECONDS. Blocks: call it in a thread."""
@@ -127,6 +138,7 @@ class Exporter:
             breaker = threading.Thread(target=self._break_off, name="trace-export-stop", daemon=True)
             breaker.start()  # closing may block as well
             self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._build()
         self.queue.drop_all()
 
     def statistics(self) -> dict[str, Any]:
@@ -138,7 +150,7 @@ class Exporter:
             "exported": self.exported,
             "failed": self.failed,
             "dropped": self.queue.dropped,
-            "queued": len(self.queue),
+            "queued": len(self._records) + len(self.queue),
             "collector_up": not self._is_down,
         }
 
@@ -159,8 +171,9 @@ class Exporter:
         except Exception as exc:  # e.g. an unreadable certificate named in OTEL_EXPORTER_OTLP_CERTIFICATE
             self._report_down(f"{type(exc).__name__}: {exc}")
             self._is_lost = True
-            self.failed += len(self.queue)
-            self.queue.clear()
+            self._build()
+            while taken := self.queue.take():
+                self.failed += len(taken)
             return
         if self.on_ready is not None:
             self.on_ready(enter)
@@ -176,7 +189,9 @@ class Exporter:
             except Exception as exc:  # whatever it is, the next batch may fare better than none ever again
                 self._report_down(f"{type(exc).__name__}: {exc}")
         stop_at = time.monotonic() + STOP_SECONDS
-        while len(queue) and time.monotonic() < stop_at and not (self._is_down and self._is_stopping):
+        while (
+            (len(queue) or self._records) and time.monotonic() < stop_at and not (self._is_down and self._is_stopping)
+        ):
             self._export_all()
         self._break_off()
 
@@ -194,6 +209,7 @@ class Exporter:
 
     def _export_all(self) -> None:
         """What is queued now; what comes in meanwhile waits for its batch, or the next turn."""
+        self._build()
         left = len(self.queue)
         while left > 0:
             taken = self.queue.take()

@@ -112,18 +112,19 @@ class Program:
                     guards.append(Guard(name, layer, len(guards), log.stdlib))
             layers = fold(guards)
             self._observers = [layer for layer in layers if isinstance(layer, Observers)]
-            telling = trio.CancelScope()
-            for observers in self._observers:
-                nursery.start_soon(_until, telling, observers.run)
+            telling = [trio.CancelScope() for _ in self._observers]
+            for scope, observers in zip(telling, self._observers, strict=True):
+                nursery.start_soon(_run_within, scope, observers.run)
             try:
                 yield layers
             finally:
-                telling.cancel()
+                for scope in telling:
+                    scope.cancel()
                 self.settle()
 
 
-async def _until(ended: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
-    with ended:
+async def _run_within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
+    with scope:
         await task()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -48,6 +49,24 @@ def test_the_pager_rings_once_and_only_for_what_is_critical() -> None:
     pagers = {one["name"]: len(one.get("pagerduty_configs", ())) for one in CONFIG["receivers"]}
     assert pagers == {"default": 0, "critical": 1, "warning": 0}
     assert not [route for route in CONFIG["route"]["routes"] if route.get("continue")]
+
+
+def test_every_message_leads_to_the_runbook(tmp_path: Path) -> None:
+    """As Alertmanager fills it in for a group of two; a group is of one alert, so its address is common to all."""
+    assert "alertname" in CONFIG["route"]["group_by"]
+    url = "https://git.example.com/x/StoreSlow.md"
+    one = {"labels": {"alertname": "StoreSlow"}, "annotations": {"description": "It is slow.", "runbook_url": url}}
+    data = {"status": "firing", "alerts": [one, one], "commonAnnotations": {"runbook_url": url}}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    (tmp_path / "none.tmpl").write_text("")
+    files = [f"--template.glob={tmp_path / 'none.tmpl'}", f"--template.data={tmp_path / 'data.json'}"]
+    for receiver in CONFIG["receivers"]:
+        for slack in receiver["slack_configs"]:
+            said = amtool("template", "render", *files, f"--template.text={slack['text']}")
+            assert said == f"It is slow.\nIt is slow.\nRunbook: {url}"
+        for pager in receiver.get("pagerduty_configs", ()):
+            said = amtool("template", "render", *files, f"--template.text={pager['details']['runbook']}")
+            assert said == url
 
 
 def test_what_is_silenced_exists_and_is_not_what_silences_it() -> None:

@@ -38,13 +38,17 @@ class Refused(TunnelError):
 
 
 class Failure(TunnelError):
-    """A request or stream ends with this outcome. The text is the particular cause, one line, safe to show."""
+    """A request or stream ends with this outcome. The text is the particular cause, one line, safe to show.
 
-    def __init__(self, outcome: str, text: str = "", retry_after: float = 0) -> None:
+    status: of the answer, where it differs from the table's.
+    """
+
+    def __init__(self, outcome: str, text: str = "", retry_after: float = 0, status: int = 0) -> None:
         super().__init__(text or OUTCOMES[outcome].title)
         self.outcome = outcome
         self.text = text
         self.retry_after = retry_after
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from tunnel.errors import Failure
 from tunnel.handler import Handler, LocalVisit
 from tunnel.http.client import Service
 from tunnel.link.stream import RawStream
-from tunnel.wire.frames import HTTP, PROBE, TCP, UPGRADE, Open
+from tunnel.wire.frames import HTTP, MAX_INTERIMS, PROBE, TCP, UPGRADE, Open
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -146,6 +146,52 @@ async def test_interim_answers_go_on() -> None:
         assert [(one.status, one.head) for one in seen] == [
             (103, b"Early Hints\r\nLink: </a>\r\n"), (100, b"Continue\r\n"), (200, b"OK\r\n")
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "fits"), [(MAX_INTERIMS, True), (MAX_INTERIMS + 1, False)])
+async def test_interim_answers_have_an_end(count: int, fits: bool) -> None:
+    async def flood(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 102 Processing\r\n\r\n" * count + HELLO)
+
+    async with rig(flood) as app:
+        stream = app.open()
+        if fits:
+            assert [(await stream.answer()).status for _ in range(count + 1)] == [102] * count + [200]
+        else:
+            await app.done()
+            assert app.streams[0].outcome == "local_broken" and "interim" in app.streams[0].error
+
+
+@pytest.mark.parametrize("fields", [b"", b"Upgrade: h2c\r\n", b"Upgrade: websocket\r\nUpgrade: h2c\r\n"])
+@pytest.mark.parametrize("protocol", [HTTP, UPGRADE])
+async def test_a_101_to_what_was_not_asked_for(protocol: int, fields: bytes) -> None:
+    async def switch(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\n" + fields + b"\r\n")
+        await peer.wait_gone()
+
+    async with rig(switch) as app:
+        asked = (b"Connection: Upgrade", b"Upgrade: websocket")
+        stream = app.open(b"GET /", *asked, protocol=protocol, length=NO_BODY)
+        failure = await fails(answer_of(stream))
+        assert failure.outcome == "local_broken" and "unasked" in failure.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [CHUNKED.replace(b"/1.1", b"/1.0"), CHUNKED.replace(b"/1.1 200 OK", b"/1.0 200 OK\r\nConnection: keep-alive")],
+)
+async def test_a_chunked_answer_of_http_1_0_ends_its_connection(answer: bytes) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(answer)
+        await peer.wait_gone()
+
+    async with rig(talk) as app:
+        for number in (1, 2):
+            assert (await app.ask())[1] == b"hello"
+            assert app.connections == number
 
 
 async def test_an_early_answer_ends_the_upload() -> None:

@@ -216,11 +216,12 @@ async def test_upgrade_and_its_end() -> None:
 
         await app.agent(switch)
         visitor = app.visitor()
-        await visitor.send(head("GET", "/", "app.example.com", "Connection: Upgrade", "Upgrade: websocket") + b"early")
+        await visitor.send(head("GET", "/", "app.example.com", "Connection: Upgrade", "Upgrade: websocket"))
         answer = await visitor.answer("UPGRADE")
         assert (answer.status, answer.fields[b"upgrade"], answer.fields[b"connection"]) == (
             101, b"websocket", b"Upgrade"
         )  # fmt: skip
+        await visitor.send(b"early")
         await visitor.send(b" late")
         visitor.socket.shutdown()
         assert await visitor.rest() == b"EARLY LATE"

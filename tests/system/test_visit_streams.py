@@ -50,8 +50,9 @@ def test_parts_of_a_request_pass_at_once(tunnel: Tunnel) -> None:
 
 def test_an_upgraded_connection_ends_one_direction_at_a_time(tunnel: Tunnel) -> None:
     with tunnel.connect() as visitor:
-        visitor.send(visitor.request("GET /upgrade?half", "Connection: upgrade", "Upgrade: echo") + b"sent along")
+        visitor.send(visitor.request("GET /upgrade?half", "Connection: upgrade", "Upgrade: echo"))
         assert visitor.read_head().status == 101
+        visitor.send(b"sent along")
         assert visitor.exactly(10) == b"sent along"
         visitor.half_close()
         assert visitor.exactly(3) == b"bye"
@@ -61,8 +62,8 @@ def test_an_upgraded_connection_ends_one_direction_at_a_time(tunnel: Tunnel) -> 
 def test_an_upgrade_may_be_declined(tunnel: Tunnel) -> None:
     with tunnel.connect() as visitor:
         answer = visitor.ask("GET /status/200", "Connection: Upgrade", "Upgrade: websocket")
-        assert (answer.status, answer.body) == (200, b"status 200\n")
-        assert visitor.ask("GET /echo").status == 200
+        assert (answer.status, answer.body, answer["connection"]) == (200, b"status 200\n", "close")
+        assert visitor.ends() == "closed"
 
 
 # WebSocket, with an implementation of others on both ends ------------------------------------------------------------

@@ -132,7 +132,11 @@ def test_what_an_end_must_not_do(pair: Pair) -> None:
         pair.core.send_data(stream, b"more")
     with pytest.raises(LocalWireError):
         pair.agent.send_data(there, b"before the head")
+    with pytest.raises(LocalWireError):
+        pair.agent.respond(there, OK._replace(head=bytes(frames.MAX_HEAD + 1)))
     pair.agent.respond(there, OK)
+    with pytest.raises(LocalWireError):
+        pair.agent.send_trailers(there, bytes(frames.MAX_HEAD + 1))
     with pytest.raises(LocalWireError):
         pair.agent.respond(there, OK)
     with pytest.raises(LocalWireError):

@@ -17,9 +17,10 @@ import trio
 
 from tunnel.errors import BY_CODE, OUTCOMES, Failure
 from tunnel.handler import Layer, LocalVisit, StreamVisit, wrap
+from tunnel.http.chunks import Chunks
 from tunnel.http.client import Service
-from tunnel.http.heads import check_forwarded, check_trailers
-from tunnel.http.response import MAX_HEAD, Answer, Chunks, find_head, parse_answer
+from tunnel.http.heads import check_forwarded, check_trailers, is_among, upgrade_of
+from tunnel.http.response import MAX_HEAD, Answer, find_head, parse_answer
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
@@ -273,6 +274,7 @@ class Forwarder:
     async def _read_head(self, local: _Local, socket: Socket, method: bytes) -> Answer:
         """The answer's head; interim ones are passed on. Raises Failure, trio.BrokenResourceError."""
         data = b""
+        interims = 0
         while True:
             end = find_head(data) if data else 0
             if end:
@@ -281,6 +283,11 @@ class Forwarder:
                     local.marks["first_byte"] = monotonic()
                     local.status = answer.status
                     return answer
+                interims += 1
+                if interims > frames.MAX_INTERIMS:
+                    raise Failure(
+                        "local_broken", f"{local.address} sends more than {frames.MAX_INTERIMS} interim answers"
+                    )
                 self._respond(local, answer, b"", False)
                 data = answer.rest
                 continue
@@ -403,6 +410,9 @@ class Forwarder:
 
     async def _upgraded(self, local: _Local, socket: Socket, answer: Answer) -> None:
         visit = local.visit
+        asked = upgrade_of(visit.opened.head) if visit.opened.protocol == frames.UPGRADE else b""
+        if not is_among(answer.upgrade, asked):
+            raise Failure("local_broken", f"{local.address} switched protocols unasked")
         local.marks["upgraded"] = monotonic()
         self._respond(local, answer, b"", False)
         try:

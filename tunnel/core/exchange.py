@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import h11
 import trio
 
 from tunnel.core.database import StoreError
@@ -25,17 +24,20 @@ from tunnel.core.visitor import ANSWER, BODY, HEAD, RAW, Visitor
 from tunnel.errors import OUTCOMES, UNSENT, Failure
 from tunnel.handler import Layer, RequestVisit, StreamVisit, wrap
 from tunnel.http.answers import answer as make_answer
+from tunnel.http.chunks import Chunks
 from tunnel.http.heads import (
     CHUNKED,
     Head,
     check_relayed,
     check_trailers,
     forwarded_head,
+    is_among,
     is_request_id,
     parse_request,
     split_words,
+    upgrade_of,
 )
-from tunnel.http.response import has_no_body, trailer_fields
+from tunnel.http.response import has_no_body
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
@@ -50,12 +52,14 @@ log = get_logger("tunnel.core")
 FOREVER = float("inf")
 _random = random.Random()
 _EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
-_METHOD_BYTES = frozenset(b"!#$%&'*+-.^_`|~\r0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_METHOD_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_FIRST = _METHOD_BYTES | frozenset(b"\r")  # of a connection's next request
 _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
 #: may be tried on another link once it is sure that no local service got them (RFC 9110, 9.2.2)
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 TRIES = 3  #: links that one request is offered to
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+_USUAL_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 COALESCE = 64 * 1024  #: small parts that wait together are written together
 
 
@@ -249,10 +253,12 @@ class Exchanger:
     async def _read_head(self, request: Request) -> None:
         visitor = request.visitor
         data = visitor.buffer
+        first = _FIRST
         while True:
-            if data.startswith(b"\r\n"):
-                data = data[2:]  # RFC 9112, 2.2: an empty line before the request is skipped
-            if data and data[0] not in _METHOD_BYTES:
+            if first is _FIRST and data.startswith(b"\r\n"):
+                data = data[2:]  # RFC 9112, 2.2: an empty line before the request is skipped, one
+                first = _METHOD_BYTES
+            if data and data[0] not in first:
                 self._name(request, b"")
                 what = "it is TLS, and this port speaks plain HTTP" if data[0] == 0x16 else "it begins with no method"
                 raise Failure("bad_request", what)
@@ -319,8 +325,8 @@ class Exchanger:
             request.host = normalise_host(head.host) if head.host or head.version == b"1.1" else ""
         except ValueError as exc:
             raise Failure("bad_request", str(exc)) from exc
-        if head.method in REFUSED_METHODS:
-            raise Failure("method_not_allowed", f"{request.method} is not passed through the tunnel")
+        if head.method not in _USUAL_METHODS:
+            _check_method(head.method)
 
     # Where to -------------------------------------------------------------------------------------------------
 
@@ -339,7 +345,13 @@ class Exchanger:
         if self._max_body and head.length is not None and head.length > self._max_body:
             raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
         is_upgrade = bool(head.upgrade) and request.body_over and _may_upgrade(head)
-        protocol = "upgrade" if is_upgrade else "http"
+        protocol = "http"
+        if is_upgrade:
+            protocol = "upgrade"
+            # Whoever is in front of us may take what follows for the new protocol's, declined or not.
+            request.keep_alive = False
+            if request.visitor.buffer:
+                raise Failure("bad_request", "data follows a request for an upgrade before its answer")
         stream = _Stream(request, protocol, self._assign(request, tunnel), tunnel)
         self._take_small_body(request, stream)
         tried: list[AgentLink] = []
@@ -444,13 +456,16 @@ class Exchanger:
                 context += f"{name}: {value}\r\n"
         is_upgrade = visit.protocol == "upgrade"
         length = NO_BODY if head.length is None else UNKNOWN if head.length == CHUNKED else head.length
+        forwarded = forwarded_head(head, self._forwarding.fields(request), upgrade=is_upgrade)
+        if len(forwarded) > frames.MAX_HEAD:
+            raise Failure("head_too_large", f"the link carries heads of {frames.MAX_HEAD} bytes")
         opened = Open(
             frames.UPGRADE if is_upgrade else frames.HTTP,
             agent.indexes[visit.tunnel],
             int(self._request_timeout * 1000),
             length,
             context.encode("latin-1", "replace"),
-            forwarded_head(head, self._forwarding.fields(request), upgrade=is_upgrade),
+            forwarded,
         )
         session = agent.link.session
         end = visit.complete and not is_upgrade
@@ -474,7 +489,7 @@ class Exchanger:
         try:
             assert request.head is not None
             if request.head.length == CHUNKED:
-                await self._upload_chunks(request, stream, request.head.parser)
+                await self._upload_chunks(request, stream)
             else:
                 await self._upload_counted(request, stream, request.head.length or 0)
         except Failure as exc:
@@ -495,34 +510,21 @@ class Exchanger:
             await self._pass_up(request, stream, part, end=not left)
         request.body_over = True
 
-    async def _upload_chunks(self, request: Request, stream: Stream, parser: h11.Connection) -> None:
+    async def _upload_chunks(self, request: Request, stream: Stream) -> None:
         visitor = request.visitor
+        chunks = Chunks("bad_request")
         data, visitor.buffer = visitor.buffer, b""
-        tail = data
-        try:
-            if data:
-                parser.receive_data(data)
-            while True:
-                event = parser.next_event()
-                if event is h11.NEED_DATA:
-                    data = await self._read_body(request)
-                    tail = tail[-3:] + data
-                    parser.receive_data(data)
-                elif isinstance(event, h11.Data):
-                    if self._max_body and request.bytes_in + len(event.data) > self._max_body:
-                        raise Failure("body_too_large", f"{self._max_body} bytes are accepted")
-                    await self._pass_up(request, stream, bytes(event.data))
-                else:
-                    assert isinstance(event, h11.EndOfMessage)
-                    visitor.buffer = parser.trailing_data[0]
-                    if tail[len(tail) - len(visitor.buffer) - 4 : len(tail) - len(visitor.buffer)] != b"\r\n\r\n":
-                        # h11 ends trailers at a bare line feed too; another reader would take more for trailers.
-                        raise Failure("bad_request", "the end of the chunked body is malformed")
-                    stream.finish(trailer_fields(event))
-                    request.body_over = True
-                    return
-        except h11.RemoteProtocolError as exc:
-            raise Failure("bad_request", f"the request's body is malformed ({exc})") from exc
+        while True:
+            for part in chunks.feed(data):
+                if self._max_body and request.bytes_in + len(part) > self._max_body:
+                    raise Failure("body_too_large", f"{self._max_body} bytes are accepted")
+                await self._pass_up(request, stream, part)
+            if chunks.ended:
+                visitor.buffer = chunks.rest
+                stream.finish(chunks.trailers)
+                request.body_over = True
+                return
+            data = await self._read_body(request)
 
     async def _read_body(self, request: Request) -> bytes:
         request.reading = True
@@ -600,6 +602,8 @@ class Exchanger:
             request.keep_alive = False
         if self.is_draining:
             request.keep_alive = False
+        if response.status == 426:
+            framing += b"Connection: Upgrade\r\n"
         if not request.keep_alive:
             framing += b"Connection: close\r\n"
         elif request.http_version == "1.0":
@@ -720,7 +724,8 @@ class Exchanger:
         request = visit.request
         stream, visitor, account = request.stream, request.visitor, request.account
         assert stream is not None and account is not None
-        if visit.protocol != "upgrade":
+        assert request.head is not None
+        if visit.protocol != "upgrade" or not is_among(upgrade_of(response.head), request.head.upgrade):
             raise Failure("local_broken", "the local service switched protocols unasked")
         request.status = 101
         request.keep_alive = False
@@ -783,7 +788,7 @@ class Exchanger:
                 request.status = request.status if request.status == 101 else row.status
             request.visitor.socket.abort()
             return
-        request.status = row.status
+        request.status = failure.status or row.status
         if row.name == "visitor_aborted":
             request.keep_alive = False
             return
@@ -804,6 +809,7 @@ class Exchanger:
             host=request.host,
             detail=failure.text,
             retry_after=failure.retry_after,
+            status=failure.status,
             http_version=request.http_version,
             close=not request.keep_alive,
         )
@@ -846,6 +852,15 @@ class Exchanger:
                 pass
         else:
             request.visitor.socket.abort()
+
+
+def _check_method(method: bytes) -> None:
+    """In any case: to some services "connect" is CONNECT, and an answer to "head" would end where nobody knows."""
+    upper = method.upper()
+    if upper in REFUSED_METHODS:
+        raise Failure("method_not_allowed", f"{upper.decode()} is not passed through the tunnel")
+    if upper == b"HEAD":
+        raise Failure("bad_request", "the method HEAD is written in capitals")
 
 
 def _may_upgrade(head: Head) -> bool:

@@ -1,6 +1,7 @@
 """The fields that tell a local service who asked: X-Forwarded-For, -Proto, -Host, Forwarded (RFC 7239), X-Request-Id.
 
-They are set by us. What a visitor sends under these names is believed only when it comes from a trusted proxy.
+They are set by us. What a visitor sends under these names, and under those of `PROXIED`, which we don't set, is
+believed only when it comes from a trusted proxy.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tunnel.core.visitor import Visitor
+from tunnel.http.heads import PROXIED
 
 if TYPE_CHECKING:
     from tunnel.core.exchange import Request
@@ -47,9 +49,12 @@ class Forwarding:
     def _after_proxy(self, request: Request, visitor: Visitor, head: Head) -> bytes:
         """Append to what the proxy said; the visitor is the last address in the list that is no trusted proxy."""
         seen = {b"x-forwarded-for": b"", b"x-forwarded-proto": b"", b"x-forwarded-host": b"", b"forwarded": b""}
-        for name, _, value in head.fields:
+        also = b""
+        for name, raw_name, value in head.fields:
             if name in seen:
                 seen[name] = seen[name] + b", " + value if seen[name] else value
+            elif name in PROXIED and name not in head.connection:
+                also += raw_name + b": " + value + b"\r\n"
         chain = [one.strip().decode("latin-1") for one in _last(seen[b"x-forwarded-for"]).split(b",")]
         chain = [one for one in chain if one] + [visitor.address]
         client = next((one for one in reversed(chain) if not self._is_trusted(one)), chain[0])
@@ -59,7 +64,7 @@ class Forwarding:
             request.scheme = proto
         host = seen[b"x-forwarded-host"].split(b",")[0].strip() or head.host
         before = [one for one in [_last(seen[b"forwarded"])] if one]
-        return _fields(visitor.address, chain, request.scheme, host, before)
+        return _fields(visitor.address, chain, request.scheme, host, before) + also
 
 
 def _last(value: bytes) -> bytes:

@@ -23,6 +23,7 @@ _REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~\x80-\xff]+) HTTP/(\d\.\d)\r\n" 
 _TARGET = re.compile(rb"[!-\"$-~]+")  # visible ASCII, no fragment
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)(/[^#]*|\?[^#]*)?")
 _LENGTH = re.compile(rb"(?i)\ncontent-length:([^\r]*)")
+_UPGRADE = re.compile(rb"(?i)\nupgrade: ([^\r]*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:+/=@\-]{1,128}")
 
 #: request head as it travels: request line, fields, no empty line
@@ -31,14 +32,24 @@ _FORWARDED_REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.1\r\n" + _
 _RELAYED = re.compile(rb"[\t -~\x80-\xff]*\r\n" + _NORMAL_LINE)
 _TRAILERS = re.compile(_NORMAL_LINE)
 _NOT_TRAILERS = re.compile(
-    rb"(?im)^(?:transfer-encoding|content-length|host|connection|trailer|content-encoding"  # RFC 9110, 6.5.1
-    rb"|keep-alive|proxy-connection|te|upgrade|forwarded|x-forwarded-[a-z]+|x-request-id|x-tunnel-outcome):"  # and ours
+    rb"(?im)^(?:transfer[-_]encoding|content[-_](?:length|encoding|type|range)|host|connection|trailer"  # RFC 9110,
+    rb"|authorization|proxy[-_]authorization|set[-_]cookie|cookie|expect|range|http2[-_]settings"  # 6.5.1
+    rb"|keep[-_]alive|proxy[-_]connection|te|upgrade|forwarded|x[-_]forwarded[-_][a-z]+|x[-_]real[-_]ip"  # and ours
+    rb"|x[-_]request[-_]id|x[-_]tunnel[-_]outcome):"
 )
 #: fields that an answer must not carry over the link (or that are the core's own)
 _FORBIDDEN = re.compile(
     rb"(?i)\n(?:connection|keep-alive|proxy-connection|proxy-authenticate|te|transfer-encoding|content-length"
     rb"|x-tunnel-outcome|x-request-id):"
 )
+
+#: what proxies say of a visitor and frameworks believe; passed on from trusted proxies only
+PROXIED = frozenset(
+    {
+        b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-ssl", b"x-forwarded-scheme", b"x-forwarded-server",
+        b"x-forwarded-by", b"x-real-ip",
+    }
+)  # fmt: skip
 
 #: not passed on: hop by hop, framing, and what we set ourselves
 DROPPED = frozenset(
@@ -47,7 +58,7 @@ DROPPED = frozenset(
         b"transfer-encoding", b"upgrade", b"content-length", b"http2-settings",
         b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-request-id",
     }
-)  # fmt: skip
+) | PROXIED  # fmt: skip
 
 
 class Head(NamedTuple):
@@ -66,7 +77,6 @@ class Head(NamedTuple):
     connection: frozenset[bytes]
     upgrade: bytes
     expects_continue: bool
-    parser: h11.Connection
 
 
 CHUNKED = -2
@@ -84,10 +94,10 @@ def parse_request(raw: bytes, max_target: int) -> Head:
         raise Failure("bad_request", _explain(raw))
     method, target, version = match.groups()
     if version not in (b"1.1", b"1.0"):
-        raise Failure("bad_request", "the HTTP version is not 1.1 or 1.0")
+        raise Failure("bad_request", "the HTTP version is not 1.1 or 1.0", status=505)
     if len(target) > max_target:
         raise Failure("uri_too_long", f"the address is longer than {max_target} bytes")
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw) + 65536)
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw))
     try:
         parser.receive_data(raw)
         event = parser.next_event()
@@ -95,7 +105,7 @@ def parse_request(raw: bytes, max_target: int) -> Head:
         raise Failure("bad_request", str(exc)) from exc
     if type(event) is not h11.Request:
         raise Failure("bad_request", "the request head is not complete")
-    head = _check(parser, event, method, target, version)
+    head = _check(event, method, target, version)
     if b"_" in raw:
         _refuse_collisions(head.fields)
     if head.length is not None and head.length >= 0:
@@ -105,7 +115,7 @@ def parse_request(raw: bytes, max_target: int) -> Head:
     return head
 
 
-def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: bytes, version: bytes) -> Head:
+def _check(event: h11.Request, method: bytes, target: bytes, version: bytes) -> Head:
     fields = [(raw.lower(), raw, value) for raw, value in event.headers.raw_items()]
     length: int | None = None
     host = upgrade = b""
@@ -132,18 +142,18 @@ def _check(parser: h11.Connection, event: h11.Request, method: bytes, target: by
         elif name == b"upgrade":
             upgrade = upgrade + b", " + value if upgrade else value
         elif name == b"expect":
-            if value.lower() != b"100-continue":
-                raise Failure("bad_request", "only Expect: 100-continue is understood")
+            if value.lower() != b"100-continue" or expects:
+                raise Failure("bad_request", "only Expect: 100-continue is understood, once", status=417)
             expects = version == b"1.1"
     if hosts > 1 or (hosts == 0 and version == b"1.1"):
         raise Failure("bad_request", "there must be exactly one Host field")
     if chunked and (length is not None or version == b"1.0"):
         raise Failure("bad_request", "Transfer-Encoding does not go with Content-Length or HTTP/1.0")
     if not target.startswith(b"/"):
-        target, host = _other_target(method, target, host)
+        target, host = _other_target(method, target, host if hosts else None)
     if _TARGET.fullmatch(target) is None:
         raise Failure("bad_request", "the address has characters that must be percent-encoded")
-    return Head(method, target, host, version, fields, CHUNKED if chunked else length, words, upgrade, expects, parser)
+    return Head(method, target, host, version, fields, CHUNKED if chunked else length, words, upgrade, expects)
 
 
 def _refuse_collisions(fields: list[tuple[bytes, bytes, bytes]]) -> None:
@@ -156,16 +166,16 @@ def _refuse_collisions(fields: list[tuple[bytes, bytes, bytes]]) -> None:
                 raise Failure("bad_request", "a field name with an underscore would be taken for another field")
 
 
-def _other_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes]:
+def _other_target(method: bytes, target: bytes, host: bytes | None) -> tuple[bytes, bytes]:
     """Absolute form to origin form (it and Host must agree: RFC 9112, 3.2.2); "*" for OPTIONS; nothing else."""
     if target == b"*" and method == b"OPTIONS":
-        return target, host
+        return target, host or b""
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         if method == b"CONNECT":
             raise Failure("method_not_allowed", "CONNECT is not passed through the tunnel")
         raise Failure("bad_request", "the address is neither a path nor an http URL")
-    if host and host.lower() != match[1].lower():
+    if host is not None and host.lower() != match[1].lower():
         raise Failure("bad_request", "the address and the Host field name different hosts")
     path = match[2] or b"/"
     return (path if path.startswith(b"/") else b"/" + path), match[1]
@@ -174,6 +184,17 @@ def _other_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byt
 def split_words(value: bytes) -> frozenset[bytes]:
     """The words of a comma-separated field value."""
     return frozenset(word.strip() for word in value.split(b",") if word.strip())
+
+
+def upgrade_of(head: bytes) -> bytes:
+    """The protocols that a head as it travels names in Upgrade."""
+    return b",".join(_UPGRADE.findall(head))
+
+
+def is_among(answered: bytes, asked: bytes) -> bool:
+    """Whether a 101 names protocols, and only such as were asked for (RFC 9110, 7.8)."""
+    words = split_words(answered.lower())
+    return bool(words) and words <= split_words(asked.lower())
 
 
 def _explain(raw: bytes) -> str:

@@ -1,7 +1,7 @@
 """Reading a local service's answer: its head by one bounded scan, its body by count, by chunks or to the end.
 
 Well-formed heads (nearly all) are taken by one expression. Anything else goes to h11, which is more lenient, and is
-written anew from what h11 understood. Chunked bodies are h11's too.
+written anew from what h11 understood. Chunked bodies: `tunnel.http.chunks`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import h11
 
 from tunnel.errors import Failure
-from tunnel.http.heads import TOKEN, check_trailers, split_words
+from tunnel.http.heads import TOKEN, split_words
 
 NO_BODY, UNKNOWN = -1, -2  # lengths that are no number, as the link has them (tunnel/SPEC.md, "Body lengths")
 
@@ -89,17 +89,17 @@ def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
         elif name == b"connection":
             named |= split_words(value.lower())
         elif name == b"upgrade":
-            upgrade = value
+            upgrade = upgrade + b", " + value if upgrade else value
     keep_alive = b"close" not in named and (minor == b"1" or b"keep-alive" in named)
     named -= _KEPT_WORDS
     if named:
         kept = [kept[0], *(line for line in kept[1:] if line.partition(b":")[0].lower() not in named)]
     head = b"\r\n".join(kept)
-    if status == 101:
-        head += b"Upgrade: " + upgrade + b"\r\n" if upgrade else b""
+    if upgrade and status in (101, 426):  # what was switched to, or is wanted (RFC 9110, 15.2.2 and 15.5.22)
+        head += b"Upgrade: " + upgrade + b"\r\n"
     if chunked:
-        if length >= 0:
-            # RFC 9112, 6.3: Transfer-Encoding wins, and the message is suspicious; never reuse that connection.
+        if length >= 0 or minor == b"0":
+            # RFC 9112, 6.1 and 6.3: Transfer-Encoding wins, and the message is suspicious; never reuse the connection.
             keep_alive = False
         length = UNKNOWN
     if has_no_body(method, status):
@@ -128,6 +128,10 @@ def _parse_leniently(data: bytes, end: int, method: bytes) -> Answer:
     lines = [b"HTTP/%s %d %s" % (event.http_version, event.status_code, event.reason)]
     lines += [name + b": " + b" ".join(value.split()) for name, value in event.headers.raw_items()]
     rewritten = b"\r\n".join(lines) + b"\r\n\r\n"
+    if (
+        len(rewritten) > MAX_HEAD
+    ):  # spaces and line ends come in that were not there; the link's frames have their limit
+        raise Failure("local_broken", f"the local service's answer has a head of more than {MAX_HEAD} bytes")
     if _NORMAL.fullmatch(rewritten) is None:
         raise Failure("local_broken", "the local service's answer has a field that can't be passed on")
     answer = parse_answer(rewritten, len(rewritten), method)
@@ -139,40 +143,3 @@ def _client(method: bytes) -> h11.Connection:
     parser.send(h11.Request(method=method, target=b"/", headers=[(b"Host", b"local")]))
     parser.send(h11.EndOfMessage())
     return parser
-
-
-class Chunks:
-    """A chunked body, decoded by h11. `feed` returns what is in it; `trailers` and `rest` are valid once `ended`."""
-
-    def __init__(self) -> None:
-        self._parser = _client(b"GET")
-        self._parser.receive_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        self._parser.next_event()
-        self.ended = False
-        self.trailers = b""
-        self.rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Raises Failure(local_broken); b"" says that the connection ended."""
-        parts: list[bytes] = []
-        try:
-            self._parser.receive_data(data)
-            while True:
-                event = self._parser.next_event()
-                if isinstance(event, h11.Data):
-                    parts.append(bytes(event.data))
-                elif isinstance(event, h11.EndOfMessage):
-                    self.ended = True
-                    self.trailers = trailer_fields(event)
-                    self.rest = self._parser.trailing_data[0]
-                    return parts
-                else:
-                    return parts
-        except h11.RemoteProtocolError as exc:
-            raise Failure("local_broken", f"the local service broke off its answer ({exc})") from exc
-
-
-def trailer_fields(event: h11.EndOfMessage) -> bytes:
-    """Trailer fields as they travel, without those that the other end would refuse."""
-    lines = (raw_name + b": " + value + b"\r\n" for raw_name, value in event.headers.raw_items())
-    return b"".join(line for line in lines if check_trailers(line))

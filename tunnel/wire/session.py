@@ -265,6 +265,8 @@ class Session:
 
     def respond(self, stream: Stream, response: Response, body: bytes = b"", end: bool = False) -> None:
         """Send a response's head, interim or final, with the beginning or all of its body. Raises LocalWireError."""
+        if len(response.head) > frames.MAX_HEAD:
+            raise LocalWireError("the answer's head is longer than the link carries")
         move = states.INTERIM if frames.is_interim(response.status) else states.HEAD
         stream.out = states.after_sending(stream.out, move)
         if end:
@@ -311,6 +313,8 @@ class Session:
 
     def send_trailers(self, stream: Stream, fields: bytes) -> None:
         """End our half with trailer fields. Raises LocalWireError."""
+        if len(fields) > frames.MAX_HEAD:
+            raise LocalWireError("trailer fields are longer than the link carries")
         stream.out = states.after_sending(stream.out, states.FINISH)
         self._queue_in_order(stream, frames.frame(frames.TRAILERS, stream.id, fields))
         self._drop_if_over(stream)

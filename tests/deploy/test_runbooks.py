@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from contract import AGENT, CORE, RUNTIME, table
-from pages import (
+from runbooks import (
     PAGES,
     ROOT,
     RUNBOOKS,

@@ -16,6 +16,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,13 @@ def check_nesting(spans: list[Span], slack: float = 0) -> None:
 class Prometheus:
     """Debian's Prometheus with data of its own, scraping `targets`: job → (address, path)."""
 
-    def __init__(self, directory: Path, targets: dict[str, tuple[Address, str]], interval: str = "250ms") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        targets: dict[str, tuple[Address, str]],
+        interval: str = "250ms",
+        rule_files: Sequence[Path] = (),
+    ) -> None:
         program = shutil.which("prometheus")
         if program is None:
             pytest.fail("prometheus is missing: install the package prometheus (scripts/packages)")
@@ -127,7 +134,8 @@ class Prometheus:
         ]
         scrape = {"scrape_interval": interval, "scrape_timeout": interval}
         config = directory / "prometheus.yml"
-        config.write_text(json.dumps({"global": scrape, "scrape_configs": jobs}))  # JSON is YAML
+        rules = [str(file) for file in rule_files]
+        config.write_text(json.dumps({"global": scrape, "scrape_configs": jobs, "rule_files": rules}))  # JSON is YAML
         self._targets = targets
         self._command = [
             program, f"--config.file={config}", f"--storage.tsdb.path={directory / 'prometheus'}",

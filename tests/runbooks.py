@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RUNBOOKS = ROOT / "deploy" / "runbooks"
 PAGES = sorted(path for path in RUNBOOKS.glob("*.md") if path.name != "README.md")
 SECTIONS = ["What it means", "How to see it", "Likely causes", "What to do", "False alarm", "Related"]

@@ -264,6 +264,16 @@ def test_secrets_from_files(tmp_path: pathlib.Path) -> None:
     assert "does not hold text" in fails(agent, "-token-file", str(tmp_path / "binary"))
 
 
+def test_the_fingerprint_from_a_file(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "fingerprint"
+    file.write_text("sha256:" + "AB" * 32 + "\n")
+    assert agent(f"-server-fingerprint-file={file}").server_fingerprint == "ab" * 32
+    assert agent(f"-server-fingerprint-file={file}", AGENT_SERVER_FINGERPRINT="cd" * 32).server_fingerprint == "ab" * 32
+    file.write_text("no fingerprint\n")
+    with pytest.raises(ConfigError, match=rf"^-server-fingerprint-file: {file}: expected the SHA-256 fingerprint"):
+        agent(f"-server-fingerprint-file={file}")
+
+
 def test_secrets_never_show(tmp_path: pathlib.Path) -> None:
     secret = "tt_S3cr3t-S3cr3t"
     for settings in (agent("-token", secret), core("-jwt-secret", secret, TUNNEL_DATABASE_URL=f"sqlite://{secret}")):

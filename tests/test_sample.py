@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import h11
+import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from tunnel.sample import IDLE, MAX_HEAD, serve_connection, serve_sample
+from tunnel.sample import IDLE, MAX_HEAD, main, serve_connection, serve_sample
 
 
 class Client:
@@ -145,3 +147,15 @@ async def test_it_listens_on_loopback_only() -> None:
         assert body.startswith(b"GET /real ")
         await client.stream.aclose()
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("words", [["x"], ["127.0.0.1:99999"], ["3000", "more"], [""]])
+def test_as_a_program_it_says_what_is_wrong(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "is no address; write 3000, :3000 (all interfaces) or HOST:3000" in capsys.readouterr().err
+
+
+def test_as_a_program_it_says_when_its_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main([f"127.0.0.1:{taken.getsockname()[1]}"]) == 2
+    assert "choose another address" in capsys.readouterr().err

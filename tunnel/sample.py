@@ -1,12 +1,17 @@
 """The small local service that `tunnel up` starts when it is given none: it shows what came through the tunnel.
 
+On its own: `python -m tunnel.sample 3000` (loopback), `:3000` (all interfaces) or `HOST:3000`.
+
 `/` explains itself, `/events` is a stream of server-sent events (one a second), and every other path echoes the
-request: as a page for browsers, as text otherwise. Loopback only, and no more of a server than that needs.
+request: as a page for browsers, as text otherwise. No more of a server than that needs.
 """
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
+from collections.abc import Sequence
 from html import escape
 
 import h11
@@ -28,13 +33,16 @@ _SCRIPT = (
 
 
 async def serve_sample(
-    port: int = 0, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+    port: int = 0,
+    host: str | None = "127.0.0.1",
+    *,
+    task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve on loopback until cancelled; `nursery.start` returns (host, port). Raises OSError."""
-    (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
-    address = listener.socket.getsockname()
+    """Serve until cancelled, on all interfaces for host None; `nursery.start` returns (host, port). Raises OSError."""
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    address = listeners[0].socket.getsockname()
     task_status.started((address[0], address[1]))
-    await trio.serve_listeners(serve_connection, [listener])
+    await trio.serve_listeners(serve_connection, listeners)
 
 
 async def serve_connection(stream: trio.abc.Stream) -> None:
@@ -158,3 +166,36 @@ def welcome_page(echo: str) -> str:
         '<h2>Events, one a second, from <a href="/events">/events</a></h2>\n'
         f'<pre id="events" aria-live="off"></pre>\n<script>{_SCRIPT}</script>\n',
     )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until SIGTERM or SIGINT. Exit code 2 when the address is wrong or taken."""
+    where = argv[0] if argv else "3000"
+    host, colon, port = where.rpartition(":")
+    if len(argv) > 1 or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        print(
+            f"tunnel sample: {where!r} is no address; write 3000, :3000 (all interfaces) or HOST:3000", file=sys.stderr
+        )
+        return 2
+    try:
+        trio.run(_serve_until_stopped, int(port), host or (None if colon else "127.0.0.1"))
+    except ExceptionGroup as group:  # of the nursery: the listener's one error
+        exc = group.exceptions[0]
+        if not isinstance(exc, OSError):
+            raise
+        print(f"tunnel sample: can't listen on {where} ({exc.strerror}); choose another address", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def _serve_until_stopped(port: int, host: str | None) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            listening = await nursery.start(serve_sample, port, host)
+            print(f"sample service on http://{listening[0]}:{listening[1]}", flush=True)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

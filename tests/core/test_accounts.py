@@ -14,6 +14,7 @@ from joserfc.jwk import OctKey
 
 from tunnel.core import records, tables
 from tunnel.core.accounts import Accounts, Grant, ensure_default
+from tunnel.core.first import leave_invitation
 from tunnel.core.quotas import Use
 from tunnel.core.store import Store, StoreError
 from tunnel.errors import ConfigError, Refused
@@ -471,3 +472,23 @@ async def test_no_account_without_its_token_file(store: Store, tmp_path: Path) -
     with pytest.raises(ConfigError, match="cannot write"):
         await ensure_default(store, tmp_path / "file")
     assert await store.query("account.default", records.count_accounts) == 0
+
+
+def test_an_invitation_is_what_an_agent_needs_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "default.token").write_text("tt_word\n")
+    leave_invitation(tmp_path / "invite", tmp_path / "default.token", "sha256:" + "ab" * 32)
+    left = {path.name: path.read_text() for path in (tmp_path / "invite").iterdir()}
+    assert left == {"token": "tt_word\n", "fingerprint": "sha256:" + "ab" * 32 + "\n"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "invite").iterdir()} == {0o600}
+
+
+def test_an_invitation_without_the_first_token_keeps_the_one_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("tt_of_the_operator\n")
+    leave_invitation(tmp_path, tmp_path / "data" / "default.token", "")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"token": "tt_of_the_operator\n"}
+
+
+def test_an_invitation_that_cannot_be_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="-invite-dir: can't write to"):
+        leave_invitation(tmp_path / "file", tmp_path / "none", "sha256:" + "ab" * 32)

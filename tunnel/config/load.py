@@ -26,8 +26,12 @@ from tunnel.config.sources import (
 from tunnel.config.values import parse_address, show_duration
 from tunnel.errors import ConfigError
 
-#: (secret, file that holds it)
-_SECRET_FILES = (("token", "token_file"), ("jwt_secret", "jwt_secret_file"))
+#: (setting, file that holds it)
+_SECRET_FILES = (
+    ("token", "token_file"),
+    ("jwt_secret", "jwt_secret_file"),
+    ("server_fingerprint", "server_fingerprint_file"),
+)
 #: two names of one thing: whichever the higher source gives, hides both in the lower ones
 _PAIRS = (*_SECRET_FILES, ("metrics_port", "metrics_addr"))
 _MASK = re.compile(r"tt_|eyJ|://[^/]*@")
@@ -129,7 +133,7 @@ def _gather(options: Program, argv: Sequence[str], env: Mapping[str, str]) -> Va
         merged.update({name: given for name, given in source.items() if name not in merged and name not in hidden})
     for name, given in merged.items():
         merged[name] = Given(_convert(entries[name], given), given.origin, given.is_text)
-    _read_secrets(merged)
+    _read_secrets(entries, merged)
     _agree_on_metrics(options, merged)
     return merged
 
@@ -172,7 +176,7 @@ def _quote(value: object) -> str:
     return f", not {text!a}" if isinstance(value, str) else f", not {text}"
 
 
-def _read_secrets(merged: Values) -> None:
+def _read_secrets(entries: Mapping[str, Entry], merged: Values) -> None:
     for secret, file in _SECRET_FILES:
         given = merged.get(file)
         if given is None or not given.value:
@@ -185,8 +189,9 @@ def _read_secrets(merged: Values) -> None:
         except ValueError:
             raise ConfigError(f"{given.origin}: {given.value} does not hold text") from None
         if not text.strip() or "\n" in text:
-            raise ConfigError(f"{given.origin}: {given.value} must hold the secret on one line, and nothing else")
-        merged[secret] = Given(text, given.origin, True)
+            raise ConfigError(f"{given.origin}: {given.value} must hold the value on one line, and nothing else")
+        read = Given(text, f"{given.origin}: {given.value}", True)
+        merged[secret] = Given(_convert(entries[secret], read), given.origin, True)
 
 
 def _agree_on_metrics(options: Program, merged: Values) -> None:

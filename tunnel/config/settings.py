@@ -138,6 +138,9 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     data_dir: Annotated[
         str, Option(v.DIRECTORY, STATE, "store, keys and certificate; empty: the platform's state directory")
     ] = ""
+    invite_dir: Annotated[
+        str, Option(v.DIRECTORY, STATE, "where to leave what the first agent needs: files token and fingerprint")
+    ] = ""
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     jwt_secret: Annotated[str, Option(v.SECRET, STATE, "agents may come with a JWT signed by this (HS256)")] = ""
     jwt_secret_file: Annotated[str, Option(v.PATH, STATE, "the same, read from a file")] = ""
@@ -178,6 +181,7 @@ class AgentSettings(Settings, frozen=True, kw_only=True):
     server_fingerprint: Annotated[
         str, Option(v.FINGERPRINT, LINK, "SHA-256 of the core's certificate, as the core prints it")
     ] = ""
+    server_fingerprint_file: Annotated[str, Option(v.PATH, LINK, "the same, read from a file at the start")] = ""
     heartbeat: Annotated[float, Option(v.duration(0.05), LINK, "time between heartbeats")] = 5.0
     heartbeat_timeout: Annotated[float, Option(v.duration(0.1), LINK, "a link that was silent for so long is dead")] = (
         15.0

@@ -50,6 +50,20 @@ async def ensure_default(store: Store, data_dir: Path) -> FirstToken | None:
     return await store.query("account.default", make, write=True)
 
 
+def leave_invitation(directory: Path, token_file: Path, fingerprint: str) -> None:
+    """What an agent needs that shares this directory with us and nothing else: `token` and `fingerprint` (0600).
+
+    The token is that of the first start, as long as its file is in the data directory. Raises ConfigError.
+    """
+    try:
+        if token_file.exists():
+            write_secret(directory / "token", token_file.read_text())
+        if fingerprint:
+            write_secret(directory / "fingerprint", fingerprint + "\n")
+    except OSError as exc:
+        raise ConfigError(f"-invite-dir: can't write to {directory} ({exc.strerror}); give another one") from None
+
+
 def write_secret(path: Path, text: str) -> None:
     """A file that only its owner can read, from its first moment, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

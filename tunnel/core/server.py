@@ -20,7 +20,7 @@ from tunnel.core.accounts import Accounts
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
 from tunnel.core.door import Door
 from tunnel.core.exchange import Exchanger
-from tunnel.core.first import FirstToken, ensure_default
+from tunnel.core.first import FirstToken, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
 from tunnel.core.probing import Prober
@@ -197,6 +197,8 @@ class Core:
         agent_tls, public_tls = for_agents(settings, self.data_dir), for_visitors(settings)
         self._certificates = [one for one in (agent_tls, public_tls) if one is not None]
         self.fingerprint = agent_tls.fingerprint if agent_tls is not None else ""
+        if settings.invite_dir:
+            leave_invitation(Path(settings.invite_dir), self.data_dir / "default.token", self.fingerprint)
         public_host, public_port = parse_address(settings.public_addr)
         public = listen(public_host, public_port, "-public-addr")
         agents = listen(*parse_address(settings.agent_addr), "-agent-addr")

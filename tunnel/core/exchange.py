@@ -320,6 +320,9 @@ class Exchanger:
         request.body_over = head.length is None or head.length == 0
         words = head.connection
         request.keep_alive = b"close" not in words and (head.version == b"1.1" or b"keep-alive" in words)
+        if b"upgrade" in words:
+            # Granted or not: who is in front of us may take what follows, a body too, for the new protocol's.
+            request.keep_alive = False
         try:
             # HTTP/1.0 needs no Host (RFC 9112, 3.2); then no tunnel is named.
             request.host = normalise_host(head.host) if head.host or head.version == b"1.1" else ""
@@ -344,14 +347,7 @@ class Exchanger:
         account.admit_request()
         if self._max_body and head.length is not None and head.length > self._max_body:
             raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
-        is_upgrade = bool(head.upgrade) and request.body_over and _may_upgrade(head)
-        protocol = "http"
-        if is_upgrade:
-            protocol = "upgrade"
-            # Whoever is in front of us may take what follows for the new protocol's, declined or not.
-            request.keep_alive = False
-            if request.visitor.buffer:
-                raise Failure("bad_request", "data follows a request for an upgrade before its answer")
+        protocol = "upgrade" if head.upgrade and self._takes_upgrade(request, head) else "http"
         stream = _Stream(request, protocol, self._assign(request, tunnel), tunnel)
         self._take_small_body(request, stream)
         tried: list[AgentLink] = []
@@ -365,6 +361,14 @@ class Exchanger:
                     raise
             again = _Stream(request, protocol, self._assign(request, tunnel, tried), tunnel)
             again.body, stream = stream.body, again
+
+    def _takes_upgrade(self, request: Request, head: Head) -> bool:
+        """Whether the upgrade is passed on. Raises Failure for data that could be the new protocol's already."""
+        if b"upgrade" not in head.connection or not request.body_over or not _may_upgrade(head):
+            return False
+        if request.visitor.buffer:
+            raise Failure("bad_request", "data follows a request for an upgrade before its answer")
+        return True
 
     def _assign(self, request: Request, tunnel: Tunnel, tried: Sequence[AgentLink] = ()) -> AgentLink:
         agent = tunnel.choose(tried)
@@ -865,9 +869,9 @@ def _check_method(method: bytes) -> None:
 
 def _may_upgrade(head: Head) -> bool:
     """Not from HTTP/1.0 (RFC 9110, 7.8), and not to h2c, which would pass requests by that nobody has checked."""
-    if b"upgrade" not in head.connection or head.version != b"1.1":
-        return False
-    return not any(word.startswith((b"h2", b"http", b"tls")) for word in split_words(head.upgrade.lower()))
+    return head.version == b"1.1" and not any(
+        word.startswith((b"h2", b"http", b"tls")) for word in split_words(head.upgrade.lower())
+    )
 
 
 def make_request_id() -> str:

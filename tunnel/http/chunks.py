@@ -22,6 +22,7 @@ _SIZE = {"bad_request": re.compile(rb"([0-9A-Fa-f]{1,15})" + _REST)}
 _SIZE["local_broken"] = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*" + _REST)
 _BEGUN = re.compile(rb"[0-9A-Fa-f]{0,15}(?:[\t ]*|[\t ]*;[\t -~\x80-\xff]*)\r?")  # a line that is not whole yet
 _FIELDS = re.compile(rb"(?:" + TOKEN + rb":[\t -~\x80-\xff]*\r\n)*")
+_FRAMING = re.compile(rb"(?i)(?:^|\n)(?:content-length|transfer-encoding):")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _WHOSE = {"bad_request": "the request's body is malformed", "local_broken": "the local service's chunks are malformed"}
 
@@ -106,6 +107,8 @@ class Chunks:
             if end < 2:
                 self._held = block
                 return -1
+            if self._outcome == "bad_request" and _FRAMING.search(block) is not None:
+                raise self._failure("framing in a trailer")  # to a reader that takes trailers for fields
             lines = map(_normal, block.split(b"\r\n")[:-1])
             self.trailers = b"".join(line for line in lines if check_trailers(line))
         self.rest = data[end + 2 :]

@@ -2,7 +2,8 @@
 
 Attempt after attempt until told to stop: (1) dial, (2) TLS and the pin, (3) WebSocket, (4) hello and welcome,
 (5) serve streams until the link ends. What goes wrong decides the next wait (tunnel/agent/backoff.py); refused
-credentials end the program, since no retry mends them.
+credentials end the program, since no retry mends them. A core that sends its agents away is dialled again at once,
+while the old link goes on with what it has: another core, or the next release of this one, may be there already.
 """
 
 from __future__ import annotations
@@ -66,6 +67,26 @@ class Tunnel:
     local: str
 
 
+class _Attempt:
+    """A link from dialling to its end. over: the next one is due `wait` seconds from now; failed: it never came up."""
+
+    __slots__ = ("connected", "failed", "link", "over", "wait", "went_away", "workers")
+
+    def __init__(self) -> None:
+        self.link: Link
+        self.workers: Workers[Stream] | None = None
+        self.connected = False
+        self.went_away = False
+        self.failed = False
+        self.wait = 0.0
+        self.over = trio.Event()
+
+    def settle(self, wait: float, *, failed: bool = False) -> None:
+        if not self.over.is_set():
+            self.wait, self.failed = wait, failed
+            self.over.set()
+
+
 class _Connect(ConnectVisit):
     """An attempt to get a link up, and what came of it."""
 
@@ -79,11 +100,11 @@ class _Connect(ConnectVisit):
 
 
 class _Attached(LinkVisit):
-    __slots__ = ("link",)
+    __slots__ = ("attempt",)
 
-    def __init__(self, connect: _Connect) -> None:
+    def __init__(self, connect: _Connect, attempt: _Attempt) -> None:
         super().__init__(connect)
-        self.link = connect.link
+        self.attempt = attempt
 
 
 class Agent:
@@ -102,11 +123,9 @@ class Agent:
         self._tls = dialing.tls_context(settings)
         self._backoff = Backoff()
         self._instance = secrets.token_hex(8)
-        self._link: Link | None = None
-        self._connected = False
+        self._attempts: list[_Attempt] = []  # the newest last; those before it have been sent away
         self._draining = False
         self._stopping = trio.Event()
-        self._went_away = False
         self._counts = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)
         self._round_trips: list[float] = []
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
@@ -116,35 +135,38 @@ class Agent:
         self._program.set_details("local_services", self._prober.details)
         self._on_up: trio.TaskStatus[None] | None = None
         self._forwarder: Forwarder | None = None
-        self._workers: Workers[Stream] | None = None  # of the present link
         self._handle_connect: Handler = self._connect
         self._handle_link: Handler = self._attached
 
     # What others may ask --------------------------------------------------------------------------------------
 
+    @property
+    def _connected(self) -> bool:
+        return any(attempt.connected for attempt in self._attempts)
+
     def statistics(self) -> AgentStatistics:
-        """Counts since the start, those of the present link included."""
-        counts, link = self._counts, self._link
-        session = link.session if link else None
+        """Counts since the start, those of the present links included."""
+        counts = self._counts
+        links = [attempt.link for attempt in self._attempts]
         return AgentStatistics(
             self.agent_id,
             self._connected,
             counts.reconnections,
             counts.reconnection_errors,
             counts.consecutive_errors,
-            counts.frames_received + (session.frames_in if session else 0),
-            counts.frames_sent + (session.frames_out if session else 0),
-            counts.frames_error + (session.frames_bad if session else 0),
-            counts.heartbeats_sent + (link.heartbeats_sent if link else 0),
-            counts.heartbeats_failed + (link.heartbeats_failed if link else 0),
+            counts.frames_received + sum(link.session.frames_in for link in links),
+            counts.frames_sent + sum(link.session.frames_out for link in links),
+            counts.frames_error + sum(link.session.frames_bad for link in links),
+            counts.heartbeats_sent + sum(link.heartbeats_sent for link in links),
+            counts.heartbeats_failed + sum(link.heartbeats_failed for link in links),
             self._program.details().get("logs", {}).get("dropped", 0),
         )
 
     def _take_round_trips(self) -> list[float]:
         taken, self._round_trips = self._round_trips, []
-        if self._link is not None:
-            taken += self._link.round_trips
-            self._link.round_trips.clear()
+        for attempt in self._attempts:
+            taken += attempt.link.round_trips
+            attempt.link.round_trips.clear()
         return taken
 
     def _check_link(self) -> tuple[bool, str]:
@@ -192,80 +214,89 @@ class Agent:
     async def _watch_stop(self, working: trio.Nursery) -> None:
         """Let open requests finish, then end the link politely."""
         await self._stopping.wait()
-        link = self._link
-        if link is not None and self._connected:
-            link.session.control(frames.GOAWAY, control.pack_goaway("the agent is shutting down"))
+        links = [attempt.link for attempt in self._attempts if attempt.connected]
+        if links:
+            for link in links:
+                link.session.control(frames.GOAWAY, control.pack_goaway("the agent is shutting down"))
             forwarder = self._forwarder
             if forwarder is not None:
                 with trio.move_on_after(self.settings.drain_timeout):
                     await forwarder.wait_idle()
-            link.close("the agent was stopped")
+            for link in links:
+                link.close("the agent was stopped")
             with trio.move_on_after(2):
-                await link.ended.wait()
+                for link in links:
+                    await link.ended.wait()
         working.cancel_scope.cancel()
 
     async def _dial_for_ever(self) -> None:
         retries = 0
-        while not self._draining:
-            began = monotonic()
-            wait, failed = await self._attempt()
-            if self._draining:
-                return
-            if failed:
-                self._counts.consecutive_errors += 1
-                retries += 1
-                if retries > 1 or self._counts.reconnections:
-                    self._counts.reconnection_errors += 1
-                if 0 <= self.settings.max_retries < retries:
-                    raise Stopped(
-                        f"no link to {self.settings.server} after {retries} attempts; giving up (-max-retries)",
-                        "max_retries",
-                    )
-            elif monotonic() - began > 5:
-                retries = 0
-            self._counts.reconnections += 1
-            log.info("reconnecting", server=self.settings.server, wait=f"{wait:.2f}s", attempt=retries)
-            await trio.sleep(wait)
+        async with open_pair() as links:
+            while not self._draining:
+                began = monotonic()
+                attempt = _Attempt()
+                links.start_soon(self._attempt, attempt)
+                await attempt.over.wait()
+                if self._draining:
+                    return
+                if attempt.failed:
+                    self._counts.consecutive_errors += 1
+                    if retries > 0 or self._counts.reconnections:
+                        self._counts.reconnection_errors += 1
+                    if not self._connected:  # else a core that ends still serves us, and its successor is on the way
+                        retries += 1
+                    if 0 <= self.settings.max_retries < retries:
+                        raise Stopped(
+                            f"no link to {self.settings.server} after {retries} attempts; giving up (-max-retries)",
+                            "max_retries",
+                        )
+                elif monotonic() - began > 5:
+                    retries = 0
+                self._counts.reconnections += 1
+                log.info("reconnecting", server=self.settings.server, wait=f"{attempt.wait:.2f}s", attempt=retries)
+                await trio.sleep(attempt.wait)
 
-    async def _attempt(self) -> tuple[float, bool]:
-        """One link from dialling to its end: (seconds to wait before the next, whether it never came up)."""
-        self._went_away = False
-        self._workers = None
-        self._link = link = Link(False, self.settings.heartbeat, self.settings.heartbeat_timeout, self._on_opened)
+    async def _attempt(self, attempt: _Attempt) -> None:
+        """One link from dialling to its end; settles when the next one is due."""
+        settings = self.settings
+        link = attempt.link = Link(
+            False, settings.heartbeat, settings.heartbeat_timeout, partial(self._on_opened, attempt)
+        )
+        self._attempts.append(attempt)
         came_up = 0.0
         try:
-            log.info("connecting to server", server=self.settings.server)
+            log.info("connecting to server", server=settings.server)
             async with open_pair() as nursery:
-                connect = _Connect(self.settings.server, nursery, link)
+                connect = _Connect(settings.server, nursery, link)
                 await self._handle_connect(connect)
                 came_up = monotonic()
-                await self._handle_link(_Attached(connect))
+                await self._handle_link(_Attached(connect, attempt))
                 nursery.cancel_scope.cancel()
         except Refused as exc:
             if exc.final:
-                raise Stopped(f"the core at {self.settings.server} refused this agent: {exc}", exc.reason) from None
-            log.error("connection refused", server=self.settings.server, reason=exc.reason, error=str(exc))
+                raise Stopped(f"the core at {settings.server} refused this agent: {exc}", exc.reason) from None
+            log.error("connection refused", server=settings.server, reason=exc.reason, error=str(exc))
             if exc.reason in LOAD_REFUSALS:
-                return self._backoff.after_load_refusal(), True
-            return self._backoff.after_network_error(), True
+                attempt.settle(self._backoff.after_load_refusal(), failed=True)
         except TunnelError as exc:
-            log.error("connection failed", server=self.settings.server, error=str(exc))
-            return self._backoff.after_network_error(), True
+            log.error("connection failed", server=settings.server, error=str(exc))
         except trio_websocket.HandshakeError as exc:  # from the WebSocket's own reader, which found out first
-            error = dialing.explain_handshake(self.settings, exc)
-            log.error("connection failed", server=self.settings.server, error=error)
-            return self._backoff.after_network_error(), True
+            log.error("connection failed", server=settings.server, error=dialing.explain_handshake(settings, exc))
         except Exception as exc:  # a bug here must not leave the machine unreachable
-            log.error("connection broke", server=self.settings.server, error=exc)
-            return self._backoff.after_network_error(), True
+            log.error("connection broke", server=settings.server, error=exc)
+        else:
+            lasted = monotonic() - came_up
+            log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
+            if not attempt.went_away:
+                attempt.settle(self._backoff.after_link(lasted))
         finally:
-            self._retire(link)
-        lasted = monotonic() - came_up
-        log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
-        return self._backoff.after_link(lasted, go_away=self._went_away), False
+            self._retire(attempt)
+        if not attempt.over.is_set():
+            attempt.settle(self._backoff.after_network_error(), failed=True)
 
-    def _retire(self, link: Link) -> None:
+    def _retire(self, attempt: _Attempt) -> None:
         """Keep an ended link's counts."""
+        link = attempt.link
         counts, session = self._counts, link.session
         counts.frames_received += session.frames_in
         counts.frames_sent += session.frames_out
@@ -273,7 +304,7 @@ class Agent:
         counts.heartbeats_sent += link.heartbeats_sent
         counts.heartbeats_failed += link.heartbeats_failed
         self._round_trips = [*self._round_trips, *link.round_trips][-1000:]
-        self._link = None
+        self._attempts.remove(attempt)
 
     # Getting a link up ----------------------------------------------------------------------------------------
 
@@ -362,8 +393,10 @@ class Agent:
 
     async def _attached(self, visit: _Attached) -> None:
         """The innermost handler of a link visit: until the link ends. (The streams are tasks beside it.)"""
-        link = visit.link
-        self._connected = True
+        attempt = visit.attempt
+        link = attempt.link
+        came_up = monotonic()
+        attempt.connected = True
         self._counts.consecutive_errors = 0
         self._sweeper.add(link)
         if self._on_up is not None:
@@ -374,16 +407,17 @@ class Agent:
                 while True:
                     kind, payload = await link.receive_control()
                     if kind == frames.GOAWAY:
-                        self._went_away = True
+                        attempt.went_away = True
                         visit.state = "draining"
                         log.info("the core sends us away", reason=payload.decode("utf-8", "replace"))
+                        attempt.settle(self._backoff.after_link(monotonic() - came_up, go_away=True))
                     elif kind == frames.REFUSED:
                         refusal = control.decode(RefusedMessage, payload)
                         raise Refused(refusal.reason, refusal.text)
         except trio.EndOfChannel:
-            visit.outcome, visit.error = "link_lost", "" if self._went_away or self._draining else link.end_reason
+            visit.outcome, visit.error = "link_lost", "" if attempt.went_away or self._draining else link.end_reason
         finally:
-            self._connected = False
+            attempt.connected = False
             self._sweeper.discard(link)
 
     @asynccontextmanager
@@ -409,7 +443,7 @@ class Agent:
                     link.session.control(frames.REPORT, report)
             await trio.sleep(max(0.0, self.settings.metrics.report_interval - 1.0))
 
-    def _on_opened(self, stream: Stream) -> None:
+    def _on_opened(self, attempt: _Attempt, stream: Stream) -> None:
         """A visitor's stream: a worker of the link's own nursery serves it."""
         assert self._forwarder is not None
         if stream.link.nursery is None or not stream.link.is_welcomed:
@@ -417,9 +451,9 @@ class Agent:
         if len(stream.link.session.streams) > MAX_STREAMS + 100:  # probes come on top
             stream.reset("overloaded", "the agent has more open requests than it said it would take")
             return
-        if self._workers is None:
-            self._workers = Workers(stream.link.nursery, self._serve_stream)
-        self._workers.submit(stream)
+        if attempt.workers is None:
+            attempt.workers = Workers(stream.link.nursery, self._serve_stream)
+        attempt.workers.submit(stream)
 
     async def _serve_stream(self, stream: Stream, scope: trio.CancelScope) -> None:
         assert self._forwarder is not None

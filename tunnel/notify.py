@@ -33,6 +33,10 @@ class Notifier:
         """`ready` ends it."""
         self._tell("RELOADING=1", f"MONOTONIC_USEC={monotonic_ns() // 1000}")
 
+    def main_pid(self, pid: int) -> None:
+        """From now on another process is the service."""
+        self._tell(f"MAINPID={pid}")
+
     def stopping(self) -> None:
         self._tell("STOPPING=1", "STATUS=draining")
 

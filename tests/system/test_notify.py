@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -75,6 +76,19 @@ def test_a_core_says_how_it_is(systemd: Systemd, start_core: Callable[..., Runni
     core.terminate()
     assert systemd.hear_until("STOPPING") == ["STOPPING"]
     assert core.wait() == 0
+
+
+def test_a_successor_becomes_the_service(systemd: Systemd, start_core: Callable[..., RunningCore]) -> None:
+    core = start_core(environment=systemd.environment)
+    assert systemd.hear_until("READY") == ["READY"]
+    core.process.send_signal(signal.SIGUSR2)
+    pid = int(core.wait_for("upgrade: successor started")["pid"])
+    said = [systemd.hear(), systemd.hear()]  # in either order
+    assert {"MAINPID": str(pid)} in said
+    assert {"READY": "1", "STATUS": "serving"} in said
+    assert core.process.wait(20) == 0
+    os.kill(pid, signal.SIGTERM)
+    assert systemd.hear_until("STOPPING") == ["STOPPING"]
 
 
 def test_an_agent_is_ready_before_its_core(

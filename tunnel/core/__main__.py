@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when drained, 2 when the configuration is wrong; a command has its own."""
+    """Exit code 0 when drained, 1 when an upgrade broke off, 2 for a wrong configuration; a command has its own."""
     try:
         flags, words = split_command(sys.argv[1:] if argv is None else argv)
         settings = load_core(flags, os.environ)
@@ -50,14 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, StoreError) as exc:
         log.error("can't start", error=str(exc))
         return 2
-    return 0
+    return 1 if core.is_orphan else 0
 
 
 async def _serve(core: Core) -> None:
-    """The first SIGTERM or SIGINT drains; the second ends all now. SIGHUP: the certificates are read again."""
+    """The first SIGTERM or SIGINT drains; the second ends all now. SIGHUP: the certificates are read again. SIGUSR2: a
+    new process takes over."""
     import trio
 
+    from tunnel.core.upgrade import UpgradeError
     from tunnel.link.tasks import open_pair
+    from tunnel.log import get_logger
     from tunnel.notify import Notifier
 
     systemd = Notifier(os.environ)
@@ -67,19 +70,30 @@ async def _serve(core: Core) -> None:
         await core.reload()
         systemd.ready("serving")
 
+    async def upgrade() -> None:
+        try:
+            systemd.main_pid(await core.upgrade())
+        except UpgradeError as exc:
+            log.error("upgrade failed, this core goes on", error=str(exc))
+
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
         await core.run(task_status=task_status)
         nursery.cancel_scope.cancel()
 
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
+    log = get_logger("tunnel.core")
     async with open_pair() as nursery:
 
         async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            with trio.open_signal_receiver(*known) as signals:
                 task_status.started()
                 draining = False
                 async for number in signals:
                     if number == signal.SIGHUP:
                         nursery.start_soon(reload)
+                        continue
+                    if number == signal.SIGUSR2:
+                        nursery.start_soon(upgrade)
                         continue
                     if draining:
                         nursery.cancel_scope.cancel()

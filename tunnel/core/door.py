@@ -44,11 +44,17 @@ class Door:
         """Take visitors from a listener until cancelled; their connections are tasks of `nursery`."""
         await accept_each(listener, self._serve, nursery, _report)
 
-    def close_idle(self) -> None:
-        """Close connections that wait for another request: they have nothing to lose."""
+    def close_idle(self, keep: float = 0.0) -> bool:
+        """Close connections that have waited for another request for `keep` seconds; says whether others still wait."""
+        waiting = False
+        began = monotonic() - keep
         for visitor in list(self.visitors):
             if visitor.phase == IDLE:
-                visitor.socket.close()
+                if keep and visitor.deadline - self._keepalive_timeout > began:
+                    waiting = True
+                else:
+                    visitor.socket.close()
+        return waiting
 
     def cut_off(self) -> None:
         """The drain's deadline: requests that wait for their service are answered, before their links end."""
@@ -89,8 +95,6 @@ class Door:
         while True:
             if not visitor.buffer:
                 visitor.begin(IDLE, self._keepalive_timeout)
-                if exchanger.is_draining:
-                    return
                 visitor.buffer = await visitor.socket.recv()
                 if not visitor.buffer:
                     return

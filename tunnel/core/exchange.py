@@ -200,7 +200,7 @@ class Exchanger:
             self.bytes_out += request.bytes_out
             if self.on_finished is not None:
                 self.on_finished(request)
-        return request.keep_alive and not self.is_draining
+        return request.keep_alive
 
     def finished(self) -> None:
         """One of the `active` has ended."""

@@ -1,15 +1,17 @@
 """The core: its parts, the order in which they start, and how they end.
 
 Nurseries, from outside in: `background` (sweeper, watcher, pages), `handlers` (agents' and visitors' connections),
-`accepting` (the listeners). A drain cancels the inner one at once and puts a deadline on the middle one.
+`accepting` (the listeners). A drain cancels the inner one at once and puts a deadline on the middle one. So does an
+upgrade (tunnel/core/upgrade.py), after a successor has started with the same sockets and got the agents.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,21 @@ from tunnel.core.exchange import Exchanger
 from tunnel.core.first import FirstToken, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
+from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, inherit
 from tunnel.core.probing import Prober
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
 from tunnel.core.status import status_page
 from tunnel.core.store import Store, StoreError
 from tunnel.core.tcp import Ports
+from tunnel.core.upgrade import KEEP_SECONDS, MOVE_SECONDS, Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError
 from tunnel.handler import CoreStatistics, Layer, LinkStatistics, Page, RequestVisit
 from tunnel.http.pages import serve_pages
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
-from tunnel.net import address_text, listen
+from tunnel.net import address_text
 from tunnel.plugins import Program
 
 log = get_logger("tunnel.core")
@@ -65,10 +69,16 @@ class Core:
         self.dashboard_address: Address | None = None
         self.token_file: Path | None = None
         self.fingerprint = ""
+        self.is_orphan = False  # the successor of an upgrade has died after it had taken the agents' port
         self.on_request: Callable[[RequestVisit], None] | None = None
         self.registry = Registry(settings.base_domain, settings.name_hold)
         self.reports = Reports()
         self._draining = trio.Event()
+        self._inherited = inherit(os.environ)
+        self._listeners: dict[str, list[socket.socket]] = {}  # by the names of tunnel.core.inherited
+        self._until_upgrade: list[trio.CancelScope] = []  # around what a successor does in our place
+        self._ports: Ports | None = None
+        self._successor: Successor | None = None
         self._listening = False
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
         self._certificates: list[Certificates] = []
@@ -143,7 +153,34 @@ class Core:
 
     def drain(self) -> None:
         """Begin to shut down: `/readyz` says so at once; `run` returns when all accepted requests are answered."""
+        if self._successor is not None and not self._draining.is_set():
+            self._successor.end()  # it was not to follow us, but to stop with us
+            self._successor = None
         self._draining.set()
+
+    async def upgrade(self) -> int:
+        """Let a new process take over, as tunnel/core/upgrade.py says, and begin to shut down. Returns its process id.
+
+        Raises UpgradeError; then this core goes on.
+        """
+        if self._successor is not None or self._draining.is_set() or self._gate is None or self._ports is None:
+            raise UpgradeError("this core is starting, shutting down, or has a successor already")
+        successor = self._successor = Successor({**self._listeners, **self._ports.sockets()})
+        log.info("upgrade: successor started", pid=successor.pid)
+        try:
+            await successor.wait_ready()
+        except BaseException:
+            self._successor = None
+            raise
+        for scope in self._until_upgrade:
+            scope.cancel()
+        names = self.registry.names_in_use()
+        self._gate.send_away("the core is being upgraded")
+        self.is_orphan = not await successor.wait_moved(names)
+        if self.is_orphan:
+            log.error("upgrade broke off, this core ends too", error="the successor ended after it had taken the ports")
+        self._draining.set()
+        return successor.pid
 
     async def reload(self) -> None:
         """Read the certificates again; links and visitors that are there keep theirs."""
@@ -200,8 +237,10 @@ class Core:
         if settings.invite_dir:
             leave_invitation(Path(settings.invite_dir), self.data_dir / "default.token", self.fingerprint)
         public_host, public_port = parse_address(settings.public_addr)
-        public = listen(public_host, public_port, "-public-addr")
-        agents = listen(*parse_address(settings.agent_addr), "-agent-addr")
+        inherited = self._inherited
+        public = inherited.listen(PUBLIC, (public_host, public_port), "-public-addr")
+        agents = inherited.listen(AGENTS, parse_address(settings.agent_addr), "-agent-addr")
+        self._listeners.update({PUBLIC: public, AGENTS: agents})
         self.public_address, self.agent_address = public[0].getsockname()[:2], agents[0].getsockname()[:2]
         exchanger = self._exchanger = Exchanger(
             self.registry,
@@ -231,7 +270,7 @@ class Core:
             listeners=self._check_listeners, store=accounts.is_ready, draining=self._check_draining
         )
         async with open_pair() as handlers:
-            ports = Ports(
+            ports = self._ports = Ports(
                 public_host,
                 parse_ports(settings.tcp_ports),
                 self.registry,
@@ -239,6 +278,7 @@ class Core:
                 layers,
                 handlers,
                 settings.request_timeout,
+                inherited,
             )
             gate = self._gate = Gate(
                 self.registry,
@@ -258,30 +298,57 @@ class Core:
             await background.start(accounts.run, gate.recheck)
             self._start_pages(background)
             async with open_pair() as accepting:
+                for listener in agents:
+                    accepting.start_soon(self._take_agents, gate, listener, handlers)
+                if inherited.channel is not None:
+                    await self._follow(Predecessor(inherited.channel))
                 for listener in public:
                     accepting.start_soon(door.accept, listener, handlers)
-                for listener in agents:
-                    accepting.start_soon(gate.accept, listener, handlers)
                 self._listening = True
                 self._announce(first)
                 task_status.started()
                 await self._draining.wait()
-                log.info("draining", delay=f"{settings.drain_delay:g}s", timeout=f"{settings.drain_timeout:g}s")
-                await trio.sleep(settings.drain_delay)
+                delay = settings.drain_delay if self._successor is None else 0.0
+                log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s")
+                await trio.sleep(delay)
                 self._listening = False
                 ports.close_all()
                 accepting.cancel_scope.cancel()
+            if self._successor is not None:
+                await self._successor.go()
             await self._finish(exchanger, door, gate)
             handlers.cancel_scope.cancel()
         log.info("stopped")
 
+    async def _take_agents(self, gate: Gate, listener: socket.socket, handlers: trio.Nursery) -> None:
+        with trio.CancelScope() as scope:
+            self._until_upgrade.append(scope)
+            await gate.accept(listener, handlers)
+
+    async def _follow(self, predecessor: Predecessor) -> None:
+        """Wait for the agents of the core before us, and for its word that visitors are ours."""
+        names = set(await predecessor.ready())
+        with trio.move_on_after(MOVE_SECONDS) as scope:
+            while True:
+                missing = names - self.registry.names_in_use().keys()
+                if not missing:
+                    break
+                await trio.sleep(DRAIN_POLL)
+        if scope.cancelled_caught:
+            log.warning("upgrade: not all agents came", missing=len(missing), names=sorted(missing)[:10])
+        await predecessor.moved()
+
     async def _finish(self, exchanger: Exchanger, door: Door, gate: Gate) -> None:
         """Let every accepted request finish, within the deadline."""
         exchanger.is_draining = True
-        gate.send_away("the core is shutting down")
+        if self._successor is None:
+            gate.send_away("the core is shutting down")
+        keep = 0.0 if self._successor is None else KEEP_SECONDS
         with trio.move_on_after(self.settings.drain_timeout) as scope:
-            while exchanger.active:
-                door.close_idle()
+            while True:
+                waiting = door.close_idle(keep)
+                if not waiting and not exchanger.active:
+                    break
                 await trio.sleep(DRAIN_POLL)
         if scope.cancelled_caught:
             log.warning("drain deadline reached", requests=exchanger.active)
@@ -303,14 +370,30 @@ class Core:
     # Pages ----------------------------------------------------------------------------------------------------
 
     def _start_pages(self, nursery: trio.Nursery) -> None:
-        if self.settings.metrics_addr:
-            self.metrics_address = _serve_on(nursery, self.settings.metrics_addr, "-metrics-addr", self._program.pages)
-        if self.settings.dashboard_addr:
+        settings = self.settings
+        if settings.metrics_addr:
+            pages = self._program.pages
+            self.metrics_address = self._serve_on(nursery, METRICS, settings.metrics_addr, "-metrics-addr", pages)
+        if settings.dashboard_addr:
             pages = {path: page for path, page in self._program.pages.items() if not path.startswith("/metrics")}
             page = status_page(self)
-            self.dashboard_address = _serve_on(
-                nursery, self.settings.dashboard_addr, "-dashboard-addr", {**pages, "/": page, "/status": page}
+            pages |= {"/": page, "/status": page}
+            self.dashboard_address = self._serve_on(
+                nursery, DASHBOARD, settings.dashboard_addr, "-dashboard-addr", pages
             )
+
+    def _serve_on(self, nursery: trio.Nursery, name: str, where: str, what: str, pages: dict[str, Page]) -> Address:
+        sockets = self._listeners[name] = self._inherited.listen(name, parse_address(where), what)
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+        address: Address = sockets[0].getsockname()[:2]
+
+        async def serve() -> None:
+            with trio.CancelScope() as scope:
+                self._until_upgrade.append(scope)
+                await serve_pages(listeners, pages, bound=address[0])
+
+        nursery.start_soon(serve)
+        return address
 
     def _announce(self, first: FirstToken | None) -> None:
         def url(address: Address | None, path: str = "") -> str:
@@ -343,11 +426,3 @@ class Core:
 
     def readiness(self) -> dict[str, dict[str, Any]]:
         return {name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()}
-
-
-def _serve_on(nursery: trio.Nursery, where: str, what: str, pages: dict[str, Page]) -> Address:
-    sockets = listen(*parse_address(where), what)
-    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
-    address: Address = sockets[0].getsockname()[:2]
-    nursery.start_soon(partial(serve_pages, listeners, pages, bound=address[0]))
-    return address

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from tunnel.core.exchange import Exchanger
+from tunnel.core.inherited import Inherited, tcp_name
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.visitor import RAW, Visitor
 from tunnel.errors import OUTCOMES, ConfigError, Failure, Refused
@@ -52,6 +53,7 @@ class Ports:
         layers: Sequence[Layer],
         nursery: trio.Nursery,
         request_timeout: float,
+        inherited: Inherited,
     ) -> None:
         self._host = host
         self._ports = ports
@@ -60,7 +62,9 @@ class Ports:
         self._nursery = nursery
         self._timeout = request_timeout
         self._handle = wrap(self._stream, layers)
+        self._inherited = inherited
         self._open: dict[str, trio.CancelScope] = {}
+        self._sockets: dict[str, list[stdlib_socket.socket]] = {}  # of the open ones, by what a successor calls them
         self._last: dict[tuple[str, str], int] = {}
 
     def open(self, tunnel: Tunnel) -> None:
@@ -69,7 +73,9 @@ class Ports:
             return
         if not self._ports:
             raise Refused("no_port", "this core gives no ports to TCP tunnels (its operator sets -tcp-ports)")
-        sockets = self._listen(self._last.get((tunnel.account_id, tunnel.name), 0))
+        name = tcp_name(tunnel.account_id, tunnel.name)
+        sockets = self._inherited.take(name) or self._listen(self._last.get((tunnel.account_id, tunnel.name), 0))
+        self._sockets[name] = sockets
         tunnel.port = sockets[0].getsockname()[1]
         self._last[tunnel.account_id, tunnel.name] = tunnel.port
         scope = self._open[tunnel.name] = trio.CancelScope()
@@ -80,13 +86,19 @@ class Ports:
     def close(self, tunnel: Tunnel) -> None:
         """Stop listening; open connections have ended with the link."""
         scope = self._open.pop(tunnel.name, None)
+        self._sockets.pop(tcp_name(tunnel.account_id, tunnel.name), None)
         if scope is not None:
             scope.cancel()
+
+    def sockets(self) -> dict[str, list[stdlib_socket.socket]]:
+        """Those that listen now."""
+        return dict(self._sockets)
 
     def close_all(self) -> None:
         for scope in self._open.values():
             scope.cancel()
         self._open.clear()
+        self._sockets.clear()
 
     def _listen(self, last: int) -> list[stdlib_socket.socket]:
         candidates = list(self._ports)

@@ -318,6 +318,7 @@ class Core:
                 await self._successor.go()
             await self._finish(exchanger, door, gate)
             handlers.cancel_scope.cancel()
+        self._program.settle()  # so that this is the log's last line
         log.info("stopped")
 
     async def _take_agents(self, gate: Gate, listener: socket.socket, handlers: trio.Nursery) -> None:

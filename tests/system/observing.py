@@ -116,7 +116,10 @@ def check_nesting(spans: list[Span], slack: float = 0) -> None:
 
 
 class Prometheus:
-    """Debian's Prometheus with data of its own, scraping `targets`: job → (address, path)."""
+    """Debian's Prometheus with data of its own, scraping `targets`: job → (address, path).
+
+    config: a whole configuration, instead of one made from the rest.
+    """
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Prometheus:
         targets: dict[str, tuple[Address, str]],
         interval: str = "250ms",
         rule_files: Sequence[Path] = (),
+        config: Path | None = None,
     ) -> None:
         program = shutil.which("prometheus")
         if program is None:
@@ -133,13 +137,15 @@ class Prometheus:
             for job, (where, path) in targets.items()
         ]
         scrape = {"scrape_interval": interval, "scrape_timeout": interval}
-        config = directory / "prometheus.yml"
-        rules = [str(file) for file in rule_files]
-        config.write_text(json.dumps({"global": scrape, "scrape_configs": jobs, "rule_files": rules}))  # JSON is YAML
+        if config is None:
+            config = directory / "prometheus.yml"
+            rules = [str(file) for file in rule_files]
+            whole = {"global": scrape, "scrape_configs": jobs, "rule_files": rules}
+            config.write_text(json.dumps(whole))  # JSON is YAML
         self._targets = targets
         self._command = [
             program, f"--config.file={config}", f"--storage.tsdb.path={directory / 'prometheus'}",
-            "--enable-feature=exemplar-storage", "--log.level=warn",
+            "--enable-feature=exemplar-storage", "--log.level=warn", "--rules.alert.resend-delay=1s",
         ]  # fmt: skip
         self._log_file = directory / "prometheus.log"
         self._log = self._log_file.open("wb")

@@ -1,13 +1,17 @@
 """What the runbooks tell an operator to ask, asked: every PromQL query runs in a real Prometheus with our rules that
-scrapes a core and an agent, every metric it names is there, and every `curl … | jq` finds its part of the real page."""
+scrapes a core and an agent, every metric it names is there, and every `curl … | jq` finds its part of the real page.
+And an alert that goes out leads to its page."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import threading
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,56 @@ def pick(path: str, page: Any) -> list[Any]:
 
 def has_series(prometheus: Prometheus, name: str) -> bool:
     return bool(prometheus.query(f'count({{__name__="{name}"}})'))
+
+
+class Sink(ThreadingHTTPServer):
+    """What Prometheus takes for Alertmanager: keeps the alerts that it is told of."""
+
+    def __init__(self) -> None:
+        self.alerts: list[dict[str, dict[str, str]]] = []
+        super().__init__(("127.0.0.1", 0), _Request)
+
+
+class _Request(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        sink = self.server
+        assert isinstance(sink, Sink)
+        sink.alerts += json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_alerts_go_out_with_the_address_and_without_its_label(tmp_path: Path, ending: ExitStack) -> None:
+    """The shipped configuration in a real Prometheus; only times and targets are other ones."""
+    copy, base = tmp_path / "shipped", "https://git.example.com/x"
+    shutil.copytree(ROOT / "deploy" / "prometheus", copy)
+    config = copy / "prometheus.yml"
+    config.write_text(
+        config.read_text()
+        .replace("environment: prod\n", f"environment: prod\n    runbooks: {base}\n")
+        .replace("evaluation_interval: 15s", "evaluation_interval: 1s")
+    )
+    for rules in (copy / "rules").iterdir():
+        rules.write_text(re.sub(r"for: \w+", "for: 0s", re.sub(r"interval: \w+", "interval: 1s", rules.read_text())))
+    for targets in (copy / "targets").iterdir():
+        targets.write_text("[]")
+    sink = Sink()
+    threading.Thread(target=sink.serve_forever, daemon=True).start()
+    ending.callback(sink.server_close)
+    ending.callback(sink.shutdown)
+    (copy / "targets" / "alertmanager.yml").write_text(json.dumps([{"targets": [f"127.0.0.1:{sink.server_port}"]}]))
+    ending.enter_context(Prometheus(tmp_path, {}, config=config))
+    poll(
+        lambda: {"TunnelCoreAbsent", "AgentMetricsAbsent"} <= {one["labels"]["alertname"] for one in sink.alerts},
+        "the alerts come", 20, 0.1,
+    )  # fmt: skip
+    for alert in sink.alerts:
+        assert alert["annotations"]["runbook_url"] == f"{base}/{alert['labels']['alertname']}.md"
+        assert "runbooks" not in alert["labels"]
+        assert alert["labels"]["cluster"] == "tunnel-production"
 
 
 def test_queries_and_pages(

@@ -37,6 +37,14 @@ from tunnel.handler import (
 #: outcomes of requests that failed past the core: tunnel_upstream_errors_total{reason}
 UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
 QUOTA_TYPES = ("connection", "bandwidth", "requests")
+#: limits that refusals are counted by; tunnel.errors.LIMITS
+LIMITS = (
+    "header_bytes", "header_count", "target_length", "body_bytes",
+    "head_time", "idle_time", "body_idle_time", "first_byte_time",
+    "connection_requests", "connections", "connections_per_address",
+    "link_streams", "stream_buffer", "link_buffer", "buffer",
+    "attaching", "attaching_bytes", "attaching_time", "handshakes", "failed_logins",
+)  # fmt: skip
 LISTENERS = ("agent", "public")  #: that may have TLS
 CODES = (200, 404, 429, 499, 500, 502, 503, 504)  #: status codes with a series from start-up
 MAX_CONNECTING = 100  #: series of links that have not authenticated yet: strangers must not make series at will
@@ -58,6 +66,9 @@ FAMILIES = families(
     Family("tunnel_request_size_bytes", "histogram", "Body bytes of requests."),
     Family("tunnel_response_size_bytes", "histogram", "Body bytes of answers."),
     Family("tunnel_quota_exceeded_total", "counter", "Refusals because a quota was used up.", ("type",)),
+    Family("tunnel_limit_refusals_total", "counter", "What was refused or ended at a limit.", ("limit",)),
+    Family("tunnel_protocol_errors_total", "counter", "Agent connections that broke the link protocol."),
+    Family("tunnel_held_bytes", "gauge", "Unread bodies and what waits to be sent, on all links."),
     Family("tunnel_quota_usage", "gauge", "Quota used in the current period.", ("account_id", "type")),
     Family("tunnel_quota_limit", "gauge", "Quota limit in force; +Inf for none.", ("account_id", "type")),
     Family("tunnel_bytes_total", "counter", "Body bytes carried for visitors.", ("direction",)),
@@ -240,6 +251,10 @@ class CoreMetrics:
         one = FAMILIES
         exceeded = statistics.quota_exceeded
         yield one["tunnel_quota_exceeded_total"].metric(*(((type,), exceeded.get(type, 0)) for type in QUOTA_TYPES))
+        refusals = statistics.limit_refusals
+        yield one["tunnel_limit_refusals_total"].metric(*(((limit,), refusals.get(limit, 0)) for limit in LIMITS))
+        yield one["tunnel_protocol_errors_total"].metric(((), statistics.protocol_errors))
+        yield one["tunnel_held_bytes"].metric(((), statistics.held_bytes))
         linked = {link.account_id for link in statistics.links}
         quotas = {
             (label_value(quota.account_id), quota.type): quota

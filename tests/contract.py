@@ -35,6 +35,9 @@ tunnel_time_to_first_byte_seconds | histogram | | {SECONDS}
 tunnel_request_size_bytes | histogram | | {BYTES}
 tunnel_response_size_bytes | histogram | | {BYTES}
 tunnel_quota_exceeded_total | counter | type
+tunnel_limit_refusals_total | counter | limit
+tunnel_protocol_errors_total | counter |
+tunnel_held_bytes | gauge |
 tunnel_quota_usage | gauge | account_id type
 tunnel_quota_limit | gauge | account_id type
 tunnel_bytes_total | counter | direction

@@ -17,7 +17,7 @@ from tunnel import __version__
 from tunnel.config import load_agent, load_core
 from tunnel.config.options import program
 from tunnel.core.phrases import parse_commands
-from tunnel.errors import OUTCOMES
+from tunnel.errors import LIMITS, OUTCOMES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -147,3 +147,27 @@ def test_the_licence_is_the_one_that_is_declared() -> None:
     assert "Apache License" in text
     assert "Version 2.0" in text
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] == {"text": "Apache-2.0"}
+
+
+def _tests_in(path: Path) -> set[str]:
+    return set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)) if path.exists() else set()
+
+
+def test_each_threat_names_tests_that_exist() -> None:
+    table = re.search(r"<!-- threats.*?-->\n(.*?)<!-- /threats -->", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
+    assert table is not None
+    rows = table[1].strip().splitlines()[2:]
+    assert len(rows) >= 14
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.split("|")[3])
+        assert named, row
+        for path, test in named:
+            assert test in _tests_in(ROOT / path), (path, test)
+
+
+def test_the_page_of_limits_has_them_all() -> None:
+    text = (ROOT / "docs" / "LIMITS.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert set(told) == set(LIMITS)
+    flags = set(re.findall(r"`-([a-z-]+)`", text))
+    assert {flag.replace("-", "_") for flag in flags} <= set(program("core").by_flag)

@@ -18,7 +18,14 @@ class ConfigError(TunnelError):
 
 
 class WireError(TunnelError):
-    """The other end broke the link protocol (tunnel/SPEC.md). The link ends."""
+    """The other end broke the link protocol (tunnel/SPEC.md). The link ends.
+
+    limit: the word of LIMITS that it went beyond, if that is what it did.
+    """
+
+    def __init__(self, text: str, limit: str = "") -> None:
+        super().__init__(text)
+        self.limit = limit
 
 
 class LocalWireError(TunnelError):
@@ -26,11 +33,15 @@ class LocalWireError(TunnelError):
 
 
 class Refused(TunnelError):
-    """The core does not take this agent. reason: a word of REFUSALS; `final` says that trying again is useless."""
+    """The core does not take this agent. reason: a word of REFUSALS; `final` says that trying again is useless.
 
-    def __init__(self, reason: str, text: str) -> None:
+    retry_after: seconds that the core asks for before the next attempt.
+    """
+
+    def __init__(self, reason: str, text: str, retry_after: float = 0) -> None:
         super().__init__(text)
         self.reason = reason
+        self.retry_after = retry_after
 
     @property
     def final(self) -> bool:
@@ -40,15 +51,28 @@ class Refused(TunnelError):
 class Failure(TunnelError):
     """A request or stream ends with this outcome. The text is the particular cause, one line, safe to show.
 
-    status: of the answer, where it differs from the table's.
+    status: of the answer, where it differs from the table's. limit: the word of LIMITS that was reached, where the
+    outcome alone does not say it.
     """
 
-    def __init__(self, outcome: str, text: str = "", retry_after: float = 0, status: int = 0) -> None:
+    def __init__(self, outcome: str, text: str = "", retry_after: float = 0, status: int = 0, limit: str = "") -> None:
         super().__init__(text or OUTCOMES[outcome].title)
         self.outcome = outcome
         self.text = text
         self.retry_after = retry_after
         self.status = status
+        self.limit = limit or _LIMITS_BY_OUTCOME.get(outcome, "")
+
+
+#: what tunnel_limit_refusals_total counts by; docs/LIMITS.md says what each is
+LIMITS = (
+    "header_bytes", "header_count", "target_length", "body_bytes",  # of a request
+    "head_time", "idle_time", "body_idle_time", "first_byte_time",  # of a visitor's connection and its local service
+    "connection_requests", "connections", "connections_per_address",  # of visitors' connections
+    "link_streams", "stream_buffer", "link_buffer", "buffer",  # of links
+    "attaching", "attaching_bytes", "attaching_time", "handshakes", "failed_logins",  # of connections on their way in
+)  # fmt: skip
+_LIMITS_BY_OUTCOME = {"head_too_large": "header_bytes", "uri_too_long": "target_length", "body_too_large": "body_bytes"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,6 +407,9 @@ class CoreStatistics:
     quota_exceeded: dict[str, int]  # by type, since start
     logs_dropped: int = 0
     certificate_expiry: dict[str, float] = field(default_factory=dict)  # by listener: the first one's, since 1970
+    limit_refusals: dict[str, int] = field(default_factory=dict)  # by limit, since start
+    protocol_errors: int = 0  # links and would-be links that broke the protocol
+    held_bytes: int = 0  # unread bodies and what waits to be sent, on all links
 
 
 @dataclass(slots=True)

@@ -22,6 +22,8 @@ import trio
 from tunnel.errors import ConfigError
 
 RECV_SIZE = 64 * 1024
+EAGER = 256 * 1024  #: bytes that may come to a task without a wait before it lets others run
+_EAGER_EACH = 4096  #: what a read counts at least: work goes with reads too
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -34,16 +36,18 @@ HERE, HALF_CLOSED, GONE = "here", "half closed", "gone"
 class Socket(trio.abc.HalfCloseableStream):
     """A connected TCP socket, plain or TLS.
 
-    `recv` and `send` are the fast way: no checkpoint when the kernel has an answer at once. `receive_some` and
-    `send_all` keep Trio's whole contract. One task may receive while another sends.
+    `recv` and `send` are the fast way: no checkpoint when the kernel has an answer at once, but `recv` lets others run
+    after EAGER bytes, so that a peer who always has more to say starves nobody. `receive_some` and `send_all` keep
+    Trio's whole contract. One task may receive while another sends.
     Raises trio.BrokenResourceError when the connection failed, trio.ClosedResourceError when we closed it.
     """
 
-    __slots__ = ("_ended", "_receiving", "_sending", "is_closed", "sock")
+    __slots__ = ("_eager", "_ended", "_receiving", "_sending", "is_closed", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.is_closed = False
+        self._eager = 0
         self._receiving = False
         self._sending = False
         self._ended = False  # our direction
@@ -61,13 +65,19 @@ class Socket(trio.abc.HalfCloseableStream):
 
     async def recv(self, size: int = RECV_SIZE) -> bytes:
         """The next bytes; b"" at the end."""
+        if self._eager > EAGER:
+            self._eager = 0
+            await trio.lowlevel.checkpoint()
         while True:
             try:
-                return self.sock.recv(size)
+                data = self.sock.recv(size)
+                self._eager += len(data) + _EAGER_EACH
+                return data
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self.sock)
             except (BlockingIOError, ssl.SSLWantReadError):
                 await trio.lowlevel.wait_readable(self.sock)
+                self._eager = 0
             except OSError as exc:
                 raise self._failed(exc) from exc
 

@@ -75,3 +75,12 @@ def test_no_history_leads_out_of_the_bounds(history: list[tuple[str, float]]) ->
             assert 0 <= backoff.after_load_refusal() <= LOAD_CAP
         else:
             assert 0 <= backoff.after_link(lasted, go_away=what == "away") <= NETWORK_CAP
+
+
+def test_what_the_core_asks_for_comes_first() -> None:
+    backoff = Backoff(lambda low, high: high)
+    assert backoff.after_load_refusal(5) == 5.2
+    assert backoff.after_network_error(3) == 3.4
+    for nonsense in (-1.0, float("nan"), 0.0):
+        assert Backoff(lambda low, high: high).after_load_refusal(nonsense) == 0.2
+    assert Backoff(lambda low, high: 0.0).after_load_refusal(1e9) == 300

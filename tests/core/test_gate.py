@@ -11,6 +11,7 @@ from linking import socket_pair
 
 from tunnel.core.database import StoreError
 from tunnel.core.gate import MAX_TUNNELS, Gate
+from tunnel.core.limits import no_refusals
 from tunnel.core.quotas import Account, Limits
 from tunnel.core.registry import Registry
 from tunnel.core.reports import Reports
@@ -59,8 +60,11 @@ class Accounts:
 class Rig:
     """connects, links: visits that ended."""
 
-    def __init__(self, nursery: trio.Nursery, max_connections: int) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, max_connections: int, max_attaching: int = 1000, max_handshakes: float = 0
+    ) -> None:
         self.nursery = nursery
+        self.refusals = no_refusals()
         self.accounts = Accounts()
         self.connects: list[ConnectVisit] = []
         self.links: list[LinkVisit] = []
@@ -71,6 +75,7 @@ class Rig:
             self.registry, cast(Any, self.accounts), cast(Any, None), self.reports, Sweeper(lambda exc: None),
             [self._layer], lambda tunnel: f"http://{tunnel.name}.example.com", tls=None,
             max_connections=max_connections, max_streams=100, auth_timeout=5.0, heartbeat=5.0, heartbeat_timeout=15.0,
+            refusals=self.refusals, max_attaching=max_attaching, max_handshakes=max_handshakes,
         )  # fmt: skip
 
     def _layer(self, handler: Handler) -> Handler:
@@ -121,9 +126,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(max_connections: int = 100) -> AsyncIterator[Rig]:
+async def rig(max_connections: int = 100, max_attaching: int = 1000, max_handshakes: float = 0) -> AsyncIterator[Rig]:
     async with trio.open_nursery() as nursery:
-        made = Rig(nursery, max_connections)
+        made = Rig(nursery, max_connections, max_attaching, max_handshakes)
         try:
             yield made
         finally:

@@ -183,6 +183,10 @@ class Line:
         self.other.end(f"closed by the other end (1000 {reason})")
         await trio.lowlevel.checkpoint()
 
+    async def break_off(self, reason: str) -> None:
+        self.other.end(f"closed by the other end (1002 {reason})")
+        await trio.lowlevel.checkpoint()
+
     def end(self, reason: str) -> None:
         self._reason = reason
         self._ended.set()

@@ -58,7 +58,7 @@ def _cut(client: bool, pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     tap.on_message = found.append
     rest = b""
     for piece in pieces:
-        rest += tap._cut(tap._buffer + piece)
+        rest += tap._add(piece)
     return found, rest
 
 
@@ -196,7 +196,7 @@ async def test_what_is_wrong_is_closed_with_a_code_and_nothing_behind_it_is_hear
             nursery.start_soon(send)
             await ends.until(lambda: ends.core_end)
             nursery.cancel_scope.cancel()
-        assert ends.core_end.startswith(f"closed by the other end ({code}")
+        assert ends.core_end.startswith(f"WireError: its WebSocket frames are wrong ({code}")
         assert ends.to_core == []
 
 

@@ -11,7 +11,8 @@ import trio
 from fakehost import FakeHost
 from prometheus_client.core import Metric
 
-from observability.core_metrics import MAX_CONNECTING, MAX_OPERATIONS, UPSTREAM, CoreMetrics
+from observability.core_metrics import LIMITS, MAX_CONNECTING, MAX_OPERATIONS, UPSTREAM, CoreMetrics
+from tunnel.errors import LIMITS as TABLE_LIMITS
 from tunnel.errors import OUTCOMES, REFUSALS
 from tunnel.errors import UPSTREAM as TABLE_UPSTREAM
 from tunnel.handler import ConnectVisit, LinkVisit, QueryVisit, RequestVisit, StreamVisit, Visit
@@ -57,6 +58,7 @@ def handle(metrics: CoreMetrics) -> Callable[[Visit], Awaitable[None]]:
 
 def test_upstream_is_the_outcome_tables() -> None:
     assert UPSTREAM == TABLE_UPSTREAM
+    assert LIMITS == TABLE_LIMITS
 
 
 def test_closed_label_sets_exist_at_zero(metrics: CoreMetrics) -> None:
@@ -71,6 +73,8 @@ def test_closed_label_sets_exist_at_zero(metrics: CoreMetrics) -> None:
         assert numbers["tunnel_upstream_errors_total", reason] == 0
     for type in ("connection", "bandwidth", "requests"):
         assert numbers["tunnel_quota_exceeded_total", type] == 0
+    for limit in TABLE_LIMITS:
+        assert numbers["tunnel_limit_refusals_total", limit] == 0
     for direction in ("in", "out"):
         assert numbers["tunnel_bytes_total", direction] == 0
 
@@ -284,6 +288,8 @@ def test_statistics_are_read_at_the_scrape(metrics: CoreMetrics, fake: FakeHost)
     fake.core.bytes_in, fake.core.bytes_out = 3, 4
     fake.core.quota_exceeded["bandwidth"] = 2
     fake.core.logs_dropped = 9
+    fake.core.limit_refusals = {"head_time": 5}
+    fake.core.protocol_errors, fake.core.held_bytes = 6, 7
     fake.round_trips = [0.001, 0.002]
     read(metrics)
     numbers = read(metrics)
@@ -292,6 +298,9 @@ def test_statistics_are_read_at_the_scrape(metrics: CoreMetrics, fake: FakeHost)
     assert numbers["tunnel_quota_exceeded_total", "bandwidth"] == 2
     assert numbers["tunnel_connections_limit",] == 1000
     assert numbers["tunnel_logs_dropped_total",] == 9
+    assert numbers["tunnel_limit_refusals_total", "head_time"] == 5
+    assert numbers["tunnel_protocol_errors_total",] == 6
+    assert numbers["tunnel_held_bytes",] == 7
     assert numbers["tunnel_connection_rtt_seconds_count",] == 2
 
 

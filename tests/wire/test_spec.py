@@ -45,10 +45,10 @@ def test_the_version() -> None:
 
 def test_the_limits() -> None:
     named = {name: int(value) for name, value, _ in rows("Limits")}
-    homes = {"MAX_CONTROL": link, "MAX_PONGS": link}
+    homes = {"MAX_CONTROL": link, "MAX_CONTROL_BYTES": link, "MAX_PONGS": link}
     assert named == {name: getattr(homes.get(name, frames), name) for name in named}
     ours = {name for name in vars(frames) if name.startswith("MAX_") or name.endswith("_WINDOW")}
-    assert named.keys() == ours | {"SMALL_BODY", "MAX_CONTROL", "MAX_PONGS"}
+    assert named.keys() == ours | {"SMALL_BODY", *homes}
 
 
 def test_the_header_and_the_types() -> None:

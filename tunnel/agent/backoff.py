@@ -13,6 +13,7 @@ from collections.abc import Callable
 FIRST = 0.2  # seconds: the bound of the first wait
 NETWORK_CAP = 2.0  # seconds: after network errors
 LOAD_CAP = 30.0  # seconds: after a refusal for load (errors.LOAD_REFUSALS)
+PATIENCE = 300.0  # seconds: the longest wait that a core may ask for
 HELD = 5.0  # seconds that a link has to hold to count as good
 
 
@@ -28,13 +29,16 @@ class Backoff:
         self._held = held
         self._hurried = False
 
-    def after_network_error(self) -> float:
-        """Seconds to wait after a failed dial, or a refusal that is neither final nor for load."""
-        return self._next(NETWORK_CAP)
+    def after_network_error(self, asked: float = 0) -> float:
+        """Seconds to wait after a failed dial, or a refusal that is neither final nor for load.
 
-    def after_load_refusal(self) -> float:
+        asked: the seconds that the core wants; the drawn wait comes on top, so that not all come back at once.
+        """
+        return _sane(asked) + self._next(NETWORK_CAP)
+
+    def after_load_refusal(self, asked: float = 0) -> float:
         """Seconds to wait after a refusal for load."""
-        return self._next(LOAD_CAP)
+        return _sane(asked) + self._next(LOAD_CAP)
 
     def after_link(self, lasted: float, *, go_away: bool = False) -> float:
         """Seconds to wait after a link that was up for `lasted` seconds.
@@ -54,3 +58,7 @@ class Backoff:
         bound = min(cap, FIRST * 2.0 ** min(self.failures, 32))
         self.failures += 1
         return self._uniform(0.0, bound)
+
+
+def _sane(asked: float) -> float:
+    return min(asked, PATIENCE) if asked > 0 else 0.0

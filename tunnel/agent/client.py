@@ -277,7 +277,9 @@ class Agent:
                 raise Stopped(f"the core at {settings.server} refused this agent: {exc}", exc.reason) from None
             log.error("connection refused", server=settings.server, reason=exc.reason, error=str(exc))
             if exc.reason in LOAD_REFUSALS:
-                attempt.settle(self._backoff.after_load_refusal(), failed=True)
+                attempt.settle(self._backoff.after_load_refusal(exc.retry_after), failed=True)
+            else:
+                attempt.settle(self._backoff.after_network_error(exc.retry_after), failed=True)
         except TunnelError as exc:
             log.error("connection failed", server=settings.server, error=str(exc))
         except trio_websocket.HandshakeError as exc:  # from the WebSocket's own reader, which found out first
@@ -361,7 +363,7 @@ class Agent:
             kind, payload = await visit.link.receive_control()
             if kind == frames.REFUSED:
                 refusal = control.decode(RefusedMessage, payload)
-                raise Refused(refusal.reason, refusal.text)
+                raise Refused(refusal.reason, refusal.text, refusal.retry_after)
             if kind != frames.WELCOME:
                 raise WireError(f"the core answered the hello with {frames.NAMES[kind]}")
             welcome = control.decode(Welcome, payload)
@@ -413,7 +415,7 @@ class Agent:
                         attempt.settle(self._backoff.after_link(monotonic() - came_up, go_away=True))
                     elif kind == frames.REFUSED:
                         refusal = control.decode(RefusedMessage, payload)
-                        raise Refused(refusal.reason, refusal.text)
+                        raise Refused(refusal.reason, refusal.text, refusal.retry_after)
         except trio.EndOfChannel:
             visit.outcome, visit.error = "link_lost", "" if attempt.went_away or self._draining else link.end_reason
         finally:

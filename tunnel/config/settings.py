@@ -125,6 +125,27 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     max_body: Annotated[int, Option(v.size(0), LIMITS, "largest request body; 0: no limit")] = 0
     max_head: Annotated[int, Option(v.size(1024), LIMITS, "largest request head")] = 65536
     max_target: Annotated[int, Option(v.size(256), LIMITS, "longest request target (path and query)")] = 16384
+    max_fields: Annotated[int, Option(v.integer(0), LIMITS, "header fields of a request; 0: no limit")] = 200
+    max_requests: Annotated[int, Option(v.integer(0), LIMITS, "requests on one visitor's connection; 0: no limit")] = (
+        100_000
+    )
+    max_visitors: Annotated[int, Option(v.integer(0), LIMITS, "visitors' connections in all; 0: no limit")] = 10_000
+    max_visitors_per_address: Annotated[
+        int, Option(v.integer(0), LIMITS, "visitors' connections from one address (not -trusted-proxies); 0: no limit")
+    ] = 1000
+    max_attaching: Annotated[
+        int, Option(v.integer(1), LIMITS, "agents' connections that have not authenticated yet")
+    ] = 1000
+    max_handshakes: Annotated[
+        int,
+        Option(v.integer(0), LIMITS, "handshakes a second from one address, agents' and visitors' TLS; 0: no limit"),
+    ] = 100
+    max_buffer: Annotated[
+        int, Option(v.size(0), LIMITS, "bytes that all links together hold unread or unsent; 0: no limit")
+    ] = 512 * 1024 * 1024
+    max_link_queue: Annotated[
+        int, Option(v.size(0), LIMITS, "bytes that wait to be sent to one agent before it gets no new requests")
+    ] = 64 * 1024 * 1024
     head_timeout: Annotated[float, Option(v.duration(0.05), LIMITS, "time for a request's head to arrive")] = 10.0
     request_timeout: Annotated[float, Option(v.duration(0.05), LIMITS, "time to the answer's head")] = 30.0
     body_idle_timeout: Annotated[

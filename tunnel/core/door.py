@@ -10,14 +10,21 @@ from typing import Any
 import trio
 
 from tunnel.core.certificates import Certificates
-from tunnel.core.exchange import Exchanger
+from tunnel.core.exchange import Exchanger, make_request_id
+from tunnel.core.limits import Rate, Shares
 from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
+from tunnel.http.answers import answer as make_answer
 from tunnel.link.sweeper import Sweeper
 from tunnel.log import get_logger
 from tunnel.net import Socket, accept_each, with_tls
 
 log = get_logger("tunnel.core")
 
+MAX_REFUSED = 100  #: connections beyond a limit that are told so at a time; others are closed
+REASONS = {
+    "connections": "too many connections are open",
+    "connections_per_address": "too many connections are open from this address",
+}
 LINGER = 1.0  #: seconds to let a visitor read an answer that came before its body was read
 
 
@@ -32,6 +39,9 @@ class Door:
         tls: Certificates | None,
         handshake_timeout: float,
         keepalive_timeout: float,
+        max_visitors: int = 0,
+        max_visitors_per_address: int = 0,
+        max_handshakes: float = 0,
     ) -> None:
         self.visitors: set[Visitor] = set()
         self._exchanger = exchanger
@@ -39,6 +49,10 @@ class Door:
         self._tls = tls
         self._handshake_timeout = handshake_timeout
         self._keepalive_timeout = keepalive_timeout
+        self._refusals = exchanger.refusals
+        self._shares = Shares(max_visitors, max_visitors_per_address)
+        self._rate = Rate(max_handshakes)
+        self._refused = 0  # connections that are being told so
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
         """Take visitors from a listener until cancelled; their connections are tasks of `nursery`."""
@@ -64,6 +78,39 @@ class Door:
                 request.stream.reset("draining", "the server is shutting down and could wait no longer")
 
     async def _serve(self, socket: Socket, address: Any) -> None:
+        host = address[0].removeprefix("::ffff:")
+        is_proxy = self._exchanger.forwarding.is_trusted(host)  # it comes for many
+        limit = self._shares.enter(host, is_proxy)
+        if not limit and self._tls is not None and not is_proxy and not self._rate.take(host):
+            self._shares.leave(host)
+            limit = "handshakes"
+        if limit:
+            await self._turn_away(socket, limit)
+            return
+        try:
+            await self._welcome(socket, host)
+        finally:
+            self._shares.leave(host)
+
+    async def _turn_away(self, socket: Socket, limit: str) -> None:
+        """Say why, if that costs little: not under TLS, and not to many at a time."""
+        self._refusals[limit] += 1
+        if self._tls is None and self._refused < MAX_REFUSED:
+            self._refused += 1
+            _, head, body = make_answer("overloaded", request_id=make_request_id(), detail=REASONS[limit], close=True)
+            try:
+                socket.send_nowait(head + body)
+                socket.shutdown()
+                with trio.move_on_after(LINGER):
+                    while await socket.recv():
+                        pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            finally:
+                self._refused -= 1
+        socket.close()
+
+    async def _welcome(self, socket: Socket, host: str) -> None:
         if self._tls is not None:
             socket = with_tls(socket, self._tls.context, server_side=True)
             with trio.move_on_after(self._handshake_timeout) as scope:
@@ -75,8 +122,7 @@ class Door:
             if scope.cancelled_caught:
                 socket.close()
                 return
-        host = address[0].removeprefix("::ffff:")
-        visitor = Visitor(socket, host, "http" if self._tls is None else "https")
+        visitor = Visitor(socket, host, "http" if self._tls is None else "https", self._refusals)
         self.visitors.add(visitor)
         self._sweeper.add(visitor)
         try:
@@ -98,6 +144,8 @@ class Door:
                 visitor.buffer = await visitor.socket.recv()
                 if not visitor.buffer:
                     return
+            else:
+                await trio.lowlevel.checkpoint()  # pipelined: refusals wait for nothing, and others want to run
             visitor.phase = HEAD
             if not await exchanger.serve(visitor):
                 break

@@ -18,6 +18,7 @@ import trio
 from tunnel.core.database import StoreError
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.hostnames import normalise_host
+from tunnel.core.limits import Counts, no_refusals
 from tunnel.core.quotas import Account
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.visitor import ANSWER, BODY, HEAD, RAW, Visitor
@@ -43,6 +44,7 @@ from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.wire import frames
 from tunnel.wire.frames import NO_BODY, SMALL_BODY, UNKNOWN, Open, Response
+from tunnel.wire.held import Held
 
 if TYPE_CHECKING:
     from tunnel.core.accounts import Accounts
@@ -164,6 +166,10 @@ class Exchanger:
         request_timeout: float,
         body_idle_timeout: float,
         server_timing: bool,
+        max_fields: int = 0,
+        max_requests: int = 0,
+        refusals: Counts | None = None,
+        held: Held | None = None,
     ) -> None:
         self.active = 0  # requests and TCP connections under way
         self._idle = trio.Event()
@@ -175,7 +181,11 @@ class Exchanger:
         self._handle_stream = wrap(self._stream, layers)
         self._registry = registry
         self._accounts = accounts
-        self._forwarding = forwarding
+        self.refusals = no_refusals() if refusals is None else refusals
+        self.forwarding = forwarding
+        self._held = Held() if held is None else held
+        self._max_fields = max_fields
+        self._max_requests = max_requests
         self._max_head = max_head
         self._max_target = max_target
         self._max_body = max_body
@@ -188,6 +198,7 @@ class Exchanger:
         """One request on a connection that has sent its first bytes; says whether the connection may go on."""
         request = Request(visitor)
         visitor.request = request
+        visitor.served += 1
         visitor.begin(HEAD, self._head_timeout)
         self.active += 1
         try:
@@ -318,11 +329,17 @@ class Exchanger:
             request.request_id = make_request_id()
         request.request_headers = [(name, value) for _, name, value in head.fields]
         request.body_over = head.length is None or head.length == 0
+        if self._max_fields and len(head.fields) > self._max_fields:
+            text = f"the head has {len(head.fields)} fields; {self._max_fields} are accepted"
+            raise Failure("head_too_large", text, limit="header_count")
         words = head.connection
         request.keep_alive = b"close" not in words and (head.version == b"1.1" or b"keep-alive" in words)
         if b"upgrade" in words:
             # Granted or not: who is in front of us may take what follows, a body too, for the new protocol's.
             request.keep_alive = False
+        if request.keep_alive and 0 < self._max_requests <= request.visitor.served:
+            request.keep_alive = False
+            self.refusals["connection_requests"] += 1
         try:
             # HTTP/1.0 needs no Host (RFC 9112, 3.2); then no tunnel is named.
             request.host = normalise_host(head.host) if head.host or head.version == b"1.1" else ""
@@ -344,6 +361,7 @@ class Exchanger:
         account = tunnel.links[0].account
         request.account = account
         request.account_id = account.id
+        self.check_memory()
         account.admit_request()
         if self._max_body and head.length is not None and head.length > self._max_body:
             raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
@@ -369,6 +387,11 @@ class Exchanger:
         if request.visitor.buffer:
             raise Failure("bad_request", "data follows a request for an upgrade before its answer")
         return True
+
+    def check_memory(self) -> None:
+        """Raises Failure while the links hold as many bytes as they may."""
+        if self._held.is_full:
+            raise Failure("overloaded", "the core holds as many unread bytes as it may", retry_after=1, limit="buffer")
 
     def _assign(self, request: Request, tunnel: Tunnel, tried: Sequence[AgentLink] = ()) -> AgentLink:
         agent = tunnel.choose(tried)
@@ -460,7 +483,7 @@ class Exchanger:
                 context += f"{name}: {value}\r\n"
         is_upgrade = visit.protocol == "upgrade"
         length = NO_BODY if head.length is None else UNKNOWN if head.length == CHUNKED else head.length
-        forwarded = forwarded_head(head, self._forwarding.fields(request), upgrade=is_upgrade)
+        forwarded = forwarded_head(head, self.forwarding.fields(request), upgrade=is_upgrade)
         if len(forwarded) > frames.MAX_HEAD:
             raise Failure("head_too_large", f"the link carries heads of {frames.MAX_HEAD} bytes")
         opened = Open(
@@ -474,7 +497,7 @@ class Exchanger:
         session = agent.link.session
         end = visit.complete and not is_upgrade
         if visit.body and not session.can_carry(None, len(visit.body)):
-            raise Failure("overloaded", "the link to the agent is full", retry_after=1)
+            raise Failure("overloaded", "the link to the agent is full", retry_after=1, limit="link_buffer")
         stream = session.open(opened, visit.body, end)
         if visit.body and not request.bytes_in:  # not again on a second link
             request.bytes_in = len(visit.body)
@@ -783,6 +806,8 @@ class Exchanger:
         if row.name == "ok":
             row = OUTCOMES["link_lost"]  # the agent said "done" before it answered
         request.outcome = row.name
+        if failure.limit:
+            self.refusals[failure.limit] += 1
         if row.failed:
             request.error = failure.text or row.title
         if request.head_written:

@@ -30,7 +30,7 @@ class Forwarding:
         """The fields for this request, each line ended by CRLF. Sets `request.client` from a trusted proxy's word."""
         visitor, head = request.visitor, request.head
         assert head is not None
-        if self._trusted and self._is_trusted(visitor.address):
+        if self._trusted and self.is_trusted(visitor.address):
             own = self._after_proxy(request, visitor, head)
         elif visitor.forwarded[0] == head.host and visitor.forwarded[1]:
             own = visitor.forwarded[1]
@@ -39,7 +39,10 @@ class Forwarding:
             visitor.forwarded = (head.host, own)
         return own + b"X-Request-Id: " + request.request_id.encode() + b"\r\n"
 
-    def _is_trusted(self, address: str) -> bool:
+    def is_trusted(self, address: str) -> bool:
+        """Whether this is the address of one of the proxies."""
+        if not self._trusted:
+            return False
         try:
             ip = ipaddress.ip_address(_address(address))
         except ValueError:
@@ -57,7 +60,7 @@ class Forwarding:
                 also += raw_name + b": " + value + b"\r\n"
         chain = [one.strip().decode("latin-1") for one in _last(seen[b"x-forwarded-for"]).split(b",")]
         chain = [one for one in chain if one] + [visitor.address]
-        client = next((one for one in reversed(chain) if not self._is_trusted(one)), chain[0])
+        client = next((one for one in reversed(chain) if not self.is_trusted(one)), chain[0])
         request.client = _address(client)
         proto = seen[b"x-forwarded-proto"].decode("latin-1").split(",")[-1].strip()
         if proto in ("http", "https"):

@@ -7,6 +7,7 @@ it. Until the welcome everything has one deadline. A refusal says its reason to 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import socket as stdlib_socket
 import ssl
@@ -22,6 +23,7 @@ from tunnel.core.accounts import Accounts
 from tunnel.core.certificates import Certificates
 from tunnel.core.database import StoreError
 from tunnel.core.hostnames import check_name, readable_name
+from tunnel.core.limits import Counts, Failures, Rate, Waiting
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.reports import Reports
 from tunnel.core.tcp import Ports
@@ -36,23 +38,33 @@ from tunnel.log import get_logger
 from tunnel.net import Socket, accept_each, address_text, with_tls
 from tunnel.wire import control, frames
 from tunnel.wire.control import Hello, RefusedMessage, TunnelGrant, TunnelRequest, Welcome
+from tunnel.wire.held import Held
 
 log = get_logger("tunnel.core")
 
 MAX_TUNNELS = 100  #: tunnels one agent may ask for
-MAX_ATTACHING = 1000  #: connections that have not authenticated yet
+MAX_INSTANCE = 128  #: characters of an agent's instance that are kept
+#: refusals that wait the longer the more of them an address had: whoever guesses tokens learns little in a day
+SLOWED = frozenset({"missing_token", "bad_token", "revoked", "expired", "account_disabled"})
 
 
 class _Connect(ConnectVisit):
     """A connection on its way to being a link."""
 
-    __slots__ = ("agent", "nursery", "socket")
+    __slots__ = ("address", "agent", "deadline", "evicted", "nursery", "socket")
 
-    def __init__(self, socket: Socket, remote: str, connection_id: str, nursery: trio.Nursery) -> None:
-        super().__init__(remote, connection_id)
+    def __init__(self, socket: Socket, address: Any, connection_id: str, nursery: trio.Nursery) -> None:
+        super().__init__(address_text(address), connection_id)
+        self.address = address[0].removeprefix("::ffff:")
         self.socket = socket
         self.nursery = nursery
+        self.evicted = False  # it made room for another one
+        self.deadline = math.inf  # trio's clock: the welcome's
         self.agent: AgentLink | None = None
+
+    def evict(self) -> None:
+        self.evicted = True
+        self.socket.close()
 
 
 class _Attached(LinkVisit):
@@ -65,7 +77,10 @@ class _Attached(LinkVisit):
 
 
 class Gate:
-    """Lets agents in. url_of: what visitors type for a tunnel."""
+    """Lets agents in. url_of: what visitors type for a tunnel. refusals: where refusals for limits are counted.
+
+    protocol_errors: links and would-be links that broke the protocol.
+    """
 
     def __init__(
         self,
@@ -83,9 +98,14 @@ class Gate:
         auth_timeout: float,
         heartbeat: float,
         heartbeat_timeout: float,
+        refusals: Counts,
+        max_attaching: int = 1000,
+        max_handshakes: float = 0,
+        held: Held | None = None,
+        max_link_queue: float = math.inf,
     ) -> None:
         self.is_draining = False
-        self.frames_bad = 0
+        self.protocol_errors = 0
         self._registry = registry
         self._accounts = accounts
         self._ports = ports
@@ -102,7 +122,12 @@ class Gate:
         self._handle_link = wrap(self._attached, layers)
         self._ids = itertools.count(1)
         self._run_id = os.urandom(3).hex()
-        self._attaching = 0
+        self._refusals = refusals
+        self._waiting = Waiting(max_attaching)
+        self._rate = Rate(max_handshakes)
+        self._failures = Failures()
+        self._held = held
+        self._max_link_queue = max_link_queue
         self._round_trips: deque[float] = deque(maxlen=10_000)
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
@@ -146,23 +171,28 @@ class Gate:
     # One connection -------------------------------------------------------------------------------------------
 
     async def _serve(self, socket: Socket, address: Any) -> None:
-        if self._attaching >= MAX_ATTACHING:
+        if not self._rate.take(address[0].removeprefix("::ffff:")):
+            self._refusals["handshakes"] += 1
             socket.close()
             return
         remote = address_text(address)
+        connect: _Connect | None = None
         try:
             async with open_pair() as nursery:
-                connect = _Connect(socket, remote, f"conn-{self._run_id}-{next(self._ids)}", nursery)
-                self._attaching += 1
+                connect = _Connect(socket, address, f"conn-{self._run_id}-{next(self._ids)}", nursery)
+                if not self._waiting.enter(connect.address, connect, connect.evict):
+                    self._refusals["attaching"] += 1
+                    return
                 try:
                     await self._handle_connect(connect)
                 finally:
-                    self._attaching -= 1
+                    self._waiting.leave(connect.address, connect)
                 agent = connect.agent
                 assert agent is not None
                 await self._handle_link(agent.visit)
                 nursery.cancel_scope.cancel()
         except Refused as exc:
+            assert connect is not None
             log.warning(
                 "authentication failed",
                 reason=exc.reason,
@@ -171,29 +201,34 @@ class Gate:
                 account_id=connect.account_id,
                 remote=remote,
             )
-        except TunnelError as exc:
-            log.info("agent connection ended early", detail=str(exc), remote=remote)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as exc:
-            log.info("agent connection ended early", detail=str(exc), remote=remote)
+        except (TunnelError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as exc:
+            evicted = connect is not None and connect.evicted
+            detail = "it was silent and made room for others" if evicted else str(exc)
+            self._refusals["attaching"] += evicted
+            log.info("agent connection ended early", detail=detail, remote=remote)
         except Exception as exc:  # a bug costs this one link
             log.error("agent connection broke", remote=remote, error=exc)
         finally:
-            connect.socket.close()
+            (socket if connect is None else connect.socket).close()
 
     async def _connect(self, visit: _Connect) -> None:
         """The innermost handler of a connect visit. Raises Refused, TunnelError and the socket's errors."""
         try:
-            with trio.fail_after(self._auth_timeout):
+            with trio.fail_after(self._auth_timeout) as scope:
+                visit.deadline = scope.deadline
                 await self._let_in(visit)
             visit.outcome = "ok"
         except trio.TooSlowError:
             visit.outcome, visit.reason, visit.error = "refused", "timeout", "no hello in time"
+            self._refusals["attaching_time"] += 1
             raise Refused("timeout", f"nothing valid came within {self._auth_timeout:g} s") from None
         except Refused as exc:
             visit.outcome, visit.reason, visit.error = "refused", exc.reason, str(exc)
             raise
         except WireError as exc:
             visit.outcome, visit.reason, visit.error = "refused", "protocol", str(exc)
+            self.protocol_errors += 1
+            self._count(exc)
             raise Refused("protocol", str(exc)) from exc
         except BaseException as exc:
             visit.outcome, visit.error = "link_lost", str(exc) or type(exc).__name__
@@ -203,21 +238,37 @@ class Gate:
         if self._tls is not None:
             visit.socket = with_tls(visit.socket, self._tls.context, server_side=True)
             await visit.socket.handshake()
-        link = Link(True, self._heartbeat, self._heartbeat_timeout)
-        carrier = await transport.accept(visit.nursery, visit.socket, link.on_message)
+        link = Link(True, self._heartbeat, self._heartbeat_timeout, held=self._held)
+        carrier = await transport.accept(visit.nursery, visit.socket, link.on_message, allowance=frames.MAX_ATTACHING)
         visit.nursery.start_soon(link.run, carrier)
         try:
             kind, payload = await link.receive_control()
+            self._waiting.heard(visit.address, visit)
             if kind != frames.HELLO:
                 raise WireError(f"the first frame is {frames.NAMES[kind]}, not HELLO")
             await self._welcome(visit, link, control.decode(Hello, payload))
+            carrier.welcome()
         except trio.EndOfChannel:
+            if link.breach is not None:
+                raise link.breach from None
             raise TunnelError(f"the link ended before the hello: {link.end_reason}") from None
         except (Refused, WireError, StoreError) as exc:
+            if isinstance(exc, Refused) and exc.reason in SLOWED:
+                await self._slow_down(visit)
             await self._say_no(link, exc)
             if isinstance(exc, StoreError):
                 raise Refused("unavailable", str(exc)) from exc
             raise
+
+    def _count(self, breach: WireError) -> None:
+        if breach.limit:
+            self._refusals[breach.limit] += 1
+
+    async def _slow_down(self, visit: _Connect) -> None:
+        delay = self._failures.note(visit.address)
+        if delay:
+            self._refusals["failed_logins"] += 1
+            await trio.sleep(min(delay, max(0.0, (visit.deadline - trio.current_time()) / 2)))
 
     async def _say_no(self, link: Link, exc: TunnelError) -> None:
         """Tell the agent why, and let that arrive."""
@@ -250,14 +301,17 @@ class Gate:
         names = [self._name(grant, request) for request in hello.tunnels]
         if len(set(names)) < len(names):
             raise Refused("bad_name", "two of the tunnels have the same name")
-        await self._supersede(grant, hello.instance)
+        instance = hello.instance[:MAX_INSTANCE]
+        await self._supersede(grant, instance)
         if len(self._registry.links) >= self._max_connections:
             raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
         for name, request in zip(names, hello.tunnels, strict=True):
             self._registry.check_free(name, request.protocol, grant.account_id)
             await self._accounts.claim(name, grant.account_id)
         attached = _Attached(visit, grant)
-        agent = AgentLink(link, attached, account, min(self._max_streams, max(hello.max_streams, 1)), hello.instance)
+        agent = AgentLink(
+            link, attached, account, min(self._max_streams, max(hello.max_streams, 1)), self._max_link_queue, instance
+        )
         attached.agent = agent
         if len(self._registry.links) >= self._max_connections:  # others came while we waited
             raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
@@ -345,7 +399,9 @@ class Gate:
         finally:
             self._sweeper.discard(link)
             self._round_trips.extend(link.round_trips)
-            self.frames_bad += link.session.frames_bad
+            if link.breach is not None:
+                self.protocol_errors += 1
+                self._count(link.breach)
             self._reports.end(visit.account_id, visit.agent_id, visit.connection_id)
             await self._withdraw(agent)
             self._registry.detach(agent)

@@ -6,6 +6,7 @@ asked only about names that nobody serves here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from time import monotonic
@@ -24,13 +25,15 @@ class AgentLink:
     visit: LinkVisit
     account: Account
     max_streams: int
+    max_queue: float = math.inf  # bytes that may wait to be sent to it before it gets no new requests
     instance: str = ""
     indexes: dict[str, int] = field(default_factory=dict)
     withdrawn: bool = False  # serves nothing new; its account has it no more
 
     @property
     def has_room(self) -> bool:
-        return len(self.link.session.streams) < self.max_streams
+        session = self.link.session
+        return len(session.streams) < self.max_streams and session.queued_bytes < self.max_queue
 
 
 @dataclass(eq=False, slots=True)
@@ -68,7 +71,8 @@ class Tunnel:
                     return one
                 second = second or one
         if second is None:
-            raise Failure("overloaded", retry_after=1)
+            is_full = any(len(one.link.session.streams) < one.max_streams for one in links)
+            raise Failure("overloaded", retry_after=1, limit="link_buffer" if is_full else "link_streams")
         return second
 
 

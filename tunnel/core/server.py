@@ -7,6 +7,7 @@ upgrade (tunnel/core/upgrade.py), after a successor has started with the same so
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import urllib.parse
@@ -26,6 +27,7 @@ from tunnel.core.first import FirstToken, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
 from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, inherit
+from tunnel.core.limits import no_refusals
 from tunnel.core.probing import Prober
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
@@ -41,6 +43,7 @@ from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.net import address_text
 from tunnel.plugins import Program
+from tunnel.wire.held import Held
 
 log = get_logger("tunnel.core")
 
@@ -73,6 +76,8 @@ class Core:
         self.on_request: Callable[[RequestVisit], None] | None = None
         self.registry = Registry(settings.base_domain, settings.name_hold)
         self.reports = Reports()
+        self._refusals = no_refusals()
+        self._held = Held(settings.max_buffer)
         self._draining = trio.Event()
         self._inherited = inherit(os.environ)
         self._listeners: dict[str, list[socket.socket]] = {}  # by the names of tunnel.core.inherited
@@ -124,6 +129,9 @@ class Core:
             dict(accounts.exceeded) if accounts else {},
             dropped,
             {one.listener: one.expiry for one in self._certificates if one.expiry is not None},
+            {**self._refusals, "buffer": self._refusals["buffer"] + self._held.refused},
+            self._gate.protocol_errors if self._gate else 0,
+            self._held.bytes,
         )
 
     def _take_round_trips(self) -> list[float]:
@@ -254,6 +262,10 @@ class Core:
             request_timeout=settings.request_timeout,
             body_idle_timeout=settings.body_idle_timeout,
             server_timing=settings.tracing.server_timing,
+            max_fields=settings.max_fields,
+            max_requests=settings.max_requests,
+            refusals=self._refusals,
+            held=self._held,
         )
         exchanger.on_finished = self.on_request
         door = Door(
@@ -262,6 +274,9 @@ class Core:
             tls=public_tls,
             handshake_timeout=settings.head_timeout,
             keepalive_timeout=settings.keepalive_timeout,
+            max_visitors=settings.max_visitors,
+            max_visitors_per_address=settings.max_visitors_per_address,
+            max_handshakes=settings.max_handshakes,
         )
         background.start_soon(self._sweeper.run)
         background.start_soon(self._forget_names)
@@ -294,6 +309,11 @@ class Core:
                 auth_timeout=settings.auth_timeout,
                 heartbeat=settings.heartbeat,
                 heartbeat_timeout=settings.heartbeat_timeout,
+                refusals=self._refusals,
+                max_attaching=settings.max_attaching,
+                max_handshakes=settings.max_handshakes,
+                held=self._held,
+                max_link_queue=settings.max_link_queue or math.inf,
             )
             await background.start(accounts.run, gate.recheck)
             self._start_pages(background)

@@ -120,15 +120,18 @@ class Ports:
 
     async def _serve(self, socket: Socket, address: Any, tunnel: Tunnel) -> None:
         """One visitor's connection. There is nobody to tell what went wrong but the log: it is reset."""
-        visitor = Visitor(socket, address[0].removeprefix("::ffff:"), "tcp")
+        visitor = Visitor(socket, address[0].removeprefix("::ffff:"), "tcp", self._exchanger.refusals)
         visitor.phase, visitor.deadline = RAW, float("inf")
         self._exchanger.active += 1
         try:
             agent = tunnel.choose()
+            self._exchanger.check_memory()
             agent.account.admit_request()
             await self._handle(_Stream(visitor, agent, tunnel))
         except Failure as exc:
             socket.abort()
+            if exc.limit:
+                self._exchanger.refusals[exc.limit] += 1
             self._note(tunnel, exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             socket.abort()

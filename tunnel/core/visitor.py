@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tunnel.core.limits import Counts, no_refusals
 from tunnel.net import GONE, HALF_CLOSED, HERE, Socket
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ class Visitor:
         "phase",
         "probed",
         "proto",
+        "refusals",
         "request",
+        "served",
         "socket",
         "wrote",
     )
 
-    def __init__(self, socket: Socket, address: str, proto: str) -> None:
+    def __init__(self, socket: Socket, address: str, proto: str, refusals: Counts | None = None) -> None:
         self.socket = socket
         self.address = address
         self.proto = proto
@@ -55,6 +58,8 @@ class Visitor:
         self.phase = IDLE
         self.deadline = 0.0
         self.request: Request | None = None
+        self.served = 0  # requests so far, the present one included
+        self.refusals = no_refusals() if refusals is None else refusals
         self.half_since = 0.0
         self.probed = False
         self.wrote = 0.0
@@ -86,13 +91,16 @@ class Visitor:
 
     def _expire(self) -> None:
         request = self.request
-        if request is None or self.phase in (IDLE, HEAD):
-            if request is None:
-                self.socket.close()
-            else:
-                request.expired = True
-                self.socket.wake_receiver()
+        if request is None:
+            self.refusals["idle_time"] += self.phase == IDLE
+            self.socket.close()
+        elif self.phase in (IDLE, HEAD):
+            self.refusals["head_time"] += 1
+            request.expired = True
+            self.socket.wake_receiver()
         else:
+            is_waiting = self.phase == ANSWER and not (request.reading or request.writing)
+            self.refusals["first_byte_time" if is_waiting else "body_idle_time"] += 1
             request.expire()
 
     def _look(self, request: Request, now: float) -> None:

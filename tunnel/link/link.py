@@ -17,13 +17,16 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 from tunnel.errors import OUTCOMES, WireError
 from tunnel.link.stream import Stream
+from tunnel.link.tasks import leaves
 from tunnel.link.transport import Transport
 from tunnel.net import limit_unsent
 from tunnel.wire import control, frames
+from tunnel.wire.held import Held
 from tunnel.wire.session import CONTROL, OPENED, Session
 
 UNSENT = 128 * 1024  #: bytes of bulk the kernel may hold unsent, in front of urgent frames
 MAX_CONTROL = 64  #: control frames nobody has taken yet
+MAX_CONTROL_BYTES = 256 * 1024  #: bytes in them
 MAX_PONGS = 64  #: answers to pings that wait for the writer; a peer that pings and does not read would fill memory
 
 
@@ -34,8 +37,9 @@ def wall_us() -> int:
 class Link:
     """opens: this end opens streams (the core).
 
-    on_opened is called with each stream the other end opened. rtt, offset: the newest heartbeat's round trip and the
-    other clock's lead, seconds. round_trips: those not yet taken by `statistics`, bounded.
+    on_opened is called with each stream the other end opened. held: what all links hold together. rtt, offset: the
+    newest heartbeat's round trip and the other clock's lead, seconds. round_trips: those not yet taken by
+    `statistics`, bounded.
     """
 
     def __init__(
@@ -44,14 +48,16 @@ class Link:
         heartbeat: float,
         heartbeat_timeout: float,
         on_opened: Callable[[Stream], None] | None = None,
+        held: Held | None = None,
     ) -> None:
-        self.session = Session(opens, self._make_stream, self._on_queued)
+        self.session = Session(opens, self._make_stream, self._on_queued, held)
         self.rtt = 0.0
         self.offset = 0.0
         self.round_trips: deque[float] = deque(maxlen=1000)
         self.heartbeats_sent = 0
         self.heartbeats_failed = 0
         self.end_reason = ""
+        self.breach: WireError | None = None  # how the other end broke the protocol, if that ended the link
         self.ended = trio.Event()  # `run` has returned
         self.on_opened = on_opened
         self.is_welcomed = False  # a WELCOME has come: from here on the core may open streams
@@ -69,6 +75,7 @@ class Link:
         self._is_over = False
         self._scope = trio.CancelScope()
         self._controls: deque[tuple[int, bytes]] = deque()
+        self._control_bytes = 0
         self._controls_changed = trio.Event()
 
     def _make_stream(self, id: int) -> Stream:
@@ -83,6 +90,10 @@ class Link:
         self._last_heard = monotonic()
         try:
             events = self.session.receive(message)
+        except WireError as exc:
+            self._break(exc)
+            return
+        try:
             for kind, stream, value in events:
                 if kind == OPENED:
                     if self.on_opened is not None:
@@ -92,7 +103,13 @@ class Link:
                 else:
                     stream.wake()  # type: ignore[union-attr]
         except WireError as exc:
-            self.end(f"the other end broke the link protocol: {exc}")
+            self.session.frames_bad += 1
+            self._break(exc)
+
+    def _break(self, exc: WireError) -> None:
+        if not self.end_reason:
+            self.breach = exc
+        self.end(f"the other end broke the link protocol: {exc}")
 
     def _on_control(self, kind: int, payload: bytes) -> None:
         if kind == frames.PING:
@@ -109,7 +126,8 @@ class Link:
                 self.round_trips.append(self.rtt)
         else:
             self.is_welcomed = self.is_welcomed or kind == frames.WELCOME
-            if len(self._controls) >= MAX_CONTROL:
+            self._control_bytes += len(payload)
+            if len(self._controls) >= MAX_CONTROL or self._control_bytes > MAX_CONTROL_BYTES:
                 raise WireError("too many control frames")
             self._controls.append((kind, payload))
             self._controls_changed.set()
@@ -121,7 +139,9 @@ class Link:
                 raise trio.EndOfChannel
             self._controls_changed = trio.Event()
             await self._controls_changed.wait()
-        return self._controls.popleft()
+        kind, payload = self._controls.popleft()
+        self._control_bytes -= len(payload)
+        return kind, payload
 
     # The writer -----------------------------------------------------------------------------------------------
 
@@ -167,14 +187,21 @@ class Link:
                     nursery.start_soon(self._guarded_write, transport)
                     reason = await transport.deliver(self.on_message)
                     self.end(reason)
-        except* (WireError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+        except* WireError as group:  # below the frames: text, or what is no WebSocket
+            self.session.frames_bad += 1
+            self._break(next(iter(leaves(group))))
+        except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
             self._note_end(str(group.exceptions[0]) or "the connection was lost")
         finally:
             self._note_end("cancelled")
             self._is_over = True
             self.nursery = None
-            transport.socket.close()
             self.fail_streams("link_lost", self.end_reason)
+            self.session.close()
+            if self.breach is not None:
+                with trio.CancelScope(shield=True):
+                    await transport.break_off(self.end_reason)
+            transport.socket.close()
             self.ended.set()
 
     async def _guarded_write(self, transport: Transport) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
+
+E = TypeVar("E", bound=BaseException)
 
 
 @asynccontextmanager
@@ -15,12 +18,13 @@ async def open_pair() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        raise next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0]) from None
+        found = leaves(group)
+        raise next((leaf for leaf in found if not isinstance(leaf, trio.Cancelled)), found[0]) from None
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
+def leaves(group: BaseExceptionGroup[E]) -> list[E]:
+    """The exceptions in a group and in the groups in it."""
+    found: list[E] = []
     for exc in group.exceptions:
-        found += _leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc]
+        found += leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc]
     return found

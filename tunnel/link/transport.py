@@ -30,7 +30,11 @@ except ImportError:  # no wheel for this platform
 
 PATH = "/link"
 LAST_WORD = 0.05  #: seconds for trio-websocket to make sense of what came before the connection was closed
+PARTING = 0.5  #: seconds that an end which broke the protocol has to read why the link ends
 OPCODE_BINARY = 0x02
+CLOSE = 0x88
+FOUND_HERE = {1002, 1007, 1009}  #: codes with which our own reader ends a connection
+BREACH = 1002  #: close code: protocol error (RFC 6455, 7.4.1)
 PINGS = (0x89, 0x8A)  #: ping and pong, which may stand anywhere
 FIN = 0x80
 MASKED = 0x80
@@ -47,8 +51,13 @@ class Tap(trio.abc.Stream):
         self._socket = socket
         self._client = client
         self._lock = trio.StrictFIFOLock()
-        self._buffer = b""
+        self._parts: list[bytes] = []  # of a message that is not whole yet
+        self._have = 0  # bytes in them
+        self._need = 0  # bytes at which it is whole, as far as is known
         self._aside = False
+        self._said_close = False
+        self.allowance: int | None = None  # bytes it may still send; None: any number
+        self.breach = ""  # how the other end went beyond its allowance
         self.lost = trio.Event()  # the other end has closed, or the connection broke
 
     # What trio-websocket calls
@@ -56,19 +65,30 @@ class Tap(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
             try:
-                data = await self._socket.recv(RECEIVE)
+                data = await self._socket.recv(RECEIVE if self.allowance is None else min(RECEIVE, self.allowance + 1))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self.lost.set()
                 raise
             if not data:
                 self.lost.set()
+            if self.allowance is not None:
+                self._spend(len(data))
             if self.on_message is None or self._aside or not data:
                 return data
-            rest = self._cut(self._buffer + data if self._buffer else data)
+            rest = self._add(data)
             if rest:
                 return rest
 
+    def _spend(self, size: int) -> None:
+        assert self.allowance is not None
+        self.allowance -= size
+        if self.allowance < 0:
+            self.breach = "more came before the welcome than a hello needs"
+            self.lost.set()
+            raise trio.BrokenResourceError(self.breach)
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._said_close = self._said_close or bytes(data[:1]) == bytes((CLOSE,))
         async with self._lock:
             await self._send(bytes(data))
 
@@ -76,9 +96,22 @@ class Tap(trio.abc.Stream):
         await self._socket.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
+        if self._aside and not self._said_close:  # wsproto found something wrong, which trio-websocket tells nobody
+            self.say_close(BREACH, "this is not the WebSocket protocol")
         await self._socket.aclose()
 
     # The tap
+
+    def say_close(self, code: int, reason: str) -> bool:
+        """Put a close frame behind what is out, without waiting; False where that can't be (half a message is out)."""
+        if self._lock.locked() or self._said_close or self._socket.is_closed:
+            return False
+        self._said_close = True
+        data = self._frame(struct.pack("!H", code) + reason.encode()[:120].decode("utf-8", "ignore").encode(), CLOSE)
+        try:
+            return self._socket.send_nowait(data) == len(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
 
     async def send_message(self, message: bytes) -> None:
         """One whole binary message; the frame is never left half sent unless the connection is given up."""
@@ -101,25 +134,36 @@ class Tap(trio.abc.Stream):
             self._socket.close()  # a part of it may be out: nothing may follow
             raise
 
-    def _frame(self, message: bytes) -> bytes:
+    def _frame(self, message: bytes, first: int = FIN | OPCODE_BINARY) -> bytes:
         size = len(message)
         mask_bit = MASKED if self._client else 0
         if size < 126:
-            head = bytes((FIN | OPCODE_BINARY, mask_bit | size))
+            head = bytes((first, mask_bit | size))
         elif size < 65536:
-            head = struct.pack("!BBH", FIN | OPCODE_BINARY, mask_bit | 126, size)
+            head = struct.pack("!BBH", first, mask_bit | 126, size)
         else:
-            head = struct.pack("!BBQ", FIN | OPCODE_BINARY, mask_bit | 127, size)
+            head = struct.pack("!BBQ", first, mask_bit | 127, size)
         if not self._client:
             return head + message
         key = os.urandom(4)
         return b"".join((head, key, apply_mask(message, key)))
 
+    def _add(self, data: bytes) -> bytes:
+        """As `_cut`, with what is left from before. It is joined once, when a message is whole: one that comes in tiny
+        pieces must not be copied for each."""
+        if self._parts:
+            self._parts.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return b""
+            data, self._parts = b"".join(self._parts), []
+        return self._cut(data)
+
     def _cut(self, data: bytes) -> bytes:
         """Deliver the whole binary messages in `data`; returns what is trio-websocket's, raw."""
         assert self.on_message is not None
         others: list[bytes] = []
-        at, size = 0, len(data)
+        at, size, need = 0, len(data), 0
         while size - at >= 2:
             first, second = data[at], data[at + 1]
             length, start = second & 0x7F, at + 2
@@ -145,6 +189,7 @@ class Tap(trio.abc.Stream):
                 at = size
                 break
             if end > size:
+                need = end - at
                 break
             if ours:
                 payload = data[start:end]
@@ -152,7 +197,8 @@ class Tap(trio.abc.Stream):
             else:
                 others.append(data[at:end])
             at = end
-        self._buffer = data[at:]
+        if at < size:
+            self._parts, self._have, self._need = [data[at:]], size - at, need
         return b"".join(others)
 
 
@@ -187,15 +233,30 @@ class Transport:
                 on_message(message)
         except trio_websocket.ConnectionClosed as exc:
             reason = exc.reason
+            if self._tap.breach:
+                raise WireError(self._tap.breach, "attaching_bytes") from None
             if reason is None or reason.code == 1006:
                 return "the connection was lost"
-            return f"closed by the other end ({reason.code}{' ' + reason.reason if reason.reason else ''})"
+            told = f"({reason.code}{' ' + reason.reason if reason.reason else ''})"
+            if reason.code in FOUND_HERE and not self._ws._for_testing_peer_closed_connection.is_set():
+                raise WireError(f"its WebSocket frames are wrong {told}") from None
+            return f"closed by the other end {told}"
+
+    def welcome(self) -> None:
+        """The other end may send as much as the protocol allows from now on."""
+        self._tap.allowance = None
 
     async def close(self, reason: str) -> None:
         """Close politely, within two seconds, then for good."""
         with trio.move_on_after(2):
             await self._ws.aclose(1000, reason[:100])
         self.socket.close()
+
+    async def break_off(self, reason: str) -> None:
+        """The other end broke the protocol: tell it why, and give it a moment to read that."""
+        if self._tap.say_close(BREACH, reason):
+            with trio.move_on_after(PARTING):
+                await self._tap.lost.wait()
 
 
 @asynccontextmanager
@@ -207,6 +268,8 @@ async def _while_connected(tap: Tap) -> AsyncIterator[None]:
 
     async def watch() -> None:
         await tap.lost.wait()
+        if tap.breach:
+            raise WireError(tap.breach, "attaching_bytes")
         await trio.sleep(LAST_WORD)
         raise trio.BrokenResourceError("the connection was closed during the WebSocket handshake")
 
@@ -216,12 +279,20 @@ async def _while_connected(tap: Tap) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def accept(nursery: trio.Nursery, socket: Socket, on_message: OnMessage, tapped: bool = True) -> Transport:
+async def accept(
+    nursery: trio.Nursery,
+    socket: Socket,
+    on_message: OnMessage,
+    tapped: bool = True,
+    allowance: int | None = None,
+) -> Transport:
     """The core's end. trio-websocket's reader runs in `nursery`, the one of this agent's connection.
 
-    Raises WireError when the other end does not ask for our path.
+    allowance: bytes that the other end may send until `Transport.welcome`. Raises WireError when it sends more, and
+    when it does not ask for our path.
     """
     tap = Tap(socket, client=False)
+    tap.allowance = allowance
     async with _while_connected(tap):
         request = await trio_websocket.wrap_server_stream(
             nursery, tap, max_message_size=MAX_MESSAGE, message_queue_size=16, receive_buffer_size=RECEIVE

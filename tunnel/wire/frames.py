@@ -41,6 +41,8 @@ PING_BODY = struct.Struct("!Qq")  # token, sender's wall clock in µs
 PONG_BODY = struct.Struct("!Qqq")  # token, the ping's wall clock, the answerer's wall clock, µs
 
 MAX_PAYLOAD = 256 * 1024
+MAX_TALK = 64 * 1024  #: HELLO, WELCOME, REFUSED, GOAWAY, REPORT
+MAX_ATTACHING = 96 * 1024  #: what the core reads of a connection before its WELCOME, WebSocket handshake included
 MAX_MESSAGE = 1024 * 1024
 MAX_DATA = 64 * 1024  #: one DATA frame; larger bodies are cut and interleaved
 MAX_HEAD = 128 * 1024  #: request or response head in a frame

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, states
 from tunnel.wire.frames import END, HEADER, Open, Response
+from tunnel.wire.held import Held
 from tunnel.wire.stream import Stream
 from tunnel.wire.windows import EARLY, EARLY_LINK, FLOOR, SHARE, Windows
 
 SMALL_FRAME = 4 * 1024  #: a frame up to this size passes the bulk of other streams
+CRUMB = 512  #: parts below this are joined where they wait: an object a byte would hold 40 times the window
 BULK_PER_MESSAGE = 64 * 1024  #: bulk in one message; more waits for the next, behind what is urgent by then
 
 # Kinds of event: (kind, stream or None, value).
@@ -28,7 +30,8 @@ Event = tuple[str, Stream | None, object]
 class Session:
     """opens: this end opens streams (the core); the other accepts them (the agent).
 
-    on_queued is called when something waits for `take()`; it must only note the fact.
+    on_queued is called when something waits for `take()`; it must only note the fact. held: shared with the program's
+    other sessions.
     """
 
     def __init__(
@@ -36,12 +39,15 @@ class Session:
         opens: bool,
         make_stream: Callable[[int], Stream] = Stream,
         on_queued: Callable[[], None] = lambda: None,
+        held: Held | None = None,
     ) -> None:
         self.streams: dict[int, Stream] = {}
         self.frames_in = 0
         self.frames_out = 0
         self.frames_bad = 0
         self.queued_bytes = 0
+        self.held = Held() if held is None else held
+        self._is_closed = False
         self._opens = opens
         self._make_stream = make_stream
         self._on_queued = on_queued
@@ -58,10 +64,10 @@ class Session:
 
     def receive(self, message: bytes) -> list[Event]:
         """Take in one message. Raises WireError when the other end broke the protocol: the link must end."""
-        if len(message) > frames.MAX_MESSAGE:
-            raise WireError("the message is too long")
         events: list[Event] = []
         try:
+            if len(message) > frames.MAX_MESSAGE:
+                raise WireError("the message is too long")
             for kind, flags, stream_id, payload in frames.split(message):
                 self.frames_in += 1
                 if kind == frames.DATA:
@@ -77,6 +83,8 @@ class Session:
                 elif kind == frames.TRAILERS:
                     self._receive_trailers(events, stream_id, payload)
                 elif kind in frames.NAMES:
+                    if len(payload) > frames.MAX_TALK:
+                        raise WireError(f"a {frames.NAMES[kind]} frame is too long")
                     events.append((CONTROL, None, (kind, payload)))
                 # Unknown types are skipped, so that a later version may add some (SPEC.md, Versions).
         except WireError:
@@ -116,7 +124,10 @@ class Session:
             stream.inn = states.after_receiving(stream.inn, states.INTERIM)
             if body or flags & END:
                 raise WireError("an interim RESPONSE has a body or an end")
-            if len(stream.interims) >= frames.MAX_INTERIMS:  # the local service's doing, so it costs this stream only
+            waiting = sum(len(one.head) for one in stream.interims)
+            if (
+                len(stream.interims) >= frames.MAX_INTERIMS or waiting > frames.MAX_HEAD
+            ):  # the local service's doing, so it costs this stream only
                 self.reset(stream, OUTCOMES["local_broken"].code, "too many interim responses")
             else:
                 stream.interims.append(response)
@@ -143,10 +154,20 @@ class Session:
             stream.inn = states.after_receiving(stream.inn, states.PART)
             stream.receivable -= size
             if stream.receivable < 0:
-                raise WireError("more body came than the window allows")
+                raise WireError("more body came than the window allows", "stream_buffer")
             self._take_in(size)
-            stream.inbox.append(payload)
+            inbox = stream.inbox
+            if size < CRUMB and inbox and len(inbox[-1]) < SMALL_FRAME:
+                inbox[-1] += payload
+            else:
+                inbox.append(payload)
             stream.inbox_bytes += size
+            held = self.held
+            held.bytes += size
+            if held.bytes > held.most > 0:
+                held.refused += 1
+                self.reset(stream, OUTCOMES["overloaded"].code, "there is no memory for more unread bytes")
+                return
         if flags & END:
             stream.inn = states.after_receiving(stream.inn, states.FINISH)
             stream.ended = True
@@ -198,7 +219,7 @@ class Session:
         self._receivable -= size
         if self._receivable < self._window.short:
             if self._receivable < 0:
-                raise WireError("more body came than the window allows")
+                raise WireError("more body came than the window allows", "link_buffer")
             if not self._is_short:
                 self._set_short(True)
                 for stream in self.streams.values():
@@ -221,6 +242,7 @@ class Session:
         part = stream.inbox.popleft()
         size = len(part)
         stream.inbox_bytes -= size
+        self.held.bytes -= size
         self._give_back(size)
         stream.consumed += size
         if stream.consumed >= self._return_at:
@@ -355,6 +377,7 @@ class Session:
         if stream.inbox:
             stream.inbox.clear()
             size, stream.inbox_bytes = stream.inbox_bytes, 0
+            self.held.bytes -= size
             self._give_back(size)
 
     def _mark_failed(self, stream: Stream, code: int, text: str) -> None:
@@ -372,6 +395,7 @@ class Session:
             if part[0] == frames.DATA:
                 self._credit += len(part) - 10
             self.queued_bytes -= len(part)
+            self.held.bytes -= len(part)
         if stream.pending and self._starved:
             for other in self._take_starved():
                 other.wake()
@@ -391,12 +415,25 @@ class Session:
 
     # The queue ------------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """Nothing leaves any more: what waits is dropped, and so is what is still queued later."""
+        self._is_closed = True
+        self.held.bytes -= self.queued_bytes
+        self.queued_bytes = 0
+        self._urgent.clear()
+        self._ring.clear()
+
     def _queue(self, part: bytes) -> None:
+        if self._is_closed:
+            return
         self._urgent.append(part)
         self.queued_bytes += len(part)
+        self.held.bytes += len(part)
         self._on_queued()
 
     def _queue_in_order(self, stream: Stream, part: bytes) -> None:
+        if self._is_closed:
+            return
         if not stream.pending:
             if len(part) <= SMALL_FRAME:
                 self._queue(part)
@@ -405,6 +442,7 @@ class Session:
         stream.pending.append(part)
         stream.pending_bytes += len(part)
         self.queued_bytes += len(part)
+        self.held.bytes += len(part)
         self._on_queued()
 
     def take(self) -> tuple[bytes, list[Stream]]:
@@ -432,6 +470,7 @@ class Session:
             drained.append(stream)
         self.frames_out += len(parts)
         self.queued_bytes -= size
+        self.held.bytes -= size
         return b"".join(parts), drained
 
     def _cut(self, parts: list[bytes]) -> tuple[list[bytes], int]:

@@ -1,0 +1,227 @@
+"""Every limit on visitors, reached: what the visitor sees, and what is counted."""
+
+from typing import Any
+
+import pytest
+import trio
+from inprocess import Caller, Core, core, head, respond, until
+
+from tunnel.link.stream import Stream
+from tunnel.wire.held import Held
+
+
+async def answer(stream: Stream) -> None:
+    respond(stream, b"hello")
+
+
+async def silence(stream: Stream) -> None:
+    await trio.sleep_forever()
+
+
+async def half_an_answer(stream: Stream) -> None:
+    respond(stream, b"x", end=False, length=10)
+    await trio.sleep_forever()
+
+
+def counted(app: Core) -> dict[str, int]:
+    return {limit: count for limit, count in app.exchanger.refusals.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("request_head", "options", "status", "limit"),
+    [
+        (head("GET", "/", "app.example.com", "X: " + "y" * 3000), {"max_head": 2000}, 431, "header_bytes"),
+        (head("GET", "/", "app.example.com", *["X: y"] * 20), {"max_fields": 20}, 431, "header_count"),
+        (head("GET", "/" + "y" * 400), {"max_target": 300}, 414, "target_length"),
+        (head("POST", "/", "app.example.com", "Content-Length: 11"), {"max_body": 10}, 413, "body_bytes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_heads_and_bodies(request_head: bytes, options: dict[str, Any], status: int, limit: str) -> None:
+    async with core(**options) as app:
+        await app.agent(answer)
+        caller = app.visitor()
+        await caller.send(request_head)
+        assert (await caller.answer()).status == status
+        assert counted(app) == {limit: 1}
+
+
+async def test_a_body_in_chunks_is_counted_as_it_comes() -> None:
+    async with core(max_body=10) as app:
+        await app.agent(silence)
+        caller = app.visitor()
+        await caller.send(head("POST", "/", "app.example.com", "Transfer-Encoding: chunked") + b"b\r\nhello world\r\n")
+        assert (await caller.answer()).status == 413
+        assert counted(app) == {"body_bytes": 1}
+
+
+async def test_as_many_fields_as_are_accepted() -> None:
+    async with core(max_fields=20) as app:
+        await app.agent(answer)
+        assert (await app.visitor().get("/", "app.example.com", *["X: y"] * 19)).status == 200
+        assert counted(app) == {}
+
+
+async def test_head_time() -> None:
+    async with core() as app:
+        caller = app.visitor()
+        await caller.send(b"GET / HTTP/1.1\r\nHost:")
+        await until(lambda: any(one.request for one in app.door.visitors))
+        app.tick(11)
+        assert (await caller.answer()).status == 408
+        assert counted(app) == {"head_time": 1}
+
+
+async def test_idle_time() -> None:
+    async with core() as app:
+        await app.agent(answer)
+        caller = app.visitor()
+        assert (await caller.get()).status == 200
+        await until(lambda: any(one.phase == "idle" for one in app.door.visitors))
+        app.tick(61)
+        assert await caller.rest() == b""
+        assert counted(app) == {"idle_time": 1}
+
+
+async def test_time_to_the_first_byte() -> None:
+    async with core() as app:
+        await app.agent(silence)
+        caller = app.visitor()
+        await caller.send(head())
+        await until(lambda: any(one.phase == "answer" for one in app.door.visitors))
+        app.tick(31)
+        assert (await caller.answer()).status == 504
+        assert counted(app) == {"first_byte_time": 1}
+
+
+async def test_body_idle_time_of_the_request() -> None:
+    async with core() as app:
+        await app.agent(silence)
+        caller = app.visitor()
+        await caller.send(head("POST", "/", "app.example.com", "Content-Length: 10") + b"x")
+        await until(lambda: any(one.request and one.request.reading for one in app.door.visitors))
+        app.tick(31)
+        assert (await caller.answer()).status == 408
+        assert counted(app) == {"body_idle_time": 1}
+
+
+async def test_body_idle_time_of_the_answer() -> None:
+    async with core() as app:
+        await app.agent(half_an_answer)
+        caller = app.visitor()
+        await caller.send(head())
+        await until(lambda: any(one.phase == "body" for one in app.door.visitors))
+        assert (await caller.socket.recv()).startswith(b"HTTP/1.1 200 ")
+        app.tick(31)
+        with pytest.raises(trio.BrokenResourceError):
+            await caller.rest()
+        assert counted(app) == {"body_idle_time": 1}
+
+
+async def test_requests_of_a_connection() -> None:
+    async with core(max_requests=3) as app:
+        await app.agent(answer)
+        caller = app.visitor()
+        answers = [await caller.get() for _ in range(3)]
+        assert [one.fields.get(b"connection") for one in answers] == [None, None, b"close"]
+        assert await caller.rest() == b""
+        assert counted(app) == {"connection_requests": 1}
+        assert (await app.visitor().get()).status == 200
+
+
+async def _refused(caller: Caller) -> None:
+    answer = await caller.answer()
+    assert (answer.status, answer.outcome) == (503, "overloaded")
+    assert answer.fields[b"connection"] == b"close" and b"retry-after" in answer.fields
+    assert await caller.rest() == b""
+
+
+async def test_connections_in_all_and_of_one_address() -> None:
+    async with core() as app:
+        app.door._shares._most, app.door._shares._most_each = 3, 2
+        await app.agent(answer)
+        callers = [app.visitor("192.0.2.1") for _ in range(2)]
+        for caller in callers:
+            assert (await caller.get()).status == 200
+        await _refused(app.visitor("192.0.2.1"))
+        other = app.visitor("192.0.2.2")
+        assert (await other.get()).status == 200
+        await _refused(app.visitor("192.0.2.3"))
+        assert counted(app) == {"connections_per_address": 1, "connections": 1}
+        callers[0].socket.close()
+        await until(lambda: app.door._shares.total == 2)
+        assert (await app.visitor("192.0.2.1").get()).status == 200
+        assert not app.requests[-1].error
+
+
+async def test_a_proxy_comes_for_many() -> None:
+    async with core(trusted=("192.0.2.0/24",)) as app:
+        app.door._shares._most_each = 1
+        await app.agent(answer)
+        for _ in range(3):
+            assert (await app.visitor("192.0.2.1").get()).status == 200
+        assert counted(app) == {}
+
+
+async def test_connections_beyond_a_limit_cost_little() -> None:
+    async with core() as app:
+        app.door._shares._most = 1
+        held = app.visitor()
+        await until(lambda: app.door.visitors)
+        refused = [app.visitor() for _ in range(150)]
+        await until(lambda: app.exchanger.refusals["connections"] == 150)
+        assert app.door._refused <= 100 and len(app.door.visitors) == 1
+        for caller in refused:
+            caller.socket.close()
+        await until(lambda: app.door._refused == 0)
+        held.socket.close()
+
+
+async def test_streams_of_a_link() -> None:
+    async with core() as app:
+        await app.agent(silence, max_streams=1)
+        await app.visitor().send(head())
+        await until(lambda: any(one.phase == "answer" for one in app.door.visitors))
+        answer = await app.visitor().get()
+        assert (answer.status, answer.outcome) == (503, "overloaded")
+        assert counted(app) == {"link_streams": 1}
+
+
+async def test_what_waits_to_be_sent_to_a_link() -> None:
+    async with core() as app:
+        agent = await app.agent(silence)
+        agent.max_queue = 0
+        answer = await app.visitor().get()
+        assert (answer.status, answer.outcome) == (503, "overloaded")
+        assert counted(app) == {"link_buffer": 1}
+
+
+async def test_bytes_held_in_all() -> None:
+    held = Held(1000)
+    async with core(held=held) as app:
+        await app.agent(answer)
+        held.bytes = 1000
+        caller = app.visitor()
+        answered = await caller.get()
+        assert (answered.status, answered.outcome) == (503, "overloaded")
+        assert counted(app) == {"buffer": 1}
+        held.bytes = 0
+        assert (await caller.get()).status == 200
+
+
+async def test_pipelined_refusals_let_others_run() -> None:
+    async with core() as app:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        caller = app.visitor()
+        app.nursery.start_soon(count)
+        await caller.send(head("GET", "/", "nobody.example.com") * 200)
+        for _ in range(200):
+            assert (await caller.answer()).status == 404
+        assert turns > 200

@@ -1,0 +1,265 @@
+"""An end that is out for harm: bytes in crumbs, never a pause, unread answers, and random frames in random states."""
+
+import random
+import time
+
+import pytest
+import trio
+from linking import linked, socket_pair
+
+from tunnel.errors import LocalWireError, WireError
+from tunnel.link import transport
+from tunnel.net import EAGER
+from tunnel.wire import frames
+from tunnel.wire.frames import MAX_DATA, MAX_HEAD, STREAM_WINDOW, Open, Response
+from tunnel.wire.held import Held
+from tunnel.wire.session import CRUMB, Session
+from tunnel.wire.stream import Stream
+
+OPEN = Open(frames.HTTP, 0, 0, frames.UNKNOWN, b"", b"GET / HTTP/1.1\r\nHost: a\r\n")
+OK = Response(200, frames.UNKNOWN, 0, 0, b"OK\r\n")
+OVERLOADED = 15
+
+
+def pair(held: Held | None = None) -> tuple[Session, Session, Stream, Stream]:
+    """A core's and an agent's session with one stream between them, answered."""
+    core, agent = Session(True, held=held), Session(False)
+    stream = core.open(OPEN, b"", True)
+    agent.receive(core.take()[0])
+    (there,) = agent.streams.values()
+    agent.respond(there, OK)
+    core.receive(agent.take()[0])
+    return core, agent, stream, there
+
+
+# What is held --------------------------------------------------------------------------------------------------------
+
+
+def test_crumbs_of_a_body_are_joined() -> None:
+    """A window in frames of one byte must not become a million objects."""
+    core, _, stream, _ = pair()
+    crumb = frames.frame(frames.DATA, stream.id, b"x")
+    for _ in range(4):
+        core.receive(crumb * 50_000)
+    assert stream.inbox_bytes == 200_000
+    assert len(stream.inbox) < 100
+    assert max(map(len, stream.inbox)) < 8192
+    assert b"".join(core.next_part(stream) for _ in range(len(stream.inbox))) == b"x" * 200_000
+
+
+def test_joined_crumbs_keep_their_order() -> None:
+    core, _, stream, _ = pair()
+    rng = random.Random(7)
+    sizes = [rng.choice((1, 10, CRUMB - 1, CRUMB, 5000)) for _ in range(200)]
+    parts = [bytes((number % 251,)) * size for number, size in enumerate(sizes)]
+    for part in parts:
+        core.receive(frames.frame(frames.DATA, stream.id, part))
+    assert b"".join(core.next_part(stream) for _ in range(len(stream.inbox))) == b"".join(parts)
+
+
+def test_interim_answers_hold_little() -> None:
+    core, _, _, _ = pair()
+    stream = core.open(OPEN, b"", True)
+    head = frames.pack_response(Response(103, 0, 0, 0, b"Early Hints\r\nLink: " + b"x" * (MAX_HEAD - 100) + b"\r\n"))
+    for _ in range(4):
+        core.receive(frames.frame(frames.RESPONSE, stream.id, head))
+    assert stream.failure is not None and stream.failure[1] == "too many interim responses"
+    assert len(stream.interims) == 2
+
+
+def test_the_stream_that_would_hold_too_much_is_given_up_and_others_are_not() -> None:
+    held = Held(4 * MAX_DATA)
+    core, _, greedy, _ = pair(held)
+    modest = core.open(OPEN, b"", True)
+    core.take()
+    core.receive(frames.frame(frames.RESPONSE, modest.id, frames.pack_response(OK, b"x" * 100)))
+    for _ in range(4):
+        core.receive(frames.frame(frames.DATA, greedy.id, bytes(MAX_DATA)))
+    assert greedy.failure == (OVERLOADED, "there is no memory for more unread bytes")
+    assert held.refused == 1 and not held.is_full
+    assert modest.failure is None and core.next_part(modest) == b"x" * 100
+    assert (greedy.inbox_bytes, len(greedy.inbox)) == (0, 0)
+    core.take()
+    assert held.bytes == 0
+
+
+def test_what_is_held_is_given_back_however_a_link_ends() -> None:
+    held = Held(10 * STREAM_WINDOW)
+    core, _, stream, _ = pair(held)
+    core.receive(frames.frame(frames.DATA, stream.id, bytes(1000)))
+    for _ in range(10):
+        core.open(OPEN, b"body")
+    assert held.bytes == 1000 + core.queued_bytes > 1100
+    core.close()
+    assert held.bytes == 1000
+    core.control(frames.GOAWAY, b"nobody gets this")
+    core.open(OPEN, b"nor this")
+    core.fail(stream, 10, "the link is lost")
+    core.forget(stream)
+    assert held.bytes == 0 and core.take() == (b"", [])
+
+
+def test_body_in_random_frames_is_always_accounted_for() -> None:
+    rng = random.Random(11)
+    for _ in range(50):
+        held = Held()
+        core = Session(True, held=held)
+        agent = Session(False)
+        for _ in range(8):
+            core.open(OPEN, b"x" * rng.randrange(100))
+        streams = list(core.streams.values())
+        agent.receive(core.take()[0])
+        for there in list(agent.streams.values()):
+            agent.respond(there, OK)
+        core.receive(agent.take()[0])
+        for _ in range(100):
+            stream = rng.choice(streams)
+            there = agent.streams.get(stream.id)
+            move = rng.randrange(6)
+            if move < 3 and there is not None:
+                size = min(rng.randrange(1, 30_000), agent.sendable(there))
+                if size > 0:
+                    agent.send_data(there, bytes(size))
+            elif move == 3:
+                core.next_part(stream)
+            elif move == 4 and rng.random() < 0.1:
+                core.reset(stream, rng.choice((0, 1)))
+            elif there is not None and rng.random() < 0.1:
+                agent.reset(there, 12)
+            _swap(core, agent)
+            inbox = sum(one.inbox_bytes for one in streams)
+            assert held.bytes == inbox + core.queued_bytes
+        for stream in streams:
+            core.forget(stream)
+        core.close()
+        assert held.bytes == 0
+
+
+def _swap(core: Session, agent: Session) -> None:
+    for one, other in ((core, agent), (agent, core)):
+        while one.has_queued:
+            other.receive(one.take()[0])
+
+
+# Random frames -------------------------------------------------------------------------------------------------------
+
+
+def test_random_frames_never_break_the_session_itself() -> None:
+    """Whatever comes, in whatever state: WireError or nothing, never another error, and nothing beyond the windows."""
+    rng = random.Random(4711)
+    kinds = [*frames.NAMES, 0, 14, 200, 255]
+    refused = 0
+    for _ in range(400):
+        held = Held()
+        core = Session(rng.random() < 0.8, held=held)
+        made: list[Stream] = []
+        try:
+            for _ in range(rng.randrange(60)):
+                if core._opens and rng.random() < 0.2:
+                    made.append(core.open(OPEN, b"", rng.random() < 0.5))
+                if made and rng.random() < 0.1:
+                    core.reset(rng.choice(made), rng.randrange(18))
+                core.receive(_random_frames(rng, kinds, len(made)))
+                if rng.random() < 0.3:
+                    core.take()
+                assert len(core.streams) <= 300
+                assert sum(one.inbox_bytes for one in core.streams.values()) <= frames.LINK_WINDOW
+        except WireError:
+            refused += 1
+        except LocalWireError:
+            pass  # the second end of a stream that the other closed
+        for stream in [*made, *core.streams.values()]:
+            core.fail(stream, 10, "")
+            core.forget(stream)
+        core.close()
+        assert held.bytes == 0
+    assert refused > 100
+
+
+def _random_frames(rng: random.Random, kinds: list[int], streams: int) -> bytes:
+    message = b""
+    for _ in range(rng.randrange(1, 5)):
+        kind = rng.choice(kinds)
+        number = rng.choice((0, rng.randrange(1, streams + 2), rng.randrange(2**32)))
+        payload = rng.choice(
+            (
+                b"",
+                rng.randbytes(rng.randrange(64)),
+                bytes(rng.randrange(70_000)),
+                frames.WINDOW_BODY.pack(rng.choice((0, 1, 2**20, 2**32 - 1))),
+                frames.pack_response(Response(rng.choice((100, 101, 200, 999)), rng.choice((-2, -1, 0, 5)), 0, 0, b"")),
+                frames.pack_open(OPEN, b"x"),
+            )
+        )
+        message += frames.frame(kind, number, payload, rng.choice((0, 0, 1, 255)))
+    return message if rng.random() < 0.9 else message[: rng.randrange(len(message))]
+
+
+# The connection ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_long_message_in_tiny_pieces_is_joined_once() -> None:
+    """Each byte on its own: copying what is there for each would take minutes."""
+    near, far = socket_pair()
+    tap = transport.Tap(near, client=False)
+    found: list[bytes] = []
+    tap.on_message = found.append
+    data = b"\x82\xff" + (400_000).to_bytes(8, "big") + bytes(4) + bytes(400_000)
+    began = time.process_time()
+    for at in range(len(data)):
+        tap._add(data[at : at + 1])
+    assert time.process_time() - began < 5
+    assert found == [bytes(400_000)]
+    near.close()
+    far.close()
+
+
+async def test_a_peer_that_never_pauses_starves_nobody() -> None:
+    near, far = socket_pair()
+    turns = received = 0
+    near.sock.setsockopt(1, 7, 4 * EAGER)  # SO_SNDBUF: so much waits there that no read finds nothing
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def send() -> None:
+        await near.send(bytes(20 * EAGER))
+        near.shutdown()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        nursery.start_soon(send)
+        while data := await far.recv():
+            received += len(data)
+        assert received == 20 * EAGER
+        assert turns >= 15
+        nursery.cancel_scope.cancel()
+    near.close()
+    far.close()
+
+
+async def test_a_peer_that_pings_and_does_not_read_is_cut_off() -> None:
+    async with linked() as one:
+        one.core_line.held = trio.Event()  # it takes nothing
+        for _ in range(3):
+            one.core.on_message(frames.frame(frames.PING, 0, bytes(16)) * 30)
+        with trio.fail_after(5):
+            await one.core.ended.wait()
+        assert one.core.end_reason.endswith("pings come faster than their answers are taken")
+        assert one.core.session.frames_bad == 1
+        assert one.core.session.queued_bytes == 0
+
+
+@pytest.mark.parametrize("count", [65, 5])
+async def test_control_frames_that_nobody_takes_are_few_and_small(count: int) -> None:
+    async with linked() as one:
+        size = 260 * 1024 // count
+        for _ in range(count):
+            one.core.on_message(frames.frame(frames.REPORT, 0, bytes(min(size, frames.MAX_TALK))))
+        with trio.fail_after(5):
+            await one.core.ended.wait()
+        assert one.core.end_reason.endswith("too many control frames")
+        assert one.core.session.frames_bad == 1

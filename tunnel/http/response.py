@@ -83,8 +83,8 @@ def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
                 raise Failure("local_broken", "the local service's Content-Length is not one number")
             length = int(value)
         elif name == b"transfer-encoding":
-            if value.lower() != b"chunked":
-                raise Failure("local_broken", "the local service uses a Transfer-Encoding other than chunked")
+            if value.lower() != b"chunked" or chunked:
+                raise Failure("local_broken", "the local service uses a Transfer-Encoding other than chunked, once")
             chunked = True
         elif name == b"connection":
             named |= split_words(value.lower())

@@ -20,6 +20,7 @@ from linking import Line, lines, socket_pair
 from tunnel.core.door import Door
 from tunnel.core.exchange import Exchanger
 from tunnel.core.forwarding import Forwarding
+from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.quotas import Account, Limits
 from tunnel.core.registry import AgentLink, Registry
 from tunnel.core.visitor import Visitor
@@ -66,7 +67,14 @@ class Core:
             self.registry, cast(Any, self.names), [self._layer], Forwarding(trusted), **{**DEFAULTS, **options}
         )
         sweeper = Sweeper(lambda exc: None)
-        self.door = Door(self.exchanger, sweeper, tls=None, handshake_timeout=10.0, keepalive_timeout=60.0)
+        self.door = Door(
+            self.exchanger,
+            sweeper,
+            tls=None,
+            proxies=ProxyHeaders(()),
+            handshake_timeout=10.0,
+            keepalive_timeout=60.0,
+        )
 
     def _layer(self, handler: Handler) -> Handler:
         async def layered(visit: Any) -> None:

@@ -51,12 +51,12 @@ class Answer:
 
 
 class Connection:
-    """timeout: seconds that any wait for the core may last."""
+    """timeout: seconds that any wait for the core may last. source: the address it comes from, "" for any."""
 
-    def __init__(self, address: tuple[str, int], host: str, timeout: float = 10.0) -> None:
+    def __init__(self, address: tuple[str, int], host: str, timeout: float = 10.0, *, source: str = "") -> None:
         self.host = host
         self.buffer = b""
-        self.sock = socket.create_connection(address, timeout)
+        self.sock = socket.create_connection(address, timeout, (source, 0) if source else None)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Connection:

@@ -116,6 +116,10 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         tuple[str, ...], Option(v.NETWORKS, PUBLIC, "proxies whose X-Forwarded-* and Forwarded are believed")
     ] = ()
+    proxy_protocol: Annotated[
+        tuple[str, ...],
+        Option(v.NETWORKS, PUBLIC, "load balancers that begin each connection with a PROXY protocol header (v1, v2)"),
+    ] = ()
 
     max_connections: Annotated[int, Option(v.integer(1), LIMITS, "agent links in all")] = 1000
     max_connections_per_account: Annotated[

@@ -12,11 +12,12 @@ import trio
 from tunnel.core.certificates import Certificates
 from tunnel.core.exchange import Exchanger, make_request_id
 from tunnel.core.limits import Rate, Shares
+from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
 from tunnel.http.answers import answer as make_answer
 from tunnel.link.sweeper import Sweeper
 from tunnel.log import get_logger
-from tunnel.net import Socket, accept_each, with_tls
+from tunnel.net import Socket, accept_each, address_text, with_tls
 
 log = get_logger("tunnel.core")
 
@@ -29,7 +30,8 @@ LINGER = 1.0  #: seconds to let a visitor read an answer that came before its bo
 
 
 class Door:
-    """tls: for visitors, None for plain HTTP. handshake_timeout, keepalive_timeout: seconds."""
+    """tls: for visitors, None for plain HTTP. proxies: who sends PROXY protocol headers. handshake_timeout: seconds for
+    these and TLS; keepalive_timeout: seconds between requests."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class Door:
         sweeper: Sweeper,
         *,
         tls: Certificates | None,
+        proxies: ProxyHeaders,
         handshake_timeout: float,
         keepalive_timeout: float,
         max_visitors: int = 0,
@@ -47,6 +50,7 @@ class Door:
         self._exchanger = exchanger
         self._sweeper = sweeper
         self._tls = tls
+        self._proxies = proxies
         self._handshake_timeout = handshake_timeout
         self._keepalive_timeout = keepalive_timeout
         self._refusals = exchanger.refusals
@@ -79,7 +83,7 @@ class Door:
 
     async def _serve(self, socket: Socket, address: Any) -> None:
         host = address[0].removeprefix("::ffff:")
-        is_proxy = self._exchanger.forwarding.is_trusted(host)  # it comes for many
+        is_proxy = self._exchanger.forwarding.is_trusted(host) or self._proxies.expects(host)  # it comes for many
         limit = self._shares.enter(host, is_proxy)
         if not limit and self._tls is not None and not is_proxy and not self._rate.take(host):
             self._shares.leave(host)
@@ -88,7 +92,7 @@ class Door:
             await self._turn_away(socket, limit)
             return
         try:
-            await self._welcome(socket, host)
+            await self._welcome(socket, host, address)
         finally:
             self._shares.leave(host)
 
@@ -110,19 +114,23 @@ class Door:
                 self._refused -= 1
         socket.close()
 
-    async def _welcome(self, socket: Socket, host: str) -> None:
-        if self._tls is not None:
-            socket = with_tls(socket, self._tls.context, server_side=True)
+    async def _welcome(self, socket: Socket, host: str, address: Any) -> None:
+        proto = "http"
+        if self._tls is not None or self._proxies.expects(host):
             with trio.move_on_after(self._handshake_timeout) as scope:
                 try:
-                    await socket.handshake()
+                    socket, host, proto = await self._begin(socket, host)
+                except ProxyHeaderError as exc:
+                    log.warning("connection from a proxy refused", remote=address_text(address), reason=str(exc))
+                    socket.close()
+                    return
                 except (ssl.SSLError, trio.BrokenResourceError):
                     socket.close()
                     return
             if scope.cancelled_caught:
                 socket.close()
                 return
-        visitor = Visitor(socket, host, "http" if self._tls is None else "https", self._refusals)
+        visitor = Visitor(socket, host, proto, self._refusals)
         self.visitors.add(visitor)
         self._sweeper.add(visitor)
         try:
@@ -135,6 +143,23 @@ class Door:
             self._sweeper.discard(visitor)
             self.visitors.discard(visitor)
             socket.close()
+
+    async def _begin(self, socket: Socket, host: str) -> tuple[Socket, str, str]:
+        """What comes before the first request: a proxy's header, TLS. Returns connection, visitor's address, scheme."""
+        proto = "http"
+        if self._proxies.expects(host):
+            behind = await read_header(socket)
+            host = behind.address or host
+            proto = "https" if behind.secure else "http"
+        if self._tls is None:
+            return socket, host, proto
+        secured = with_tls(socket, self._tls.context, server_side=True)
+        try:
+            await secured.handshake()
+        except BaseException:
+            secured.close()
+            raise
+        return secured, host, "https"
 
     async def _requests(self, visitor: Visitor) -> None:
         exchanger = self._exchanger

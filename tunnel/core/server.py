@@ -29,6 +29,7 @@ from tunnel.core.gate import Gate
 from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, inherit
 from tunnel.core.limits import no_refusals
 from tunnel.core.probing import Prober
+from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
 from tunnel.core.status import status_page
@@ -268,10 +269,12 @@ class Core:
             held=self._held,
         )
         exchanger.on_finished = self.on_request
+        proxies = ProxyHeaders(settings.proxy_protocol)
         door = Door(
             exchanger,
             self._sweeper,
             tls=public_tls,
+            proxies=proxies,
             handshake_timeout=settings.head_timeout,
             keepalive_timeout=settings.keepalive_timeout,
             max_visitors=settings.max_visitors,
@@ -294,6 +297,7 @@ class Core:
                 handlers,
                 settings.request_timeout,
                 inherited,
+                proxies,
             )
             gate = self._gate = Gate(
                 self.registry,

@@ -10,13 +10,14 @@ import trio
 
 from tunnel.core.exchange import Exchanger
 from tunnel.core.inherited import Inherited, tcp_name
+from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.visitor import RAW, Visitor
 from tunnel.errors import OUTCOMES, ConfigError, Failure, Refused
 from tunnel.handler import Layer, StreamVisit, wrap
 from tunnel.link.stream import RawStream, Stream
 from tunnel.log import get_logger
-from tunnel.net import Socket, accept_each, listen
+from tunnel.net import Socket, accept_each, address_text, listen
 from tunnel.wire import frames
 from tunnel.wire.frames import UNKNOWN, Open
 
@@ -54,6 +55,7 @@ class Ports:
         nursery: trio.Nursery,
         request_timeout: float,
         inherited: Inherited,
+        proxies: ProxyHeaders,
     ) -> None:
         self._host = host
         self._ports = ports
@@ -63,6 +65,7 @@ class Ports:
         self._timeout = request_timeout
         self._handle = wrap(self._stream, layers)
         self._inherited = inherited
+        self._proxies = proxies
         self._open: dict[str, trio.CancelScope] = {}
         self._sockets: dict[str, list[stdlib_socket.socket]] = {}  # of the open ones, by what a successor calls them
         self._last: dict[tuple[str, str], int] = {}
@@ -120,7 +123,16 @@ class Ports:
 
     async def _serve(self, socket: Socket, address: Any, tunnel: Tunnel) -> None:
         """One visitor's connection. There is nobody to tell what went wrong but the log: it is reset."""
-        visitor = Visitor(socket, address[0].removeprefix("::ffff:"), "tcp", self._exchanger.refusals)
+        host = address[0].removeprefix("::ffff:")
+        if self._proxies.expects(host):
+            try:
+                with trio.fail_after(self._timeout):
+                    host = (await read_header(socket)).address or host
+            except (ProxyHeaderError, trio.BrokenResourceError, trio.TooSlowError) as exc:
+                log.warning("connection from a proxy refused", remote=address_text(address), reason=str(exc))
+                socket.abort()
+                return
+        visitor = Visitor(socket, host, "tcp", self._exchanger.refusals)
         visitor.phase, visitor.deadline = RAW, float("inf")
         self._exchanger.active += 1
         try:

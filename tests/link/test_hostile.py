@@ -73,11 +73,13 @@ def test_the_stream_that_would_hold_too_much_is_given_up_and_others_are_not() ->
     modest = core.open(OPEN, b"", True)
     core.take()
     core.receive(frames.frame(frames.RESPONSE, modest.id, frames.pack_response(OK, b"x" * 100)))
-    for _ in range(4):
+    for _ in range(3):
         core.receive(frames.frame(frames.DATA, greedy.id, bytes(MAX_DATA)))
+    core.receive(frames.frame(frames.DATA, modest.id, bytes(MAX_DATA)))
     assert greedy.failure == (OVERLOADED, "there is no memory for more unread bytes")
     assert held.refused == 1 and not held.is_full
     assert modest.failure is None and core.next_part(modest) == b"x" * 100
+    assert core.next_part(modest) == bytes(MAX_DATA)
     assert (greedy.inbox_bytes, len(greedy.inbox)) == (0, 0)
     core.take()
     assert held.bytes == 0

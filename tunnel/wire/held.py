@@ -1,7 +1,8 @@
 """What the sessions of one program hold of others' bytes: unread bodies and what waits to be sent.
 
 Windows bound each stream and each link; this bounds all of them together. A sender cannot know how much that is, so
-the stream whose body would exceed it is given up (`overloaded`), and no new one begins while it is full.
+when it is exceeded the stream that holds most on that link is given up (`overloaded`), and no new one begins while it
+is full.
 """
 
 from __future__ import annotations

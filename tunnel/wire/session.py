@@ -164,14 +164,20 @@ class Session:
             stream.inbox_bytes += size
             held = self.held
             held.bytes += size
-            if held.bytes > held.most > 0:
-                held.refused += 1
-                self.reset(stream, OUTCOMES["overloaded"].code, "there is no memory for more unread bytes")
+            if held.bytes > held.most > 0 and self._make_room() is stream:
                 return
         if flags & END:
             stream.inn = states.after_receiving(stream.inn, states.FINISH)
             stream.ended = True
             self._drop_if_over(stream)
+
+    def _make_room(self) -> Stream:
+        """Give up the stream that holds most here: rather a reader that has stopped than one that goes on."""
+        greedy = max(self.streams.values(), key=lambda one: one.inbox_bytes)
+        self.held.refused += 1
+        self.reset(greedy, OUTCOMES["overloaded"].code, "there is no memory for more unread bytes")
+        greedy.wake()
+        return greedy
 
     def _receive_trailers(self, events: list[Event], stream_id: int, payload: bytes) -> None:
         stream = self._find(stream_id)

@@ -29,3 +29,10 @@ def benchmarks(session: nox.Session) -> None:
     """What PERFORMANCE figures come from; takes minutes, and wants a quiet machine."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "pytest", "-s", "tests/benchmarks", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The parsers under changed bytes for so many minutes: `nox -s fuzz -- 10`. What fails is kept in the corpus."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "fuzz", *(session.posargs or ["5"]), env={"PYTHONPATH": "tests"})

@@ -1,0 +1,162 @@
+"""What is fuzzed: a parser, inputs to begin with, and a check that raises when what must hold does not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from framing import answers, requests
+from framing.answerreaders import h11_reads, we_read
+from framing.comparing import compare
+
+from tunnel.errors import Failure, WireError
+from tunnel.http.chunks import MAX_LINE, MAX_TRAILERS, Chunks
+from tunnel.http.heads import check_relayed, check_trailers
+from tunnel.wire import control, frames
+from tunnel.wire.frames import NO_BODY, UNKNOWN, Open, Response
+from tunnel.wire.session import Session
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str
+    seeds: Sequence[bytes]
+    check: Callable[[bytes], object]
+
+
+# Chunked bodies ---------------------------------------------------------------------------------------------------
+
+
+def _read(raw: bytes, outcome: str, cuts: Sequence[int]) -> tuple[bytes, bool, bytes, bytes, bool]:
+    """(body, ended, trailers, rest, refused) of a body that comes in these pieces."""
+    chunks, body, at = Chunks(outcome), b"", 0
+    try:
+        for cut in [*cuts, len(raw)]:
+            body += b"".join(chunks.feed(raw[at:cut]))
+            at = cut
+            assert len(chunks._held) <= max(MAX_LINE, MAX_TRAILERS) + 1
+    except Failure as exc:
+        assert exc.outcome == outcome
+        return body, False, b"", b"", True
+    return body, chunks.ended, chunks.trailers, chunks.rest, False
+
+
+def check_chunks(raw: bytes) -> None:
+    """The same in any cut; what is taken from visitors is taken from services; no trailer that must not be there."""
+    chance = random.Random(len(raw))
+    cuts = sorted(chance.randrange(len(raw) + 1) for _ in range(chance.randrange(6)))
+    results = {}
+    for outcome in ("bad_request", "local_broken"):
+        results[outcome] = whole = _read(raw, outcome, ())
+        for pieces in (cuts, range(1, len(raw))):
+            again = _read(raw, outcome, list(pieces))
+            # A refusal may come before or after what stands in front of it has been passed on.
+            assert again[1:] == whole[1:] and (again[4] or again[0] == whole[0])
+        assert check_trailers(whole[2])
+    visitor, service = results["bad_request"], results["local_broken"]
+    assert visitor == service or visitor[4]
+
+
+# Answers ----------------------------------------------------------------------------------------------------------
+
+
+def check_answer(raw: bytes) -> None:
+    """We take it or say whose fault it is; what we take, the core takes, and h11 reads it the same."""
+    for method in (b"GET", b"HEAD"):
+        mine = we_read(raw, method, len(raw))
+        assert we_read(raw, method, 7) == mine
+        if mine is None or not mine.whole:
+            continue
+        check_relayed(mine.head)
+        theirs = h11_reads(raw, method)
+        assert theirs is None or theirs == mine.facts(), (mine.facts(), theirs)
+
+
+# The link ---------------------------------------------------------------------------------------------------------
+
+_HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
+
+
+def _sessions() -> tuple[Session, Session]:
+    """Both ends, with streams in several states."""
+    core, agent = Session(True), Session(False)
+    for number in range(4):
+        core.open(Open(0, 0, 0, UNKNOWN, b"", _HEAD), b"body", number % 2 == 0)
+    agent.receive(core.take()[0])
+    agent.respond(agent.streams[1], Response(200, UNKNOWN, 0, 0, b"OK\r\n"), b"x" * 100)
+    agent.respond(agent.streams[2], Response(200, UNKNOWN, 0, 0, b"OK\r\n"), b"", True)
+    agent.reset(agent.streams[3], 1)
+    core.receive(agent.take()[0])
+    return core, agent
+
+
+def check_frames(message: bytes) -> None:
+    """Events or WireError; nothing is held that no window allows, and no more is said than was asked for."""
+    for session in _sessions():
+        before = len(session.streams)
+        try:
+            session.receive(message)
+        except WireError:
+            continue
+        count = sum(1 for _ in frames.split(message))
+        assert len(session.streams) <= before + count
+        for stream in session.streams.values():
+            assert stream.inbox_bytes == sum(map(len, stream.inbox)) <= frames.STREAM_WINDOW
+            assert 0 <= stream.credit <= frames.STREAM_WINDOW and len(stream.interims) <= frames.MAX_INTERIMS
+        assert session.queued_bytes <= count * 64
+        while session.has_queued:
+            assert session.take()[0]
+
+
+def _frame_seeds() -> list[bytes]:
+    core, agent = Session(True), Session(False)
+    seeds = []
+    stream = core.open(Open(0, 0, 1000, UNKNOWN, b"request-id: r\r\n", _HEAD), b"", False)
+    core.send_data(stream, b"part")
+    core.send_trailers(stream, b"A: b\r\n")
+    core.control(frames.PING, control.pack_ping(1, 2))
+    seeds.append(core.take()[0])
+    agent.receive(seeds[0])
+    there = agent.streams[1]
+    agent.respond(there, Response(103, NO_BODY, 0, 0, b"Hints\r\n"))
+    agent.respond(there, Response(200, 5, 0, 0, b"OK\r\nA: b\r\n"), b"hello", True)
+    agent.control(frames.GOAWAY, control.pack_goaway("bye"))
+    seeds.append(agent.take()[0])
+    seeds += [frames.frame(frames.WINDOW, number, frames.WINDOW_BODY.pack(4)) for number in (0, 1, 9)]
+    seeds += [frames.frame(frames.RESET, number, b"\1gone") for number in (1, 2)]
+    return seeds + [frames.frame(kind, 1, b"x" * 30) for kind in range(15)]
+
+
+def check_control(payload: bytes) -> None:
+    """A message, or WireError that says what is wrong with it and not what is in it."""
+    for kind in (control.Hello, control.Welcome, control.RefusedMessage):
+        try:
+            message = control.decode(kind, payload)
+        except WireError as exc:
+            assert "tt_secret" not in str(exc)
+            continue
+        assert control.decode(kind, control.encode(message)) == message
+        assert "tt_secret" not in repr(message) or kind is not control.Hello
+    try:
+        control.unpack_pong(payload)
+    except WireError:
+        pass
+
+
+_HELLO = control.Hello([1], "0.1", "agent", "tt_secret", [control.TunnelRequest("app", "http", "x")])
+_WELCOME = control.Welcome(1, "0.1", "c-1", "acme", "agent", [control.TunnelGrant("app", "http", "http://a")])
+
+_ANSWERS = [b"".join(step for step in case.steps if isinstance(step, bytes)) for case in answers.CASES]
+_BODIES = [case.raw.partition(b"\r\n\r\n")[2] for case in requests.CASES if case.name.startswith("chunks")]
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("request", [case.raw for case in requests.CASES if len(case.raw) < 2000], compare),
+        Target("chunks", [body for body in _BODIES if len(body) < 2000], check_chunks),
+        Target("answer", [raw for raw in _ANSWERS if len(raw) < 2000], check_answer),
+        Target("frames", _frame_seeds(), check_frames),
+        Target("control", [control.encode(one) for one in (_HELLO, _WELCOME)] + [bytes(24)], check_control),
+    )
+}

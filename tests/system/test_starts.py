@@ -13,7 +13,7 @@ import pytest
 import trustme
 from running import RunningAgent, RunningCore
 from service import Service
-from watching import ask, run_agent, run_core
+from watching import ask, get, run_agent, run_core
 
 pytestmark = pytest.mark.system
 
@@ -152,3 +152,16 @@ def test_a_certificate_of_ones_own(
     assert "not trusted" in gives_up(core, f"-ca-cert={tmp_path / 'stranger.pem'}")
     other = gives_up(core, f"-ca-cert={tmp_path / 'ca.pem'}", server=f"127.0.0.2:{core.agents[1]}")
     assert "can't reach" in other
+
+
+def test_a_status_page_for_others_needs_its_token(start_core: Callable[..., RunningCore]) -> None:
+    core = start_core("-dashboard-addr=0.0.0.0:0")
+    where = ("127.0.0.1", core.dashboard[1])
+    assert get(where, "/readyz")[0] == 200
+    assert get(where, "/status")[0] == 401
+    assert get(where, "/health/detailed")[0] == 401
+    file = Path(core.wait_for("the status page needs a token, others can reach it")["file"])
+    assert file.stat().st_mode & 0o777 == 0o600
+    token = file.read_text().strip()
+    assert get(where, "/status", Authorization=f"Bearer {token}")[0] == 200
+    assert token not in "".join(core.lines)

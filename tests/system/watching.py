@@ -30,10 +30,11 @@ from running import Address, RunningCore, clean_environment, poll
 from visiting import Answer, Broken, Connection
 
 
-def get(where: Address, path: str) -> tuple[int, str]:
+def get(where: Address, path: str, **fields: str) -> tuple[int, str]:
     """A program's own page. Raises OSError."""
+    request = urllib.request.Request(f"http://{where[0]}:{where[1]}{path}", headers=fields)
     try:
-        with urllib.request.urlopen(f"http://{where[0]}:{where[1]}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as answer:
         with answer:

@@ -30,6 +30,7 @@ from tunnel.errors import ConfigError
 _SECRET_FILES = (
     ("token", "token_file"),
     ("jwt_secret", "jwt_secret_file"),
+    ("dashboard_token", "dashboard_token_file"),
     ("server_fingerprint", "server_fingerprint_file"),
 )
 #: two names of one thing: whichever the higher source gives, hides both in the lower ones

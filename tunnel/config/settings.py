@@ -45,7 +45,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 #: fields whose value is never shown (a database URL may hold a password)
-SECRETS = frozenset({"token", "jwt_secret", "url"})
+SECRETS = frozenset({"token", "jwt_secret", "dashboard_token", "url"})
 
 
 class DatabaseSettings(Settings, frozen=True, kw_only=True):
@@ -173,6 +173,10 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
 
     metrics_addr: Annotated[str, Option(v.ADDRESS_OR_NONE, SEE, "metrics and health; empty: none")] = "127.0.0.1:9090"
     dashboard_addr: Annotated[str, Option(v.ADDRESS_OR_NONE, SEE, "status and health; empty: none")] = "127.0.0.1:9000"
+    dashboard_token: Annotated[
+        str, Option(v.SECRET, SEE, "who reads the status must have it; empty: made where it is not on loopback")
+    ] = ""
+    dashboard_token_file: Annotated[str, Option(v.PATH, SEE, "the same, read from a file")] = ""
     log_level: Annotated[str, Option(v.LEVEL, SEE, "least level that is logged")] = "info"
     log_json: Annotated[bool, Option(v.SWITCH, SEE, "log as JSON, one object a line, on standard output")] = False
     layers: Annotated[tuple[str, ...], Option(v.WORDS, SEE, "plug-ins, outermost first; names or module:attribute")] = (

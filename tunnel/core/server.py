@@ -20,6 +20,7 @@ import trio
 
 from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, sections
 from tunnel.core.accounts import Accounts
+from tunnel.core.admin import choose_token, guard
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
 from tunnel.core.door import Door
 from tunnel.core.exchange import Exchanger
@@ -397,28 +398,28 @@ class Core:
     def _start_pages(self, nursery: trio.Nursery) -> None:
         settings = self.settings
         if settings.metrics_addr:
-            pages = self._program.pages
-            self.metrics_address = self._serve_on(nursery, METRICS, settings.metrics_addr, "-metrics-addr", pages)
+            address = self.metrics_address = self._listen(METRICS, settings.metrics_addr, "-metrics-addr")
+            nursery.start_soon(self._serve_pages, METRICS, self._program.pages, address)
         if settings.dashboard_addr:
+            address = self.dashboard_address = self._listen(DASHBOARD, settings.dashboard_addr, "-dashboard-addr")
+            token, made = choose_token(settings.dashboard_token, address[0], self.data_dir)
+            if made is not None:
+                log.info("the status page needs a token, others can reach it", file=str(made))
             pages = {path: page for path, page in self._program.pages.items() if not path.startswith("/metrics")}
             page = status_page(self)
-            pages |= {"/": page, "/status": page}
-            self.dashboard_address = self._serve_on(
-                nursery, DASHBOARD, settings.dashboard_addr, "-dashboard-addr", pages
-            )
+            pages = guard({**pages, "/": page, "/status": page}, token)
+            nursery.start_soon(self._serve_pages, DASHBOARD, pages, address)
 
-    def _serve_on(self, nursery: trio.Nursery, name: str, where: str, what: str, pages: dict[str, Page]) -> Address:
+    def _listen(self, name: str, where: str, what: str) -> Address:
         sockets = self._listeners[name] = self._inherited.listen(name, parse_address(where), what)
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
         address: Address = sockets[0].getsockname()[:2]
-
-        async def serve() -> None:
-            with trio.CancelScope() as scope:
-                self._until_upgrade.append(scope)
-                await serve_pages(listeners, pages, bound=address[0])
-
-        nursery.start_soon(serve)
         return address
+
+    async def _serve_pages(self, name: str, pages: dict[str, Page], address: Address) -> None:
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in self._listeners[name]]
+        with trio.CancelScope() as scope:
+            self._until_upgrade.append(scope)
+            await serve_pages(listeners, pages, bound=address[0])
 
     def _announce(self, first: FirstToken | None) -> None:
         def url(address: Address | None, path: str = "") -> str:

@@ -10,7 +10,7 @@ from linking import linked, socket_pair
 from tunnel.errors import LocalWireError, WireError
 from tunnel.link import transport
 from tunnel.net import EAGER
-from tunnel.wire import frames
+from tunnel.wire import control, frames
 from tunnel.wire.frames import MAX_DATA, MAX_HEAD, STREAM_WINDOW, Open, Response
 from tunnel.wire.held import Held
 from tunnel.wire.session import CRUMB, Session
@@ -265,3 +265,45 @@ async def test_control_frames_that_nobody_takes_are_few_and_small(count: int) ->
             await one.core.ended.wait()
         assert one.core.end_reason.endswith("too many control frames")
         assert one.core.session.frames_bad == 1
+
+
+# Windows that the core chooses ---------------------------------------------------------------------------------------
+
+
+def test_smaller_windows_bind_both_ends() -> None:
+    core, agent = Session(True), Session(False)
+    core.set_windows(frames.LEAST_WINDOW, 2 * frames.LEAST_WINDOW)
+    stream = core.open(OPEN, b"", True)
+    agent.receive(core.take()[0])  # before the agent has read the welcome in the same message
+    agent.set_windows(frames.LEAST_WINDOW, 2 * frames.LEAST_WINDOW)
+    (there,) = agent.streams.values()
+    agent.respond(there, OK)
+    sent = 0
+    while room := agent.sendable(there):
+        agent.send_data(there, bytes(room))
+        sent += room
+        _swap(core, agent)
+    assert 0 < sent <= frames.LEAST_WINDOW == there.credit + sent
+    assert stream.inbox_bytes == sent
+    while core.next_part(stream):
+        _swap(core, agent)
+    assert agent.sendable(there) > 0
+    with pytest.raises(WireError):
+        core.receive(frames.frame(frames.DATA, stream.id, bytes(frames.MAX_DATA)) * 2)
+
+
+@pytest.mark.parametrize("windows", [(0, 2**20), (2**20, 2**20 - 1), (2**20, 2**31), (-1, -1)])
+def test_impossible_windows_are_an_error(windows: tuple[int, int]) -> None:
+    with pytest.raises(WireError):
+        Session(False).set_windows(*windows)
+
+
+async def test_a_welcome_sets_the_windows_of_a_link() -> None:
+    async with linked() as one:
+        said = control.Welcome(1, "0", "conn-1", "acme", "a", [], [], 2**17, 2**20)
+        one.agent.on_message(frames.frame(frames.WELCOME, 0, control.encode(said)))
+        assert not one.agent.end_reason
+        _, there = await one.open()
+        assert (there.credit, there.receivable) == (2**17, 2**17)
+        one.agent.on_message(frames.frame(frames.WELCOME, 0, control.encode(said)))  # only the first counts
+        assert there.credit == 2**17

@@ -100,12 +100,13 @@ def test_memory_stays_below_the_formula_with_readers_that_stop(
     poll(is_steady, "the windows are used up", timeout=20, interval=0.1)
     grown = {"core": core.rss() - before["core"], "agent": agent.rss() - before["agent"]}
     text = (Path(__file__).parents[2] / "SECURITY.md").read_text()
+    windows = {"-stream-window": MIB, "-link-window": 32 * MIB}
     most = {
         "core": formula(
             text, "visitors", visitors=STOPPED + 1, streams=STOPPED + 1, links=1, attaching=0,
-            **{"-max-head": 64 * KIB, "-max-buffer": 512 * MIB},
+            **{"-max-head": 64 * KIB, "-max-buffer": 512 * MIB}, **windows,
         ),
-        "agent": formula(text, "streams", streams=STOPPED + 1),
+        "agent": formula(text, "streams", streams=STOPPED + 1, **windows),
     }  # fmt: skip
     print(f"grown {grown}, at most {most}, held {held[-1]:.0f}")
     assert grown["core"] < most["core"] and grown["agent"] < most["agent"], (grown, most)
@@ -128,3 +129,18 @@ def test_bytes_in_all_are_bounded_over_all_links(
     assert sample(core.metrics, "tunnel_held_bytes") <= 2 * MIB
     served_within_a_second(core)
     assert len(ask(core, f"GET /download?size={MIB}").body) == MIB
+
+
+def test_a_smaller_window_holds_less(
+    start_core: Callable[..., RunningCore], start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service], ending: ExitStack,
+) -> None:  # fmt: skip
+    core = start_core("-stream-window=128KiB", "-link-window=1MiB")
+    start_agent(core, start_service().url, "-subdomain=app")
+    visitor = ending.enter_context(Connection(core.public, "app.localhost"))
+    visitor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    visitor.send(visitor.request(f"GET /download?size={20 * MIB}"))
+    poll(lambda: sample(core.metrics, "tunnel_held_bytes") > 100_000, "the window is used up")
+    assert sample(core.metrics, "tunnel_held_bytes") <= 128 * KIB
+    assert len(ask(core, f"GET /download?size={4 * MIB}").body) == 4 * MIB
+    assert ask(core, "POST /echo", body=b"x" * MIB).body == b"x" * MIB

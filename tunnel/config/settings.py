@@ -147,6 +147,12 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     max_buffer: Annotated[
         int, Option(v.size(0), LIMITS, "bytes that all links together hold unread or unsent; 0: no limit")
     ] = 512 * 1024 * 1024
+    stream_window: Annotated[
+        int, Option(v.size(65536), LIMITS, "bytes of one request's or answer's body that are on a link unread")
+    ] = 1024 * 1024
+    link_window: Annotated[int, Option(v.size(65536), LIMITS, "the same of all bodies on a link together")] = (
+        32 * 1024 * 1024
+    )
     max_link_queue: Annotated[
         int, Option(v.size(0), LIMITS, "bytes that wait to be sent to one agent before it gets no new requests")
     ] = 64 * 1024 * 1024

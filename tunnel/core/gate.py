@@ -103,6 +103,8 @@ class Gate:
         max_handshakes: float = 0,
         held: Held | None = None,
         max_link_queue: float = math.inf,
+        stream_window: int = frames.STREAM_WINDOW,
+        link_window: int = frames.LINK_WINDOW,
     ) -> None:
         self.is_draining = False
         self.protocol_errors = 0
@@ -128,6 +130,7 @@ class Gate:
         self._failures = Failures()
         self._held = held
         self._max_link_queue = max_link_queue
+        self._windows = (stream_window, link_window)
         self._round_trips: deque[float] = deque(maxlen=10_000)
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
@@ -239,6 +242,7 @@ class Gate:
             visit.socket = with_tls(visit.socket, self._tls.context, server_side=True)
             await visit.socket.handshake()
         link = Link(True, self._heartbeat, self._heartbeat_timeout, held=self._held)
+        link.session.set_windows(*self._windows)
         carrier = await transport.accept(visit.nursery, visit.socket, link.on_message, allowance=frames.MAX_ATTACHING)
         visit.nursery.start_soon(link.run, carrier)
         try:
@@ -326,7 +330,16 @@ class Gate:
         link.session.control(
             frames.WELCOME,
             control.encode(
-                Welcome(frames.VERSION, __version__, visit.connection_id, grant.account_id, grant.agent_id, grants)
+                Welcome(
+                    frames.VERSION,
+                    __version__,
+                    visit.connection_id,
+                    grant.account_id,
+                    grant.agent_id,
+                    grants,
+                    stream_window=self._windows[0],
+                    link_window=self._windows[1],
+                )
             ),
         )
 

@@ -45,6 +45,7 @@ from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.net import address_text
 from tunnel.plugins import Program
+from tunnel.wire.frames import MOST_WINDOW
 from tunnel.wire.held import Held
 
 log = get_logger("tunnel.core")
@@ -66,6 +67,8 @@ class Core:
     def __init__(self, settings: CoreSettings) -> None:
         if settings.max_head > MAX_HEAD:
             raise ConfigError(f"-max-head: at most {MAX_HEAD} bytes, the link carries no larger head")
+        if not settings.stream_window <= settings.link_window <= MOST_WINDOW:
+            raise ConfigError("-link-window: at least -stream-window, and less than 2 GiB")
         self.settings = settings
         self.data_dir: Path = data_dir(settings)
         self.public_address: Address = ("", 0)
@@ -318,6 +321,8 @@ class Core:
                 max_attaching=settings.max_attaching,
                 max_handshakes=settings.max_handshakes,
                 held=self._held,
+                stream_window=settings.stream_window,
+                link_window=settings.link_window,
                 max_link_queue=settings.max_link_queue or math.inf,
             )
             await background.start(accounts.run, gate.recheck)

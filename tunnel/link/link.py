@@ -125,7 +125,10 @@ class Link:
                 self.offset = (answered - (sent + wall_us()) / 2) / 1e6
                 self.round_trips.append(self.rtt)
         else:
-            self.is_welcomed = self.is_welcomed or kind == frames.WELCOME
+            if kind == frames.WELCOME and not self.is_welcomed:
+                self.is_welcomed = True
+                welcome = control.decode(control.Welcome, payload)  # at once: streams may be in the same message
+                self.session.set_windows(welcome.stream_window, welcome.link_window)
             self._control_bytes += len(payload)
             if len(self._controls) >= MAX_CONTROL or self._control_bytes > MAX_CONTROL_BYTES:
                 raise WireError("too many control frames")

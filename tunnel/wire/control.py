@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from tunnel.errors import WireError
-from tunnel.wire.frames import MAX_TEXT, PING_BODY, PONG_BODY
+from tunnel.wire.frames import LINK_WINDOW, MAX_TEXT, PING_BODY, PONG_BODY, STREAM_WINDOW
 
 
 class TunnelRequest(msgspec.Struct):
@@ -53,6 +53,8 @@ class Welcome(msgspec.Struct):
     agent_id: str
     tunnels: list[TunnelGrant]
     capabilities: list[str] = []
+    stream_window: int = STREAM_WINDOW
+    link_window: int = LINK_WINDOW
 
 
 class RefusedMessage(msgspec.Struct):

@@ -52,6 +52,8 @@ MAX_INTERIMS = 32  #: interim responses of a stream that wait to be taken
 SMALL_BODY = 16 * 1024  #: a body up to this size rides in the OPEN or RESPONSE frame
 STREAM_WINDOW = 1024 * 1024
 LINK_WINDOW = 32 * 1024 * 1024
+LEAST_WINDOW = 64 * 1024  #: the smallest that a WELCOME may name
+MOST_WINDOW = 2**31 - 1
 
 
 class Open(NamedTuple):

@@ -60,6 +60,24 @@ class Session:
         self._ring: deque[Stream] = deque()  # streams with pending frames, each once
         self._starved: set[Stream] = set()  # streams that wait for the link's credit
 
+    def set_windows(self, stream: int, link: int) -> None:
+        """Windows of this link, both directions, instead of the usual ones. Raises WireError for impossible ones.
+
+        Before anything was sent or taken; streams that came in the same message as the welcome may be there already.
+        """
+        if not frames.LEAST_WINDOW <= stream <= link <= frames.MOST_WINDOW:
+            raise WireError(f"windows of {stream} bytes a stream and {link} a link are not possible")
+        wider, link_wider = stream - self._window.stream, link - self._window.link
+        self._window = Windows(stream, link)
+        self._credit += link_wider
+        self._receivable += link_wider
+        for one in self.streams.values():
+            one.credit += wider
+            one.receivable += wider
+        if self._receivable < 0 or any(one.receivable < 0 for one in self.streams.values()):
+            raise WireError("more body came than the window allows", "stream_buffer")
+        self._set_short(self._receivable < self._window.short)
+
     # Receiving ------------------------------------------------------------------------------------------------
 
     def receive(self, message: bytes) -> list[Event]:
@@ -104,6 +122,7 @@ class Session:
             raise WireError(f"stream {stream_id} can't be opened by the other end")
         self._last_id = stream_id
         stream = self._make_stream(stream_id)
+        stream.credit = stream.receivable = self._window.stream
         stream.out = states.IDLE
         stream.head, body = frames.unpack_open(payload)
         stream.inn = states.after_receiving(stream.inn, states.HEAD)
@@ -280,6 +299,7 @@ class Session:
             raise LocalWireError("the request's head is longer than the link carries")
         self._last_id += 1
         stream = self._make_stream(self._last_id)
+        stream.credit = stream.receivable = self._window.stream
         stream.out = states.DONE if end else states.BODY
         self._spend(stream, len(body))
         self.streams[stream.id] = stream

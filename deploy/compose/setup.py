@@ -17,6 +17,7 @@ ALERTMANAGER = ("slack_url", "pagerduty_key")
 def prepare(volumes: Path, given: Path, owners: dict[str, int]) -> list[str]:
     """Do it; returns what a person should know, a line each. Raises OSError."""
     for name, uid in owners.items():
+        (volumes / name).chmod(0o700)
         os.chown(volumes / name, uid, -1)
     said = []
     password = volumes / "grafana-secrets" / "password"

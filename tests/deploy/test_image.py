@@ -115,3 +115,13 @@ def test_the_image_is_of_this_version_and_has_its_directories() -> None:
         assert SERVICES[name]["command"] == ["python", "-m", f"tunnel.{name}"]
     assert SERVICES["core"]["build"]["dockerfile"] == "deploy/Dockerfile"
     assert (FILE.parent / SERVICES["core"]["build"]["context"]).resolve() == ROOT
+
+
+def test_the_document_says_how_much_memory() -> None:
+    total = 0.0
+    for name, service in SERVICES.items():
+        if "profiles" not in service and name != "setup":  # over before the others are busy
+            limit = service["deploy"]["resources"]["limits"]["memory"]
+            total += int(limit[:-1]) * {"M": 1 / 1024, "G": 1}[limit[-1]]
+    said = re.search(r"limits that add up to (\d+) GB", (ROOT / "DEPLOYMENT.md").read_text())
+    assert said is not None and round(total) == int(said[1])

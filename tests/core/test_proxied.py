@@ -91,6 +91,7 @@ BAD = {
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 40,
     "nothing": b"",
     "half of it": b"PROXY TCP4 192.0.2.1",
+    "an address with a zone": b"PROXY TCP6 ::1%\tevil ::2 1 2\r\n",
     "no CR": b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\n" + b"x" * 200,
     "too long": b"PROXY UNKNOWN " + b"x" * MAX_V1 + b"\r\n",
     "another family": b"PROXY UDP4 192.0.2.1 198.51.100.1 56324 443\r\n",

@@ -1,6 +1,7 @@
 """The table of odd requests: what a visitor sends, what it is answered, what the local service sees of it.
 
-Another request is sent behind it unless it is not to be `followed`. A case that passes says in which form: request line, the visitor's fields behind Host, body, trailers; what the core adds
+Another request is sent behind it unless it is not to be `followed`.
+`together`: it is what it is only when its bytes come at once. A case that passes says in which form: request line, the visitor's fields behind Host, body, trailers; what the core adds
 is not listed. A case that is refused says with which status; the connection ends with it, the service sees no whole
 request. `partial`: the head may have gone on before the body turned out to be malformed.
 """
@@ -41,13 +42,14 @@ class Case:
     closes: bool = True
     partial: bool = False
     followed: bool = True
+    together: bool = False
 
 
 CASES: list[Case] = []
 
 
-def bad(name: str, raw: bytes, status: int = 400, *, partial: bool = False) -> None:
-    CASES.append(Case(name, raw, status, partial=partial))
+def bad(name: str, raw: bytes, status: int = 400, *, partial: bool = False, together: bool = False) -> None:
+    CASES.append(Case(name, raw, status, partial=partial, together=together))
 
 
 def good(
@@ -366,8 +368,8 @@ def _fields() -> None:
     declined = Passed(fields=(b"Connection: Upgrade", b"Upgrade: websocket"))
     CASES.append(Case("an upgrade that is declined", GET + websocket + b"\r\n", 200, (declined,), followed=False))
     good("an upgrade to nothing", GET + b"Connection: Upgrade\r\n\r\n", closes=True)
-    bad("data behind an upgrade", GET + websocket + b"\r\n\x81\x05hello")
-    bad("a request behind an upgrade", GET + websocket + b"\r\n" + GET + b"\r\n")
+    bad("data behind an upgrade", GET + websocket + b"\r\n\x81\x05hello", together=True)
+    bad("a request behind an upgrade", GET + websocket + b"\r\n" + GET + b"\r\n", together=True)
     h2c = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
     good("an upgrade to h2c", GET + h2c + b"\r\n", closes=True)
     good("an upgrade to H2C among others", GET + b"Connection: Upgrade\r\nUpgrade: websocket, H2C\r\n\r\n", closes=True)

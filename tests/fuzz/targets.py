@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from framing import answers, requests
 from framing.answerreaders import h11_reads, we_read
 from framing.comparing import compare
 
+from tunnel.core.proxied import ProxyHeaderError, parse_v1, parse_v2
 from tunnel.errors import Failure, WireError
 from tunnel.http.chunks import MAX_LINE, MAX_TRAILERS, Chunks
 from tunnel.http.heads import check_relayed, check_trailers
@@ -144,6 +147,31 @@ def check_control(payload: bytes) -> None:
         pass
 
 
+# PROXY protocol ---------------------------------------------------------------------------------------------------
+
+_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
+_FOUR = bytes([192, 0, 2, 1, 198, 51, 100, 1]) + b"\xdc\x04\x01\xbb"
+_SIX = bytes(15) + b"\1" + bytes(15) + b"\2" + b"\xdc\x04\x01\xbb"
+_TLS = b"\x20\x00\x05\x01\0\0\0\0"
+
+
+def check_proxy(raw: bytes) -> None:
+    """An address as we would write it, or none, or ProxyHeaderError."""
+    try:
+        if raw.startswith(_V2) and len(raw) >= 16:
+            behind = parse_v2(raw[12], raw[13], raw[16:])
+        elif raw.startswith(b"PROXY "):
+            behind = parse_v1(raw.partition(b"\r\n")[0])
+        else:
+            return
+    except ProxyHeaderError as exc:
+        assert str(exc).isprintable()
+        return
+    if behind.address:
+        assert re.fullmatch(r"[0-9a-f.:]{2,45}", behind.address), behind
+        assert str(ip_address(behind.address)) == behind.address
+
+
 _HELLO = control.Hello([1], "0.1", "agent", "tt_secret", [control.TunnelRequest("app", "http", "x")])
 _WELCOME = control.Welcome(1, "0.1", "c-1", "acme", "agent", [control.TunnelGrant("app", "http", "http://a")])
 
@@ -157,6 +185,19 @@ TARGETS = {
         Target("chunks", [body for body in _BODIES if len(body) < 2000], check_chunks),
         Target("answer", [raw for raw in _ANSWERS if len(raw) < 2000], check_answer),
         Target("frames", _frame_seeds(), check_frames),
+        Target(
+            "proxy",
+            [
+                b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n",
+                b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.2 1 65535\r\n",
+                b"PROXY UNKNOWN\r\n",
+                _V2 + b"\x21\x11\x00\x0c" + _FOUR,
+                _V2 + b"\x21\x21\x00\x2c" + _SIX + _TLS,
+                _V2 + b"\x20\x00\x00\x00",
+                _V2 + b"\x21\x31\x00\xd8" + bytes(216),
+            ],
+            check_proxy,
+        ),
         Target("control", [control.encode(one) for one in (_HELLO, _WELCOME)] + [bytes(24)], check_control),
     )
 }

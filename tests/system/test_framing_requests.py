@@ -75,12 +75,14 @@ def form(arrived: Arrived) -> Passed:
     return Passed(arrived.first, tuple(fields), arrived.framing, arrived.body, arrived.trailers, host)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_case(setup: Setup, case: Case) -> None:
+def check(setup: Setup, case: Case, size: int) -> None:
+    """Send the case in pieces of this size."""
     origin = setup.origin
     before = len(origin.requests)
     with Connection(setup.core.public, "app.localhost") as visitor:
-        visitor.send(case.raw + NEXT * case.followed)
+        raw = case.raw + NEXT * case.followed
+        for at in range(0, len(raw), size):
+            visitor.send(raw[at : at + size])
         got = answers(visitor, case)
         if case.closes:
             assert got[-1][2] and visitor.ends() in ("closed", "reset")
@@ -88,11 +90,27 @@ def test_a_case(setup: Setup, case: Case) -> None:
     refused = case.status != 200
     assert [status for status, _, _ in got] == [200] * len(expected) + [case.status] * refused
     assert not refused or got[-1][1] != ""
-    arrived = origin.requests[before:]
-    assert [form(one) for one in arrived if one.whole] == expected
     setup.may_break_off += case.partial
+    assert [form(one) for one in origin.requests[before:] if one.whole] == expected
     assert len([one for one in origin.requests if not one.whole]) <= setup.may_break_off
     assert origin.violations == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_case(setup: Setup, case: Case) -> None:
+    check(setup, case, len(case.raw) + len(NEXT))
+
+
+def test_the_same_in_pieces(setup: Setup) -> None:
+    """Byte by byte; long ones in forty pieces. What is decided early is decided alike."""
+    failed = {}
+    for case in CASES:
+        if not case.together:
+            try:
+                check(setup, case, max(1, len(case.raw) // 40) if len(case.raw) > 300 else 1)
+            except (AssertionError, OSError) as exc:
+                failed[case.name] = repr(exc)[:300]
+    assert failed == {}
 
 
 def test_nothing_came_that_no_case_explains(setup: Setup) -> None:
@@ -102,6 +120,6 @@ def test_nothing_came_that_no_case_explains(setup: Setup) -> None:
         assert visitor.ask("GET /last").status == 200
     poll(lambda: origin.requests[-1].first == b"GET /last HTTP/1.1", "the last request has arrived")
     whole = [one.first for one in origin.requests if one.whole]
-    assert len(whole) <= sum(len(case.passed) + (not case.closes) for case in CASES) + 1
-    assert whole.count(b"GET /next HTTP/1.1") <= sum(not case.closes for case in CASES)
+    assert len(whole) <= 2 * sum(len(case.passed) + (not case.closes) for case in CASES) + 1
+    assert whole.count(b"GET /next HTTP/1.1") <= 2 * sum(not case.closes for case in CASES)
     assert origin.violations == []

@@ -75,9 +75,11 @@ def parse_v1(line: bytes) -> Behind:
         raise ProxyHeaderError("its PROXY line is malformed")
     make = ipaddress.IPv4Address if words[1] == "TCP4" else ipaddress.IPv6Address
     try:
-        source, _ = make(words[2]), make(words[3])
+        source, target = make(words[2]), make(words[3])
     except ValueError:
         raise ProxyHeaderError("its PROXY line has no valid address") from None
+    if getattr(source, "scope_id", None) or getattr(target, "scope_id", None):  # "::1%anything at all"
+        raise ProxyHeaderError("its PROXY line has an address with a zone")
     if not all(one.isascii() and one.isdigit() and int(one) < 65536 for one in words[4:]):
         raise ProxyHeaderError("its PROXY line has no valid port")
     return Behind(_text(source))

@@ -115,7 +115,13 @@ def test_bounds(outcome: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("endless", [b"5;" + b"a" * 4096, b"0" * 4096, b"5" + b" " * 4096, b"0\r\nA: " + b"a" * 32768])
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"5;" + b"a" * 4096, b"0" * 4096, b"5" + b" " * 4096, b"0\r\nA: " + b"a" * 32768, b"0\r\n\n", b"0\r\nA: b\n",
+        b"0\r\nA\rB",
+    ],
+)  # fmt: skip
 def test_what_never_ends_is_refused_before_it_ends(endless: bytes, outcome: str) -> None:
     assert refusal(endless, outcome, 100)
 

@@ -43,6 +43,7 @@ def test_a_service_is_pinned_bounded_and_without_rights(name: str) -> None:
     assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+\.\d+", service["image"]), service["image"]
     limits = service["deploy"]["resources"]["limits"]
     assert limits.keys() == {"cpus", "memory", "pids"}
+    assert float(limits["cpus"]) <= 1, "a machine with one CPU would refuse it"
     assert service["read_only"] is True and service["tmpfs"] == ["/tmp"]
     assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in service

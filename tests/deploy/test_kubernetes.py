@@ -84,13 +84,13 @@ def test_rules_are_those_of_prometheus() -> None:
 
 
 def test_every_file_is_used_and_every_reference_leads_somewhere() -> None:
-    for directory in [*(KUBERNETES / name for name in DIRECTORIES), DEPLOY / "grafana" / "dashboards"]:
+    for directory in [*(KUBERNETES / name for name in DIRECTORIES), DEPLOY / "grafana"]:
         found = kustomization(directory)
         generated = [file for each in found.get("configMapGenerator", []) for file in each["files"]]
         named = [*found.get("resources", []), *(each["path"] for each in found.get("patches", [])), *generated]
         for name in named:
             assert (directory / name).exists(), f"{directory.name}: {name}"
-        there = {path.name for path in directory.iterdir()} - {"kustomization.yaml"}
+        there = {path.name for path in directory.iterdir() if path.is_file()} - {"kustomization.yaml"}
         assert there <= set(named), f"{directory.name}: {there - set(named)} is used by nobody"
         assert "patchesStrategicMerge" not in found and "commonLabels" not in found  # deprecated
     assert len({(each["kind"], each["metadata"]["name"]) for each in ALL}) == len(ALL)
@@ -152,11 +152,11 @@ def test_jobs_are_those_of_prometheus() -> None:
 
 
 def test_dashboards_fit_into_config_maps() -> None:
-    directory = DEPLOY / "grafana" / "dashboards"
+    directory = DEPLOY / "grafana"
     found = kustomization(directory)
     assert found["generatorOptions"]["labels"]["grafana_dashboard"] == "1"
     files = [file for each in found["configMapGenerator"] for file in each["files"]]
-    assert sorted(files) == sorted(path.name for path in directory.glob("*.json"))
+    assert sorted(files) == sorted(f"dashboards/{path.name}" for path in directory.glob("dashboards/*.json"))
     for file in files:
         assert len(json.dumps((directory / file).read_text())) < 1_000_000, "a ConfigMap holds 1 MiB"
 

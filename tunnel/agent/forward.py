@@ -380,7 +380,7 @@ class Forwarder:
         chunks = Chunks()
         data = answer.rest
         while True:
-            for part in chunks.feed(data) if data else ():
+            if part := b"".join(chunks.feed(data)):
                 local.bytes_out += len(part)
                 await stream.send(part)
             if chunks.ended:

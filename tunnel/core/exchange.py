@@ -542,7 +542,7 @@ class Exchanger:
         chunks = Chunks("bad_request")
         data, visitor.buffer = visitor.buffer, b""
         while True:
-            for part in chunks.feed(data):
+            if part := b"".join(chunks.feed(data)):  # a frame for what came together, not one for each tiny chunk
                 if self._max_body and request.bytes_in + len(part) > self._max_body:
                     raise Failure("body_too_large", f"{self._max_body} bytes are accepted")
                 await self._pass_up(request, stream, part)

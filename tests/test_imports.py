@@ -40,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.screen": SHARED,
     "tunnel.up": SHARED | BOTH | {"tunnel.screen", "tunnel.sample"},
     "tunnel.__main__": SHARED | BOTH | {"tunnel.up"},
+    "tunnel.monitoring": SHARED | {"tunnel.up"},
     "observability": {"tunnel.handler"},
 }
 

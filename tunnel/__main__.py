@@ -12,6 +12,7 @@ Usage: python -m tunnel up [PORT or URL]    try it: core and agent in one, on th
        python -m tunnel core [flags]        the public side (also: python -m tunnel.core)
        python -m tunnel agent [flags]       the side of the local services (also: python -m tunnel.agent)
        python -m tunnel --version
+       python -m tunnel.monitoring up       `up` with Prometheus, Alertmanager and the alerts beside it
 
 Each says more with --help.
 """

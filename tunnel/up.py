@@ -13,9 +13,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO, cast
 
 from tunnel.errors import ConfigError, TunnelError
 
@@ -33,6 +33,8 @@ DIAL_TIMEOUT = 1.0  # seconds for the look whether the local service is there
 #: a failed request is shown by us, with its cause; its access records come only when somebody asks for records
 QUIET_LAYERS = "-layers=tracing,metrics,health"
 
+DESCRIPTION = "Serve a local service through a tunnel on this machine, to try it."
+
 _PORTS = {"public": 8080, "link": 8443, "core metrics": 9090, "dashboard": 9000, "agent metrics": 9091}
 
 
@@ -41,11 +43,18 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Beside(Protocol):
+    """Something that runs beside core and agent until it is cancelled, which happens after both have ended."""
+
+    async def __call__(self, core: str, agent: str, *, task_status: trio.TaskStatus[list[str]]) -> None:
+        """core, agent: their metrics addresses. Started with lines for the announcement. Raises TunnelError."""
+
+
+def make_parser(prog: str = "python -m tunnel up", description: str = DESCRIPTION) -> argparse.ArgumentParser:
     """One dash or two, as everywhere."""
     parser = _Parser(
-        prog="python -m tunnel up",
-        description="Serve a local service through a tunnel on this machine, to try it.",
+        prog=prog,
+        description=description,
         epilog="To serve the world, run a core on a server and agents elsewhere: see README.md.",
         allow_abbrev=False,
     )
@@ -61,17 +70,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Exit code 0 after Ctrl-C or SIGTERM, 1 when something failed, 2 when the command line is wrong."""
+    return main_of("tunnel up", make_parser(), argv, Up)
+
+
+def main_of(
+    name: str, parser: argparse.ArgumentParser, argv: Sequence[str], make: Callable[[argparse.Namespace], Up]
+) -> int:
+    """`main` for a program that runs an Up."""
     try:
-        options = make_parser().parse_args(argv)
+        options = parser.parse_args(argv)
         import trio  # after the flags: `--help` is not to wait for it
 
-        up = Up(options)
+        up = make(options)
         trio.run(up.run)
     except ConfigError as exc:
-        print(f"tunnel up: {exc}", file=sys.stderr)
+        print(f"{name}: {exc}", file=sys.stderr)
         return 2
     except TunnelError as exc:
-        print(f"tunnel up: {exc}", file=sys.stderr)
+        print(f"{name}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before our own handling of signals has begun
         pass
@@ -81,11 +97,12 @@ def main(argv: Sequence[str]) -> int:
 class Up:
     """One run. Raises ConfigError for a bad command line."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, beside: Beside | None = None) -> None:
         from tunnel.config import parse_address, parse_local
         from tunnel.screen import Feed
 
         self._options = options
+        self._beside = beside
         self._feed: Feed = Feed()
         self._core: Core | None = None
         self._agent: Agent | None = None
@@ -114,8 +131,9 @@ class Up:
                 local = f"http://{host}:{port}"
             async with open_pair() as programs:
                 await self._start(programs, local)
+                more = await self._start_beside(nursery)
                 self._is_up = True
-                self._announce(out)
+                self._announce(out, more)
                 nursery.start_soon(self._show, out, live)
                 if self._options.local:
                     nursery.start_soon(self._look_for_services)
@@ -158,7 +176,7 @@ class Up:
         from tunnel.net import address_text
         from tunnel.tuning import tune_gc
 
-        data_dir, level = self._data_dir(), self._options.log_level
+        data_dir, level = data_dir_of(self._options), self._options.log_level
         common = [f"-log-level={level}", f"-drain-timeout={DRAIN_TIMEOUT}"]
         common += [] if level in ("debug", "info") else [QUIET_LAYERS]
         public = self._options.public_addr or _address("public", "localhost")
@@ -174,13 +192,19 @@ class Up:
         await programs.start(agent.run)
         tune_gc()
 
-    def _data_dir(self) -> Path:
-        from tunnel.config import CoreSettings, data_dir
+    async def _start_beside(self, nursery: trio.Nursery) -> list[str]:
+        """What it says of itself; it is in the outer nursery, so it ends after core and agent."""
+        from tunnel.net import address_text
 
-        given = self._options.data_dir
-        return data_dir(CoreSettings(data_dir=given)) if given else data_dir(CoreSettings()) / "up"
+        if self._beside is None:
+            return []
+        assert self._core is not None
+        assert self._agent is not None
+        addresses = [address_text(one.metrics_address) for one in (self._core, self._agent)]
+        lines: list[str] = await nursery.start(self._beside, *addresses)
+        return lines
 
-    def _announce(self, out: TextIO) -> None:
+    def _announce(self, out: TextIO, more: Sequence[str]) -> None:
         """The public addresses first and alone; then where to look."""
         from tunnel.net import address_text
         from tunnel.screen import write_lines
@@ -196,6 +220,7 @@ class Up:
             f"metrics  {metrics}/metrics (core)",
             f"metrics  http://{address_text(self._agent.metrics_address)}/metrics (agent)",
             f"health   {metrics}/healthz",
+            *more,
         )
 
     async def _show(self, out: TextIO, live: bool) -> None:
@@ -246,6 +271,14 @@ def agent_flags(server: str, token_file: Path, local: str, subdomain: str) -> li
         "-tls=false",
     ]
     return [*flags, f"-subdomain={subdomain}"] if subdomain else flags
+
+
+def data_dir_of(options: argparse.Namespace) -> Path:
+    """Where accounts, keys and other state live; not created here. Raises ConfigError if there is no such place."""
+    from tunnel.config import CoreSettings, data_dir
+
+    given = options.data_dir
+    return data_dir(CoreSettings(data_dir=given)) if given else data_dir(CoreSettings()) / "up"
 
 
 def _address(what: str, host: str = "127.0.0.1") -> str:

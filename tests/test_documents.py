@@ -18,6 +18,7 @@ from tunnel.config import load_agent, load_core
 from tunnel.config.options import program
 from tunnel.core.phrases import parse_commands
 from tunnel.errors import LIMITS, OUTCOMES
+from tunnel.monitoring.up import make_monitoring_parser
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -75,6 +76,7 @@ def test_flags_in_commands_exist(document: Path) -> None:
 def test_flags_in_the_text_exist(document: Path) -> None:
     known = {flag.replace("_", "-") for role in ("core", "agent") for flag in program(role).by_flag}
     known |= {"json", "expires", "version", "help", "h", "data-dir"}
+    known |= {option.strip("-") for action in make_monitoring_parser()._actions for option in action.option_strings}
     for word in re.findall(r"`-([a-z][a-z-]*)(?:[= ][^`]*)?`", document.read_text()):
         assert word in known, word
 

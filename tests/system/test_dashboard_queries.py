@@ -8,13 +8,16 @@ import math
 import re
 import socket
 import threading
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from observing import Prometheus
+from runbooks import series_named
 from running import RunningAgent, RunningCore, poll
 from service import Service
 from visiting import Broken, Connection
@@ -27,6 +30,11 @@ RIGHTLY_EMPTY = {
     ("tunnel-core", "Alerts"): "no rules are loaded, so no alert fires",
     ("tunnel-agents", "Alerts"): "no rules are loaded, so no alert fires",
     ("tunnel-core", "Restarts"): "the core is not restarted",
+}
+#: series that alerts look at → why there are none here
+NO_SERIES = {
+    "prometheus_notifications_errors_total": "no Alertmanager is configured",
+    "alertmanager_notifications_failed_total": "no Alertmanager runs",
 }
 PATHS = ("/echo", "/status/404", "/status/500", "/garbage", "/slow?ms=120", "/download?size=70000", "/sse?n=2&ms=5")
 
@@ -52,6 +60,20 @@ def queries() -> list[tuple[str, str, list[str]]]:
         targets += [(one["name"], one["expr"]) for one in board["annotations"]["list"]]
         found += [(board["uid"], title, [substituted(expr, job) for job in jobs]) for title, expr in targets]
     return found
+
+
+def copy_of_rules(where: Path) -> tuple[Path, list[tuple[str, str]], list[tuple[str, str]]]:
+    """(the recording rules, evaluated every second; these as (name, expression); the alerts likewise)."""
+    groups: list[dict[str, Any]] = []
+    for path in sorted((DASHBOARDS.parents[1] / "prometheus" / "rules").glob("*.yml")):
+        groups += yaml.safe_load(path.read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    for group in groups:
+        group["interval"] = "1s"
+        group["rules"] = [rule for rule in group["rules"] if "record" in rule]
+    where.write_text(json.dumps({"groups": [group for group in groups if group["rules"]]}))  # JSON is YAML
+    recording = [(rule["record"], rule["expr"]) for rule in rules if "record" in rule]
+    return where, recording, [(rule["alert"], rule["expr"]) for rule in rules if "alert" in rule]
 
 
 def visit(core: RunningCore, ended: threading.Event) -> None:
@@ -89,7 +111,8 @@ def test_every_query_has_data(
         "tunnel-agents": (core.metrics, "/metrics/agents"),
         "tunnel-agent": (agent.metrics, "/metrics"),
     }
-    prometheus = ending.enter_context(Prometheus(tmp_path, targets))
+    rules, recording, alerts = copy_of_rules(tmp_path / "rules.yml")
+    prometheus = ending.enter_context(Prometheus(tmp_path, targets, rule_files=[rules]))
     prometheus.wait_up()
     ended = threading.Event()
     visitor = threading.Thread(target=visit, args=(core, ended), daemon=True)
@@ -113,3 +136,16 @@ def test_every_query_has_data(
     with suppress(AssertionError):
         poll(lambda: empty() <= RIGHTLY_EMPTY.keys(), "all queries have data", 20, 0.5)
     assert empty() == RIGHTLY_EMPTY.keys()
+
+    def unrecorded() -> set[str]:
+        return {name for name, _ in recording if not prometheus.query(name)}
+
+    with suppress(AssertionError):
+        poll(lambda: not unrecorded(), "every recording rule has data", 10, 0.5)
+    assert unrecorded() == set()
+    for name, expression in (*recording, *alerts):
+        assert prometheus.query(expression) is not None, name  # raises when Prometheus refuses it
+    looked_at = {series for _, expression in alerts for series, _ in series_named(expression) if series}
+    with urllib.request.urlopen(f"http://127.0.0.1:{prometheus.port}/metrics", timeout=5) as answer:
+        own = set(re.findall(r"^# TYPE (\w+)", answer.read().decode(), re.MULTILINE))  # it does not scrape itself here
+    assert {name for name in looked_at - own if not prometheus.query(name)} == NO_SERIES.keys()

@@ -36,3 +36,10 @@ def fuzz(session: nox.Session) -> None:
     """The parsers under changed bytes for so many minutes: `nox -s fuzz -- 10`. What fails is kept in the corpus."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "fuzz", *(session.posargs or ["5"]), env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """docs/img: the dashboards, drawn from a run with real traffic and real faults. Takes three minutes."""
+    session.install("-e", ".[test,pictures]")
+    session.run("python", "tests/system/pictures.py", env={"PYTHONPATH": "tests"})

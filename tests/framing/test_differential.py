@@ -6,7 +6,7 @@ import pytest
 from framing.comparing import compare
 from framing.mutating import mutate
 from framing.readers import ours
-from framing.requests import CASES, CHUNKED, GET, POST, Case
+from framing.requestcases import CASES, CHUNKED, GET, POST, Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

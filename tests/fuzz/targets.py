@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from framing import answers, requests
+from framing import answers, requestcases
 from framing.answerreaders import h11_reads, we_read
 from framing.comparing import compare
 
@@ -176,12 +176,12 @@ _HELLO = control.Hello([1], "0.1", "agent", "tt_secret", [control.TunnelRequest(
 _WELCOME = control.Welcome(1, "0.1", "c-1", "acme", "agent", [control.TunnelGrant("app", "http", "http://a")])
 
 _ANSWERS = [b"".join(step for step in case.steps if isinstance(step, bytes)) for case in answers.CASES]
-_BODIES = [case.raw.partition(b"\r\n\r\n")[2] for case in requests.CASES if case.name.startswith("chunks")]
+_BODIES = [case.raw.partition(b"\r\n\r\n")[2] for case in requestcases.CASES if case.name.startswith("chunks")]
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("request", [case.raw for case in requests.CASES if len(case.raw) < 2000], compare),
+        Target("request", [case.raw for case in requestcases.CASES if len(case.raw) < 2000], compare),
         Target("chunks", [body for body in _BODIES if len(body) < 2000], check_chunks),
         Target("answer", [raw for raw in _ANSWERS if len(raw) < 2000], check_answer),
         Target("frames", _frame_seeds(), check_frames),

@@ -140,7 +140,15 @@ def test_a_disabled_account(core: RunningCore, service: Service, start_agent: St
     assert time.monotonic() - disabled < 3
     assert attempt(core, token)[0] == 1
     core.command("account", "enable", "disabling")
-    start_agent(core, service.url, "-subdomain=disabling", token=token)
+
+    def is_let_in() -> bool:
+        """The core looks into the store once a second; an agent that comes before gives up."""
+        again = start_agent(core, service.url, "-subdomain=disabling", token=token, ready=False)
+        poll(lambda: again.find("tunnel ready") or not again.is_running, "it is in, or has given up", 20)
+        again.expected_code = 0 if again.is_running else 1
+        return again.is_running
+
+    poll(is_let_in, "an enabled account's agent is let in", 20)
     assert ask(core, "GET /echo", host="disabling.localhost").status == 200
 
 

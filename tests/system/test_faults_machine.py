@@ -59,7 +59,9 @@ def test_agent_out_of_files(start_core: Start, start_agent: StartAgent, start_se
     agent = start_agent(core, service.url, "-subdomain=app")
     assert sum(1 for _ in agent.find("tunnel ready")) == 1
     before = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{agent.pid}/fd").iterdir())), before[1]))
+    open_now = {int(path.name) for path in Path(f"/proc/{agent.pid}/fd").iterdir()}
+    # the lowest number that is free, for a descriptor may have been closed below others
+    resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (min(set(range(len(open_now) + 1)) - open_now), before[1]))
     answer = ask(core, "GET /echo", "Accept: application/json")
     assert answer.outcome == "overloaded" and b"Too many open files" in answer.body
     assert not agent.find("link ended")

@@ -1,4 +1,4 @@
-"""The table of odd requests (tests/framing/requests.py), each as raw bytes through a real core and agent.
+"""The table of odd requests (tests/framing/requestcases.py), each as raw bytes through a real core and agent.
 
 A service on raw sockets records what arrives and takes the canonical form only. Behind each case another request is
 sent: it must arrive as itself when the connection goes on, and not at all when it ends.
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 from framing.origin import Arrived, Origin
-from framing.requests import CASES, Case, Passed
+from framing.requestcases import CASES, Case, Passed
 from running import RunningAgent, RunningCore, poll
 from visiting import Broken, Connection
 

@@ -99,8 +99,8 @@ def test_a_bad_collector_costs_the_data_path_nothing(
     for program in (traced, agent):
         details = tracing_details(program)
         assert details["exporting"] and details["exported"] == 0
-        # some wait in the queue, and one batch is on its way
-        assert details["dropped"] + details["failed"] >= 440 - 2 * 100, details
+        # some wait in the queue, one batch is on its way, and up to 32 are not spans yet
+        assert details["dropped"] + details["failed"] >= 440 - 2 * 100 - 32, details
         assert program.find("traces cannot be exported") == [] or kind == "dead"
     if kind == "dead":
         assert poll(lambda: traced.find("traces cannot be exported"), "a warning", 15, 0.1)

@@ -1,0 +1,120 @@
+"""What a sample counts for, and what becomes of a sampler's report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks.attribution import groups
+from benchmarks.attribution.attribute import SAMPLER, lines, read_report
+from benchmarks.attribution.groups import TABLE, Stack, group_of, owner_of, owners, shares
+from benchmarks.processes import Process, poll
+
+CASES = [
+    (["h11._readers:maybe_read_from_SEND_BODY_server", "tunnel.http.heads:parse_request"], groups.PARSE),
+    (["h11._writers:write_response", "tunnel.http.answers:answer"], groups.EMIT),
+    (["tunnel.http.heads:forwarded_head", "tunnel.core.exchange:Exchanger._open"], groups.EMIT),
+    (["tunnel.core.exchange:Exchanger._write_head", "tunnel.core.exchange:Exchanger._answer"], groups.EMIT),
+    (["tunnel.core.exchange:Exchanger._assign"], groups.HANDLING),
+    (["tunnel.wire.session:Session.receive", "tunnel.link.link:Link.on_message"], groups.LINK),
+    (["tunnel.link.workers:Workers._next"], groups.SCHEDULER),
+    (["trio._core._io_epoll:EpollIOManager.get_events", "trio._core._run:unrolled_run"], groups.SCHEDULER),
+    (["trio._socket:_SocketType.recv", "trio_websocket._impl:WebSocketConnection._reader_task"], groups.SOCKETS),
+    (["trio_websocket._impl:WebSocketConnection._reader_task", "trio._core._run:unrolled_run"], groups.LINK),
+    (["tunnel.net:Socket.send_nowait", "tunnel.link.transport:Tap._send"], groups.SOCKETS),
+    (["prometheus_client.metrics:Counter.inc", "observability.core_metrics:CoreMetrics.end"], groups.OBSERVABILITY),
+    (["observability.runtime:PauseMeter._callback", "tunnel.wire.session:Session.receive"], groups.COLLECTOR),
+    (["random:Random.getrandbits", "mystery:f"], groups.OTHER),
+    ([], groups.OTHER),
+]
+
+
+@pytest.mark.parametrize(("frames", "group"), CASES)
+def test_the_innermost_known_frame_decides(frames: list[str], group: str) -> None:
+    assert group_of(frames) == group
+
+
+def test_a_name_that_only_begins_like_a_module_is_another() -> None:
+    assert group_of(["tunnels:f", "tunnel.net:Socket.recv"]) == groups.SOCKETS
+    assert group_of(["tunnel.network:f"]) == groups.OTHER
+
+
+def test_modules_of_the_table_exist() -> None:
+    """Or a module that was renamed would silently count for its package."""
+    for key in TABLE:
+        module, _, function = key.partition(":")
+        if not module.startswith(("tunnel", "observability")):
+            continue
+        found = importlib.import_module(module)
+        if function:
+            owner, _, name = function.rpartition(".")
+            assert any(one.startswith(name) for one in dir(getattr(found, owner) if owner else found)), key
+
+
+def test_shares_and_owners_add_up() -> None:
+    stacks = [
+        Stack(3, 1, ["re:match", "tunnel.http.heads:parse_request"]),
+        Stack(1, 2, ["tunnel.net:Socket.recv"]),
+        Stack(4, 9, ["tunnel.http.heads:parse_request", "tunnel.core.exchange:Exchanger.serve"]),
+    ]
+    found = shares(stacks)
+    assert found.keys() == set(groups.GROUPS)
+    assert found[groups.PARSE] == 7 / 8 and found[groups.SOCKETS] == 1 / 8 and sum(found.values()) == 1
+    assert owners(stacks) == [
+        ("tunnel.http.heads:parse_request", groups.PARSE, 7 / 8),
+        ("tunnel.net:Socket.recv", groups.SOCKETS, 1 / 8),
+    ]
+    assert owner_of(["re:match", "x:y"]) == "re:match"
+    assert sum(shares([]).values()) == 0
+
+
+def test_a_report_becomes_micros_a_request() -> None:
+    report = {
+        "main": 0.5,
+        "threads": [["log-writer", 0.05], ["log-writer", 0.05], ["idle", 0.0]],
+        "stacks": [[1, 10, ["tunnel.wire.frames:split"]], [3, 11, ["tunnel.net:Socket.recv"]]],
+    }
+    found = read_report(json.dumps(report), requests=10_000)
+    assert found.groups[groups.LINK] == pytest.approx(12.5) and found.groups[groups.SOCKETS] == pytest.approx(37.5)
+    assert found.threads == {"log-writer": pytest.approx(10.0)}
+    assert found.total == pytest.approx(60.0) and found.samples == 4
+    text = "\n".join(lines("core", found, 58.0))
+    assert "60.0 µs CPU a request (58.0 without sampling), 4 samples" in text
+    assert "thread log-writer" in text and "idle" not in text and groups.COLLECTOR not in text
+
+
+BUSY = """
+import signal
+def spin():
+    while not signal.sigpending():
+        sum(range(1000))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("spinning", flush=True)
+spin()
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+"""
+
+
+@pytest.mark.system
+def test_the_sampler_sees_what_a_program_does(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    process = Process(
+        sys.executable, str(SAMPLER), str(tmp_path), "busy", directory=tmp_path, env={"PYTHONPATH": str(tmp_path)}
+    )
+    try:
+        process.wait_line("spinning")
+        process.signal(signal.SIGRTMIN + 1)
+        before = process.cpu()
+        while process.cpu() - before < 0.2:  # of its time, however busy the machine is
+            pass
+        process.signal(signal.SIGRTMIN + 2)
+        poll((tmp_path / "busy.json").exists, "the report", 10)
+    finally:
+        process.stop()
+    report = json.loads((tmp_path / "busy.json").read_text())
+    assert report["main"] >= 0.15
+    assert sum(count for count, _, frames in report["stacks"] if "__main__:spin" in frames[:2]) >= 10

@@ -21,10 +21,10 @@ class Load:
     bad: int
 
 
-def wrk(port: int, host: str, connections: int, seconds: float, path: str = "/k1", *, reconnect: bool = False) -> Load:
-    """wrk for so long. Connections are kept alive, or each is used for one request only."""
+def wrk(port: int, host: str, connections: int, seconds: int, path: str = "/k1", *, reconnect: bool = False) -> Load:
+    """wrk for so long (whole seconds). Connections are kept alive, or each is used for one request only."""
     command = [
-        which("wrk"), "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout", "10s",
+        which("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s",
         "-H", f"Host: {host}", *(("-H", "Connection: close") if reconnect else ()), f"http://127.0.0.1:{port}{path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)

@@ -11,6 +11,7 @@ import signal
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.attribution.groups import Stack, owners, shares
@@ -56,6 +57,7 @@ def read_report(text: str, requests: int) -> Attributed:
 
 def attribute(servers: Servers, connections: int, seconds: float, flags: Sequence[str] = ()) -> None:
     """Measure and print."""
+    turn = max(1, round(seconds / TURNS))
     sampling = (str(SAMPLER), str(servers.directory))
     with start_tunnel(servers, *flags) as plain, start_tunnel(servers, *flags, run=sampling) as sampled:
         pairs = [[pair.core, pair.agent] for pair in (plain, sampled)]
@@ -67,7 +69,7 @@ def attribute(servers: Servers, connections: int, seconds: float, flags: Sequenc
         requests = 0
         for _ in range(TURNS):
             for pair, processes, costs in zip((plain, sampled), pairs, paid, strict=True):
-                load, micros = cost(partial(wrk, pair.port, pair.host, connections, seconds / TURNS), processes)
+                load, micros = cost(partial(wrk, pair.port, pair.host, connections, turn), processes)
                 costs.append(micros)
                 requests += load.requests if pair is sampled else 0
         wait_calm(pairs[1])  # what is done late belongs to the requests as well

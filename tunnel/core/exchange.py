@@ -48,6 +48,7 @@ from tunnel.wire.held import Held
 
 if TYPE_CHECKING:
     from tunnel.core.accounts import Accounts
+    from tunnel.core.elsewhere import Elsewhere
 
 log = get_logger("tunnel.core")
 
@@ -177,6 +178,7 @@ class Exchanger:
         self.bytes_out = 0
         self.is_draining = False
         self.on_finished: Callable[[RequestVisit], None] | None = None
+        self.elsewhere: Elsewhere | None = None  # other processes of this core
         self.handle_request = wrap(self.handle, layers)
         self._handle_stream = wrap(self._stream, layers)
         self._registry = registry
@@ -203,6 +205,9 @@ class Exchanger:
         self.active += 1
         try:
             await self._receive_head(request)
+            elsewhere = self.elsewhere
+            if elsewhere is not None and elsewhere.serves(request) and await elsewhere.take(request):
+                return False
             await self.handle_request(request)
         finally:
             self.finished()

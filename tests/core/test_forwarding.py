@@ -4,8 +4,8 @@ from typing import Any, cast
 
 import pytest
 
-from tunnel.core.exchange import Request
 from tunnel.core.forwarding import MAX_LIST, Forwarding
+from tunnel.core.request import Request
 from tunnel.core.visitor import Visitor
 from tunnel.http.heads import check_forwarded, forwarded_head, parse_request
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunnel.core.exchange import Exchanger, Request
-from tunnel.core.forwarding import Forwarding
-from tunnel.core.registry import Registry
+from tunnel.core.answering import Answerer
+from tunnel.core.request import Request
 from tunnel.core.visitor import Visitor
 from tunnel.errors import Failure
 from tunnel.http.heads import TOKEN, check_relayed
@@ -20,14 +19,7 @@ from tunnel.wire.frames import NO_BODY, UNKNOWN, Response
 Fields = list[tuple[bytes, bytes]]
 
 
-def exchanger() -> Exchanger:
-    return Exchanger(
-        Registry("localhost", 600), cast(Any, None), [], Forwarding(()), max_head=65536, max_target=16384, max_body=0,
-        head_timeout=10, request_timeout=30, body_idle_timeout=30, server_timing=False,
-    )  # fmt: skip
-
-
-EXCHANGER = exchanger()
+ANSWERER = Answerer(idle_timeout=30, server_timing=False)
 
 
 def asked(method: str, version: str, keep_alive: bool) -> Request:
@@ -59,7 +51,7 @@ def split(head: bytes) -> tuple[bytes, Fields]:
 def composed(method: str, status: int, length: int, head: bytes, version: str, keep_alive: bool) -> bytes:
     request = asked(method, version, keep_alive)
     bodiless = has_no_body(method.encode(), status)
-    return EXCHANGER._compose(request, Response(status, length, 0, 0, head), bodiless=bodiless)
+    return ANSWERER._compose(request, Response(status, length, 0, 0, head), bodiless=bodiless)
 
 
 def compare(method: str, status: int, length: int, head: bytes, keep_alive: bool = True) -> None:

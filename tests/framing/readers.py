@@ -5,8 +5,8 @@ from __future__ import annotations
 import h11
 import httptools
 
-from tunnel.core.exchange import _USUAL_METHODS, _check_method, _may_upgrade
 from tunnel.core.hostnames import normalise_host
+from tunnel.core.reading import _USUAL_METHODS, check_method, may_upgrade
 from tunnel.errors import Failure
 from tunnel.http.chunks import Chunks
 from tunnel.http.heads import CHUNKED, Head, forwarded_head, parse_request
@@ -61,13 +61,13 @@ def ours(raw: bytes) -> tuple[list[Reading], str]:
             head = parse_request(data[:end], MAX_TARGET)
             normalise_host(head.host)  # an empty one names no tunnel, whatever the version
             if head.method not in _USUAL_METHODS:
-                _check_method(head.method)
+                check_method(head.method)
             target = data[:end].split(b" ", 2)[1]
             one = Reading(head.method, target, [(raw_name, value) for _, raw_name, value in head.fields], head)
             data = data[end:]
             found.append(one)
             asks = b"upgrade" in head.connection
-            if asks and head.upgrade and not head.length and _may_upgrade(head):
+            if asks and head.upgrade and not head.length and may_upgrade(head):
                 one.whole = True
                 return found, "what follows an upgrade is the new protocol's"
             if head.length == CHUNKED:

@@ -10,9 +10,10 @@ from typing import Any
 import trio
 
 from tunnel.core.certificates import Certificates
-from tunnel.core.exchange import Exchanger, make_request_id
+from tunnel.core.exchange import Exchanger
 from tunnel.core.limits import Rate, Shares
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
+from tunnel.core.request import make_request_id
 from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
 from tunnel.http.answers import answer as make_answer
 from tunnel.link.sweeper import Sweeper

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from tunnel.core.exchange import Request
+    from tunnel.core.request import Request
 
 
 class Elsewhere(Protocol):

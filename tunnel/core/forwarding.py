@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tunnel.core.visitor import Visitor
-from tunnel.http.heads import PROXIED
+from tunnel.http.heads import PROXIED, forwarded_head
 
 if TYPE_CHECKING:
-    from tunnel.core.exchange import Request
-    from tunnel.http.heads import Head
+    from tunnel.core.request import Request
+    from tunnel.http.heads import Head, forwarded_head
 
 MAX_LIST = 4096  #: bytes of a trusted proxy's list that are passed on
 
@@ -25,6 +25,18 @@ class Forwarding:
 
     def __init__(self, trusted: Sequence[str]) -> None:
         self._trusted = [ipaddress.ip_network(one, strict=False) for one in trusted]
+
+    def head(self, request: Request, *, upgrade: bool) -> bytes:
+        """The request's head as it travels to the agent, our own fields last. As `fields`."""
+        head, known = request.head, request.known
+        assert head is not None
+        request_id = request.request_id.encode()
+        if known is not None and known.forwarded:
+            return b"%b %b%b%b\r\n" % (head.method, head.target, known.forwarded, request_id)
+        forwarded = forwarded_head(head, self.fields(request), upgrade=upgrade)
+        if known is not None and not self.is_trusted(request.visitor.address):  # what a proxy says is the request's own
+            known.forwarded = forwarded[len(head.method) + 1 + len(head.target) : -len(request_id) - 2]
+        return forwarded
 
     def fields(self, request: Request) -> bytes:
         """The fields for this request, each line ended by CRLF. Sets `request.client` from a trusted proxy's word."""

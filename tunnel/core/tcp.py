@@ -10,6 +10,7 @@ import trio
 
 from tunnel.core.exchange import Exchanger
 from tunnel.core.inherited import Inherited, tcp_name
+from tunnel.core.joining import join
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.visitor import RAW, Visitor
@@ -172,7 +173,7 @@ class Ports:
                 await stream.answer()
             if scope.cancelled_caught:
                 raise Failure("timeout")
-            await self._exchanger.join(RawStream(stream), visit.visitor, visit, visit.agent.account)
+            await join(RawStream(stream), visit.visitor, visit, visit.agent.account)
             visit.outcome = "ok"
         except Failure as exc:
             visit.outcome = exc.outcome

@@ -11,7 +11,8 @@ from tunnel.core.limits import Counts, no_refusals
 from tunnel.net import GONE, HALF_CLOSED, HERE, Socket
 
 if TYPE_CHECKING:
-    from tunnel.core.exchange import Request
+    from tunnel.core.reading import Known
+    from tunnel.core.request import Request
 
 #: seconds that a visitor who ended its direction is left in peace before we ask whether it is still there
 HALF_CLOSED_GRACE = 1.0
@@ -39,6 +40,7 @@ class Visitor:
         "deadline",
         "forwarded",
         "half_since",
+        "known",
         "on_silent",
         "phase",
         "probed",
@@ -63,6 +65,7 @@ class Visitor:
         self.half_since = 0.0
         self.probed = False
         self.wrote = 0.0
+        self.known: Known | None = None  # what its last head said, where the next may say it again
         self.forwarded: tuple[bytes, bytes] = (b"", b"")  # the last Host and the fields made for it
 
     def begin(self, phase: str, seconds: float) -> None:

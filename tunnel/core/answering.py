@@ -1,0 +1,244 @@
+"""The answer on its way to the visitor: what came from the agent, with our framing and fields.
+
+The common answer is small and all there when its task wakes: `_whole`, one write. Everything else goes part by part.
+"""
+
+from __future__ import annotations
+
+import re
+from time import monotonic
+
+import trio
+
+from tunnel.core.joining import join
+from tunnel.core.request import FOREVER, Request, RequestStream, pause
+from tunnel.core.visitor import BODY, RAW
+from tunnel.errors import Failure
+from tunnel.http.heads import check_relayed, check_trailers, is_among, upgrade_of
+from tunnel.http.response import has_no_body
+from tunnel.link.stream import RawStream, Stream
+from tunnel.wire import frames
+from tunnel.wire.frames import NO_BODY, SMALL_BODY, UNKNOWN, Response
+
+_EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
+COALESCE = 64 * 1024  #: small parts that wait together are written together
+
+
+class Answerer:
+    """idle_timeout: seconds between two parts of a body, and for the visitor to take one. server_timing: say where the
+    time went (`Server-Timing`, `traceresponse`)."""
+
+    def __init__(self, *, idle_timeout: float, server_timing: bool) -> None:
+        self.is_draining = False  # connections end with their answer
+        self._idle_timeout = idle_timeout
+        self._server_timing = server_timing
+
+    async def answer(self, visit: RequestStream) -> None:
+        """Wait for the answer and pass it on. Raises Failure; trio.BrokenResourceError and ClosedResourceError when the
+        visitor is gone."""
+        request = visit.request
+        stream = request.stream
+        assert stream is not None
+        if stream.head is None and stream.failure is None and not stream.interims:
+            await stream.wait_change()
+        response = stream.head
+        if response is None or stream.interims:
+            response = await self._final(request, stream)
+        assert isinstance(response, Response)
+        request.marks["answered"] = monotonic()
+        request.agent_us, request.local_us = response.agent_us, response.local_us
+        check_relayed(response.head)
+        status = response.status
+        if status == 101:
+            await self._upgraded(visit, response)
+            return
+        request.status = status
+        request.visitor.begin(BODY, self._idle_timeout)
+        if has_no_body(request.method.encode(), status):
+            await self._write_head(request, self._compose(request, response, bodiless=True))
+        elif stream.ended and not stream.trailers and stream.inbox_bytes <= SMALL_BODY:
+            await self._write_whole(request, stream, response)
+        else:
+            await self._relay(request, stream, response)
+
+    async def _final(self, request: Request, stream: Stream) -> Response:
+        """The final answer's head; interim ones are passed on."""
+        while True:
+            response = await stream.answer()
+            if not frames.is_interim(response.status):
+                return response
+            check_relayed(response.head)
+            if request.http_version == "1.1":
+                request.continued = request.continued or response.status == 100
+                await self._write(request, b"HTTP/1.1 %d %b\r\n" % (response.status, response.head))
+
+    def _compose(self, request: Request, response: Response, *, bodiless: bool) -> bytes:
+        """The answer's head: what came from the agent, checked before, with our framing and fields."""
+        if not request.body_over:
+            request.keep_alive = False
+        length = response.length
+        if length >= 0 and response.status != 204:
+            framing = b"Content-Length: %d\r\n" % length
+        elif bodiless:
+            framing = b""
+        elif length == NO_BODY:
+            framing = b"Content-Length: 0\r\n"
+        elif request.http_version == "1.1":
+            framing = b"Transfer-Encoding: chunked\r\n"
+        else:
+            framing = b""
+            request.keep_alive = False
+        if self.is_draining:
+            request.keep_alive = False
+        if response.status == 426:
+            framing += b"Connection: Upgrade\r\n"
+        if not request.keep_alive:
+            framing += b"Connection: close\r\n"
+        elif request.http_version == "1.0":
+            framing += b"Connection: keep-alive\r\n"
+        if self._server_timing:
+            framing += self.timing(request)
+        return b"HTTP/1.1 %d %b%bX-Request-Id: %b\r\n\r\n" % (
+            response.status,
+            response.head,
+            framing,
+            request.request_id.encode(),
+        )
+
+    def timing(self, request: Request) -> bytes:
+        """Server-Timing up to the first byte (W3C), in milliseconds; traceresponse (W3C Trace Context, level 2).
+
+        Nothing when that is off.
+        """
+        if not self._server_timing:
+            return b""
+        now = monotonic()
+        opened = request.marks.get("opened", now)
+        waited = request.marks.get("answered", now) - opened
+        agent = min(max(request.agent_us, 0) / 1e6, waited)
+        local = min(max(request.local_us, 0) / 1e6, agent)
+        core = now - request.started - waited
+        text = (
+            f"Server-Timing: core;dur={core * 1e3:.2f}, link;dur={(waited - agent) * 1e3:.2f}, "
+            f"agent;dur={(agent - local) * 1e3:.2f}, local;dur={local * 1e3:.2f}\r\n"
+        )
+        if request.trace_id:
+            text += f"traceresponse: 00-{request.trace_id}-{request.span_id}-{'01' if request.sampled else '00'}\r\n"
+        return text.encode()
+
+    async def _write_whole(self, request: Request, stream: Stream, response: Response) -> None:
+        """The common small answer: all of it is here, and leaves in one write."""
+        session = stream.link.session
+        body = session.next_part(stream)
+        while part := session.next_part(stream):
+            body += part
+        size = len(body)
+        self._check_length(response, size, ended=True)
+        request.bytes_out = size
+        head = self._compose(request, response, bodiless=False)
+        if response.length == UNKNOWN and request.http_version == "1.1":
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if size else b"0\r\n\r\n"
+        assert request.account is not None
+        delay = request.account.take_bytes(0, size)
+        if delay:
+            await pause(request, delay)
+        await self._write_head(request, head + body)
+
+    def _check_length(self, response: Response, size: int, *, ended: bool) -> None:
+        """Raises Failure when the body is not as long as its head said."""
+        length = max(response.length, 0) if response.length != UNKNOWN else size
+        if size > length or (ended and size != length):
+            raise Failure("local_broken", f"the answer's body has {size} bytes, its head said {length}")
+
+    async def _relay(self, request: Request, stream: Stream, response: Response) -> None:
+        visitor, account = request.visitor, request.account
+        assert account is not None
+        head = self._compose(request, response, bodiless=False)
+        chunked = response.length == UNKNOWN and request.http_version == "1.1"
+        request.event_stream = _EVENT_STREAM.search(response.head) is not None
+        idle = FOREVER if request.event_stream else self._idle_timeout
+        first_event = request.event_stream
+        if not stream.inbox:
+            await self._write_head(request, head)
+            head = b""
+        visitor.deadline = monotonic() + idle
+        session = stream.link.session
+        while part := await stream.receive():
+            while stream.inbox and len(part) < COALESCE:
+                part += session.next_part(stream)
+            request.bytes_out += len(part)
+            self._check_length(response, request.bytes_out, ended=False)
+            data = b"%x\r\n%b\r\n" % (len(part), part) if chunked else part
+            if head:
+                await self._write_head(request, head + data)
+                head = b""
+            else:
+                await self._write(request, data)
+            if first_event:
+                first_event = False
+                request.marks["event"] = monotonic()
+            delay = account.take_bytes(0, len(part))
+            if delay:
+                await pause(request, delay)
+            visitor.deadline = monotonic() + idle
+        self._check_length(response, request.bytes_out, ended=True)
+        if chunked:
+            if stream.trailers and not check_trailers(stream.trailers):
+                raise Failure("local_broken", "the answer's trailer fields that came over the link are not valid")
+            await self._write(request, head + b"0\r\n" + stream.trailers + b"\r\n")
+        elif head:
+            await self._write_head(request, head)
+
+    async def write_last(self, request: Request, data: bytes) -> None:
+        """An answer of our own, head and body."""
+        request.visitor.begin(BODY, self._idle_timeout)
+        await self._write_head(request, data)
+
+    async def _write_head(self, request: Request, data: bytes) -> None:
+        request.head_written = True
+        await self._write(request, data)
+        request.marks["first_byte"] = monotonic()
+
+    async def _write(self, request: Request, data: bytes) -> None:
+        """To the visitor; a visitor who takes nothing is cut off by the deadline."""
+        visitor = request.visitor
+        sent = visitor.socket.send_nowait(data)
+        if sent < len(data):
+            request.writing = True
+            visitor.deadline = monotonic() + self._idle_timeout
+            try:
+                # In slices, so that the deadline moves on as long as the visitor takes something.
+                rest = memoryview(data)[sent:]
+                while rest:
+                    await visitor.socket.send(bytes(rest[:COALESCE]))
+                    rest = rest[COALESCE:]
+                    visitor.deadline = monotonic() + self._idle_timeout
+            finally:
+                request.writing = False
+        visitor.wrote = monotonic()
+
+    async def _upgraded(self, visit: RequestStream, response: Response) -> None:
+        """After a 101: raw bytes both ways until both directions ended."""
+        request = visit.request
+        stream, visitor, account = request.stream, request.visitor, request.account
+        assert stream is not None and account is not None
+        assert request.head is not None
+        if visit.protocol != "upgrade" or not is_among(upgrade_of(response.head), request.head.upgrade):
+            raise Failure("local_broken", "the local service switched protocols unasked")
+        request.status = 101
+        request.keep_alive = False
+        head = b"HTTP/1.1 101 %bConnection: Upgrade\r\n%bX-Request-Id: %b\r\n\r\n" % (
+            response.head,
+            self.timing(request),
+            request.request_id.encode(),
+        )
+        await self._write_head(request, head)
+        request.marks["upgraded"] = monotonic()
+        visitor.phase, visitor.deadline = RAW, FOREVER
+        try:
+            await join(RawStream(stream), visitor, request, account)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # A visitor that drops an upgraded connection is its normal end; a link or service that does is not.
+            visitor.socket.abort()
+            if stream.failure is not None and not request.aborted:
+                stream.raise_failure()

@@ -1,0 +1,194 @@
+"""The head of a public request: read, judged, and what follows from it for the request."""
+
+from __future__ import annotations
+
+import re
+from time import monotonic
+
+import trio
+
+from tunnel.core.hostnames import normalise_host
+from tunnel.core.limits import Counts
+from tunnel.core.request import FOREVER, Request, make_request_id
+from tunnel.errors import Failure
+from tunnel.http.heads import Head, is_request_id, parse_request, split_words
+from tunnel.http.repeated import KnownHead, know
+
+_METHOD_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_FIRST = _METHOD_BYTES | frozenset(b"\r")  # of a connection's next request
+_METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
+REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+_USUAL_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+
+
+class Known:
+    """What follows from a head for every request on the connection that repeats it.
+
+    forwarded: the head as it travels to the agent from behind the address to the request id; made by the first that
+    is forwarded, b"" before.
+    """
+
+    __slots__ = ("accept", "forwarded", "head", "headers", "host", "keep_alive", "method")
+
+    def __init__(self, head: KnownHead, request: Request) -> None:
+        self.head = head
+        self.method = request.method
+        self.accept = request.accept
+        self.headers = request.request_headers
+        self.host = request.host
+        self.keep_alive = request.keep_alive
+        self.forwarded = b""
+
+
+class HeadReader:
+    """max_…: limits, 0 for none of fields and requests. refusals: counts of limits that were reached."""
+
+    def __init__(self, *, max_head: int, max_target: int, max_fields: int, max_requests: int, refusals: Counts) -> None:
+        self._max_head = max_head
+        self._max_target = max_target
+        self._max_fields = max_fields
+        self._max_requests = max_requests
+        self._refusals = refusals
+
+    def read_nowait(self, request: Request) -> bool:
+        """Take a whole head that repeats the last one on this connection; False for any other, which `read` takes."""
+        visitor = request.visitor
+        known = visitor.known
+        if known is None:
+            return False
+        data = visitor.buffer
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 or end > self._max_head:
+            return False
+        raw, rest = (data, b"") if end == len(data) else (data[:end], data[end:])
+        target = known.head.recognise(raw, self._max_target)
+        if not target:
+            return False
+        visitor.buffer = rest
+        visitor.deadline = FOREVER
+        request.known, request.raw = known, raw
+        request.marks["head"] = monotonic()
+        head = known.head.head
+        request.head = Head(head.method, target, *head[2:])
+        request.method = known.method
+        request.target = target.decode("ascii")
+        request.request_id = make_request_id()
+        request.accept = known.accept
+        request.request_headers = known.headers
+        request.host = known.host
+        request.body_over = not head.length
+        request.keep_alive = known.keep_alive and self._may_stay(request)
+        return True
+
+    async def read(self, request: Request) -> None:
+        """Raises Failure for what is no request or beyond a limit; trio.BrokenResourceError, ClosedResourceError."""
+        visitor = request.visitor
+        data = visitor.buffer
+        first = _FIRST
+        while True:
+            if first is _FIRST and data.startswith(b"\r\n"):
+                data = data[2:]  # RFC 9112, 2.2: an empty line before the request is skipped, one
+                first = _METHOD_BYTES
+            if data and data[0] not in first:
+                self._name(request, b"")
+                what = "it is TLS, and this port speaks plain HTTP" if data[0] == 0x16 else "it begins with no method"
+                raise Failure("bad_request", what)
+            end = data.find(b"\r\n\r\n") + 4
+            if end >= 4 and end <= self._max_head:
+                break
+            if end >= 4 or len(data) > self._max_head:
+                self._name(request, data)
+                line = data.find(b"\r\n")
+                if line < 0 or line > self._max_target + 64:
+                    raise Failure("uri_too_long", f"the address is longer than {self._max_target} bytes")
+                raise Failure("head_too_large", f"the head is larger than {self._max_head} bytes")
+            if b"\n\n" in data or b"\n\r\n" in data:  # CRLF CRLF is not in it
+                self._name(request, data)
+                raise Failure("bad_request", "a line does not end with CRLF")
+            try:
+                part = await visitor.socket.recv()
+            except trio.ClosedResourceError:
+                if not request.expired:
+                    raise
+                self._name(request, data)  # the deadline only woke us: there is somebody to tell
+                raise Failure("request_timeout", "the request's head did not arrive in time") from None
+            if not part:
+                if data:
+                    self._name(request, data)
+                    request.aborted = "the visitor closed the connection within the request's head"
+                raise trio.BrokenResourceError
+            data += part
+        visitor.buffer = data[end:]
+        visitor.deadline = FOREVER
+        raw = request.raw = data[:end]
+        try:
+            head = parse_request(raw, self._max_target)
+        except Failure:
+            self._name(request, raw)
+            raise
+        self._take(request, head)
+        if request.keep_alive and not any(name == b"x-request-id" for name, _, _ in head.fields):
+            known = know(raw, head)
+            request.known = visitor.known = Known(known, request) if known is not None else None
+
+    def _name(self, request: Request, data: bytes) -> None:
+        """Facts for the log and the answer of a request whose head was not understood."""
+        match = _METHOD.match(data)
+        request.method = match[1].decode().upper() if match else "-"
+        request.request_id = make_request_id()
+
+    def _take(self, request: Request, head: Head) -> None:
+        request.marks["head"] = monotonic()
+        request.head = head
+        request.method = head.method.decode()
+        request.target = head.target.decode("latin-1")
+        request.http_version = head.version.decode()
+        for name, _, value in head.fields:
+            if name == b"x-request-id" and is_request_id(value):
+                request.request_id = value.decode()
+            elif name == b"accept":
+                request.accept = value
+        if not request.request_id:
+            request.request_id = make_request_id()
+        request.request_headers = [(name, value) for _, name, value in head.fields]
+        request.body_over = not head.length
+        if self._max_fields and len(head.fields) > self._max_fields:
+            text = f"the head has {len(head.fields)} fields; {self._max_fields} are accepted"
+            raise Failure("head_too_large", text, limit="header_count")
+        words = head.connection
+        request.keep_alive = b"close" not in words and (head.version == b"1.1" or b"keep-alive" in words)
+        if b"upgrade" in words:
+            # Granted or not: who is in front of us may take what follows, a body too, for the new protocol's.
+            request.keep_alive = False
+        if request.keep_alive:
+            request.keep_alive = self._may_stay(request)
+        try:
+            # HTTP/1.0 needs no Host (RFC 9112, 3.2); then no tunnel is named.
+            request.host = normalise_host(head.host) if head.host or head.version == b"1.1" else ""
+        except ValueError as exc:
+            raise Failure("bad_request", str(exc)) from exc
+        if head.method not in _USUAL_METHODS:
+            check_method(head.method)
+
+    def _may_stay(self, request: Request) -> bool:
+        """Whether the connection may have more requests than this one."""
+        if 0 < self._max_requests <= request.visitor.served:
+            self._refusals["connection_requests"] += 1
+            return False
+        return True
+
+
+def check_method(method: bytes) -> None:
+    """In any case: to some services "connect" is CONNECT, and an answer to "head" would end where nobody knows."""
+    upper = method.upper()
+    if upper in REFUSED_METHODS:
+        raise Failure("method_not_allowed", f"{upper.decode()} is not passed through the tunnel")
+    if upper == b"HEAD":
+        raise Failure("bad_request", "the method HEAD is written in capitals")
+
+
+def may_upgrade(head: Head) -> bool:
+    """Not from HTTP/1.0 (RFC 9110, 7.8), and not to h2c, which would pass requests by that nobody has checked."""
+    return head.version == b"1.1" and not any(
+        word.startswith((b"h2", b"http", b"tls")) for word in split_words(head.upgrade.lower())
+    )

@@ -81,6 +81,13 @@ class Socket(trio.abc.HalfCloseableStream):
             except OSError as exc:
                 raise self._failed(exc) from exc
 
+    async def recv_later(self, size: int = RECV_SIZE) -> bytes:
+        """As `recv`, where nothing can be there yet: waits first, which saves the kernel's word that it is so."""
+        if type(self.sock) is socket.socket:  # TLS may hold bytes that the kernel knows nothing of
+            await trio.lowlevel.wait_readable(self.sock)
+            self._eager = 0
+        return await self.recv(size)
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")

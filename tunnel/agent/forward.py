@@ -291,7 +291,7 @@ class Forwarder:
                 self._respond(local, answer, b"", False)
                 data = answer.rest
                 continue
-            part = await socket.recv()
+            part = await (socket.recv() if data else socket.recv_later())
             if not part:
                 if not data:
                     raise Failure("local_broken", _nothing(local.visit.service))

@@ -164,10 +164,12 @@ class Door:
 
     async def _requests(self, visitor: Visitor) -> None:
         exchanger = self._exchanger
+        receive = visitor.socket.recv
         while True:
             if not visitor.buffer:
                 visitor.begin(IDLE, self._keepalive_timeout)
-                visitor.buffer = await visitor.socket.recv()
+                visitor.buffer = await receive()
+                receive = visitor.socket.recv_later  # who has just been answered has sent nothing yet
                 if not visitor.buffer:
                     return
             else:

@@ -8,6 +8,7 @@ the link has no framing fields and no hop-by-hop fields (RFC 9110, 7.6.1); each 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 import h11
@@ -59,6 +60,9 @@ DROPPED = frozenset(
         b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-request-id",
     }
 ) | PROXIED  # fmt: skip
+
+
+MAX_REMEMBERED = 1024  #: bytes of a head whose judgement is kept for the next time that it comes
 
 
 class Head(NamedTuple):
@@ -246,8 +250,16 @@ def check_forwarded(head: bytes) -> tuple[bytes, bytes]:
 
 def check_relayed(head: bytes) -> None:
     """The core's look at an answer's head that came over the link. Raises Failure(local_broken)."""
-    if _RELAYED.fullmatch(head) is None or _FORBIDDEN.search(head) is not None:
+    if not (_is_relayed_again if len(head) <= MAX_REMEMBERED else _is_relayed)(head):
         raise Failure("local_broken", "the answer's head that came over the link is not valid")
+
+
+def _is_relayed(head: bytes) -> bool:
+    return _RELAYED.fullmatch(head) is not None and _FORBIDDEN.search(head) is None
+
+
+#: busy services say the same many times a second
+_is_relayed_again = lru_cache(256)(_is_relayed)
 
 
 def check_trailers(fields: bytes) -> bool:

@@ -21,17 +21,14 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, those with real processes and servers included."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", *(session.posargs or ["-m", "not benchmark"]))
+    session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Figures with ratios to a floor; takes minutes, and wants a quiet machine. `-- attribute`: where CPU time goes."""
+    """Figures with ratios to a floor, into docs/benchmarks.md, on a quiet machine. `-- --help` says what else."""
     session.install("-e", ".[test]")
-    if session.posargs:
-        session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": "tests"})
-    else:
-        session.run("python", "-m", "pytest", "-s", "-m", "benchmark", "tests/benchmarks")
+    session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""`nox -s benchmarks`, or `PYTHONPATH=tests python -m benchmarks`."""
+"""`nox -s benchmarks`, or `PYTHONPATH=tests python -m benchmarks`. CONTRIBUTING.md says what for."""
 
 from __future__ import annotations
 
@@ -6,37 +6,101 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks import measures, results
 from benchmarks.attribution.attribute import attribute
+from benchmarks.compare import ROUNDS, compare
+from benchmarks.figures import Figures
+from benchmarks.measures import FULL, QUICK, Effort
+from benchmarks.others import FILE, Misnamed, read_entries, start_other
 from benchmarks.processes import Failed
-from benchmarks.servers import start_servers
+from benchmarks.servers import Servers, start_servers
+from benchmarks.tunnels import Contender, direct, floor, start_tunnel
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="nox -s benchmarks --", description=__doc__)
+    made = argparse.ArgumentParser(prog="nox -s benchmarks --", description="Without a word: run.")
     commands = made.add_subparsers(dest="command")
-    one = commands.add_parser("attribute", help="where the CPU time of core and agent goes, µs a request by part")
-    one.add_argument("-connections", type=int, default=32)
-    one.add_argument("-seconds", type=float, default=15.0)
-    one.add_argument("-flags", default="", help="for core and agent, as one word: '-layers='")
+    run = commands.add_parser("run", help="measure all, or these parts, and write docs/benchmarks.*")
+    run.add_argument("parts", nargs="*", choices=[*results.TITLES, []], metavar="PART", help=", ".join(results.TITLES))
+    run.add_argument("-others", type=Path, default=FILE, help="other tunnels to measure, where installed")
+    run.add_argument("-rounds", type=int, default=FULL.rounds)
+    commands.add_parser("quick", help="less than a minute, to see where one is: 1 and 32 connections; writes nothing")
+    commands.add_parser("table", help="write docs/benchmarks.md again from docs/benchmarks.json")
+    where = commands.add_parser("attribute", help="where the CPU time of core and agent goes, µs a request by part")
+    where.add_argument("-connections", type=int, default=32)
+    where.add_argument("-seconds", type=float, default=15.0)
+    where.add_argument("-flags", default="", help="for core and agent, as one word: '-layers='")
+    against = commands.add_parser("compare", help="has it become slower? a commit against the files as they are")
+    against.add_argument("old", metavar="REV")
+    against.add_argument("new", metavar="REV", nargs="?", default="", help="instead of the files as they are")
+    against.add_argument("-rounds", type=int, default=ROUNDS)
     return made
 
 
+def measure(servers: Servers, parts: Sequence[str], effort: Effort, others: Path | None) -> dict[str, Figures]:
+    """These parts; printed as they come."""
+    found: dict[str, Figures] = {}
+    with ExitStack() as stack:
+        ours = stack.enter_context(start_tunnel(servers))
+        three: list[Contender] = [floor(servers), ours]
+        if others is not None:
+            for entry in read_entries(others.read_text()):
+                if entry.is_installed:
+                    three.append(stack.enter_context(start_other(servers, entry)))
+                else:
+                    print(f"{entry.name}: not installed")
+        through = [direct(servers), *three[1:]]
+        work: dict[str, Callable[[], Figures]] = {
+            "rates": lambda: measures.rates(three, effort),
+            "latency": lambda: measures.latency(three, effort),
+            "fresh": lambda: measures.fresh(three, effort),
+            "bulk": lambda: measures.bulk(through, servers, effort),
+            "mixed": lambda: measures.mixed(through, servers, effort),
+            "memory": lambda: measures.memory(servers, effort),
+            "layers": lambda: measures.layers(servers, effort),
+            "startup": lambda: measures.startup(servers, effort),
+        }
+        for name in parts:
+            found[name] = work[name]()
+            print(f"\n{results.shown(name, found[name])}", flush=True)
+    return found
+
+
+def run(given: argparse.Namespace, servers: Servers) -> int:
+    if given.command == "attribute":
+        attribute(servers, given.connections, given.seconds, given.flags.split())
+    elif given.command == "compare":
+        return 0 if compare(servers, given.old, given.new, given.rounds) else 1
+    elif given.command == "quick":
+        found = measure(servers, ["rates", "latency"], QUICK, None)
+        print("\n" + "\n".join(results.reach(found.values())))
+    else:
+        effort = Effort(given.rounds, FULL.seconds)
+        document = results.save(measure(servers, given.parts or list(results.TITLES), effort, given.others))
+        results.write(document)
+        print("\n" + "\n".join(results.reach(part["figures"] for part in document.values())))
+    return 0
+
+
 def main(arguments: Sequence[str]) -> int:
-    given = parser().parse_args(arguments)
+    given = parser().parse_args(arguments or ["run"])
+    if given.command == "table":
+        results.write(results.save({}))
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     with tempfile.TemporaryDirectory() as directory:
         try:
             with start_servers(Path(directory)) as servers:
-                attribute(servers, given.connections, given.seconds, given.flags.split())
-        except Failed as exc:
+                return run(given, servers)
+        except (Failed, Misnamed) as exc:
             print(f"benchmarks: {exc}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             return 130
-    return 0
 
 
 if __name__ == "__main__":

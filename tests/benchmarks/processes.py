@@ -47,13 +47,13 @@ def clean_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return {**kept, **(extra or {})}
 
 
-def poll(condition: Callable[[], Any], what: str, seconds: float = START_TIMEOUT) -> Any:
+def poll(condition: Callable[[], Any], what: str, seconds: float = START_TIMEOUT, interval: float = 0.01) -> Any:
     """The first truthy value of `condition`. Raises Failed after so long."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > end:
             raise Failed(f"not within {seconds:g} s: {what}")
-        time.sleep(0.01)
+        time.sleep(interval)
     return value
 
 

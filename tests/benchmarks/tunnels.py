@@ -9,15 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.figures import DIRECT, FLOOR, OURS
 from benchmarks.processes import Process, poll
 from benchmarks.servers import Servers
 
 TRACED = ("-tracing-ratio", "0.1")  #: metrics and logs are on by default
 
 
+@dataclass(frozen=True)
+class Program:
+    """How our modules are run. python: whose checkout; before: what stands between it and the module's name."""
+
+    python: str = sys.executable
+    before: tuple[str, ...] = ("-m",)
+
+
 @dataclass
 class Contender:
-    """Answers `Host: host` on `port`. processes: by role, each one's CPU is charged."""
+    """Answers `Host: host` on `port`. processes: "server" (of the public) and "agent", whose CPU is charged."""
 
     name: str
     port: int
@@ -26,76 +35,114 @@ class Contender:
 
 
 @dataclass
+class Core:
+    """A core that is ready."""
+
+    process: Process
+    port: int
+    link_port: int
+    token_file: Path
+    metrics_url: str
+
+
+@dataclass
 class Ours(Contender):
-    """Our core and agent. link: what an agent needs to reach the core, as flags; token_file: beside it."""
-
-    link: tuple[str, ...] = ()
+    core: Process = field(kw_only=True)
+    agent: Process = field(kw_only=True)
+    link_port: int = 0
     token_file: Path = Path()
-
-    @property
-    def core(self) -> Process:
-        return self.processes["core"]
-
-    @property
-    def agent(self) -> Process:
-        return self.processes["agent"]
+    metrics_url: str = ""
 
 
 def floor(servers: Servers) -> Contender:
-    return Contender("floor", servers.floor_port, processes={"server": servers.floor})
+    return Contender(FLOOR, servers.floor_port, processes={"server": servers.floor})
 
 
 def direct(servers: Servers) -> Contender:
-    return Contender("nginx directly", servers.nginx_port, processes={"server": servers.nginx})
+    return Contender(DIRECT, servers.nginx_port, processes={"server": servers.nginx})
+
+
+def _environment(servers: Servers, traced: bool) -> dict[str, str]:
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": servers.sink_url} if traced else {}
+
+
+def _common(traced: bool) -> list[str]:
+    return ["-log-json", "-metrics-addr", "127.0.0.1:0", *(TRACED if traced else ())]
+
+
+@contextmanager
+def start_core(
+    servers: Servers, flags: Sequence[str] = (), *, traced: bool = True, program: Program | None = None
+) -> Iterator[Core]:
+    program = program or Program()
+    data = servers.directory / f"data-{time.monotonic_ns()}"
+    process = Process(
+        program.python, *program.before, "tunnel.core", "-public-addr", "127.0.0.1:0", "-agent-addr", "127.0.0.1:0",
+        "-dashboard-addr", "", "-data-dir", str(data), "-agent-tls=false", *_common(traced), *flags,
+        directory=servers.directory, env=_environment(servers, traced),
+    )  # fmt: skip
+    try:
+        ready = process.wait_record("core ready")
+        port, link_port = (int(ready[name].rpartition(":")[2]) for name in ("public", "agents"))
+        yield Core(process, port, link_port, data / "default.token", str(ready["metrics"]))
+    finally:
+        process.stop()
+
+
+@contextmanager
+def start_agent(
+    servers: Servers,
+    core: Core,
+    flags: Sequence[str] = (),
+    *,
+    traced: bool = True,
+    until_ready: bool = True,
+    program: Program | None = None,
+) -> Iterator[Process]:
+    program = program or Program()
+    process = Process(
+        program.python, *program.before, "tunnel.agent", "-server", f"127.0.0.1:{core.link_port}", "-tls=false",
+        "-token-file", str(core.token_file), "-subdomain", "app", "-local", f"http://127.0.0.1:{servers.nginx_port}",
+        *_common(traced), *flags, directory=servers.directory, env=_environment(servers, traced),
+    )  # fmt: skip
+    try:
+        if until_ready:
+            process.wait_record("tunnel ready")
+        yield process
+    finally:
+        process.stop()
 
 
 @contextmanager
 def start_tunnel(
     servers: Servers,
     *flags: str,
-    name: str = "tunnel",
+    name: str = OURS,
     core_flags: Sequence[str] = (),
     traced: bool = True,
-    python: str = sys.executable,
-    run: Sequence[str] = ("-m",),
+    program: Program | None = None,
 ) -> Iterator[Ours]:
-    """A core and an agent with JSON logs and these flags for both. run: what stands between python and the module.
+    """A core and an agent with JSON logs and these flags for both.
 
-    traced: there is a collector, so that the sampled requests' spans are built and sent.
+    traced: there is a collector, and so a tenth of the requests' spans are built and sent, or what `flags` says.
     """
-    directory = servers.directory
-    data = directory / f"data-{time.monotonic_ns()}"
-    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": servers.sink_url} if traced else {}
-    common = ["-log-json", "-metrics-addr", "127.0.0.1:0", *(TRACED if traced else ()), *flags]
-    core = Process(
-        python, *run, "tunnel.core", "-public-addr", "127.0.0.1:0", "-agent-addr", "127.0.0.1:0", "-dashboard-addr", "",
-        "-data-dir", str(data), "-agent-tls=false", *common, *core_flags, directory=directory, env=env,
-    )  # fmt: skip
-    agent = None
-    try:
-        ready = core.wait_record("core ready")
-        link = ("-server", ready["agents"], "-tls=false")
-        token_file = data / "default.token"
-        agent = Process(
-            python, *run, "tunnel.agent", *link, "-token-file", str(token_file), "-subdomain", "app",
-            "-local", f"http://127.0.0.1:{servers.nginx_port}", *common, directory=directory, env=env,
+    with (
+        start_core(servers, (*flags, *core_flags), traced=traced, program=program) as core,
+        start_agent(servers, core, flags, traced=traced, program=program) as agent,
+    ):
+        processes = {"server": core.process, "agent": agent}
+        yield Ours(
+            name, core.port, processes=processes, core=core.process, agent=agent,
+            link_port=core.link_port, token_file=core.token_file, metrics_url=core.metrics_url,
         )  # fmt: skip
-        agent.wait_record("tunnel ready")
-        port = int(ready["public"].rpartition(":")[2])
-        processes = {"core": core, "agent": agent}
-        yield Ours(name, port, processes=processes, link=link, token_file=token_file)
-    finally:
-        if agent is not None:
-            agent.stop()
-        core.stop()
 
 
-def wait_calm(processes: Sequence[Process], seconds: float = 5.0) -> None:
-    """Until what was put off for later (log lines, spans) is done: under 2 % of a CPU for a moment."""
+def wait_calm(processes: Sequence[Process], seconds: float = 10.0) -> None:
+    """Until what was put off for later (log lines, spans) is done: under 4 % of a CPU for a moment."""
 
     def is_calm() -> bool:
         before = sum(one.cpu() for one in processes)
-        time.sleep(0.25)
+        time.sleep(0.5)
         return sum(one.cpu() for one in processes) - before < 0.02
 
     poll(is_calm, "the processes are calm", seconds)

@@ -1,7 +1,8 @@
-"""Many agents in one process: `manyagents.py CORE_PORT FINGERPRINT LOCAL COUNT`, the token in AGENT_TOKEN.
+"""Many agents in one process: `manyagents.py CORE_PORT FINGERPRINT LOCAL COUNT [TUNNELS]`, the token in AGENT_TOKEN.
 
-Each is a whole `tunnel.agent.client.Agent` with its own link and the name many0, many1, …; SIGTERM ends them all.
-They have no layers and no pages: the core is what is measured.
+Each is a whole `tunnel.agent.client.Agent` with its own link and the name many0, many1, …, or with so many TUNNELS and
+the names many0x0, many0x1, …; SIGTERM ends them all. They have no layers and no pages: the core is what is measured.
+FINGERPRINT "-": no TLS.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from tunnel.config import load_agent
 from tunnel.log import setup
 
 
-def make(port: str, fingerprint: str, local: str, number: int) -> Agent:
+def make(port: str, fingerprint: str, local: str, number: int, tunnels: int) -> Agent:
+    names = [f"many{number}x{index}" for index in range(tunnels)]
     flags = [
         f"-server=127.0.0.1:{port}",
-        f"-server-fingerprint={fingerprint}",
-        f"-local={local}",
-        f"-subdomain=many{number}",
+        "-tls=false" if fingerprint == "-" else f"-server-fingerprint={fingerprint}",
+        *(
+            [f"-local={','.join(f'{name}={local}' for name in names)}"]
+            if tunnels > 1
+            else [f"-local={local}", f"-subdomain=many{number}"]
+        ),
         f"-agent-id=many{number}",
         "-metrics-addr=",
         "-layers=",
@@ -30,8 +35,8 @@ def make(port: str, fingerprint: str, local: str, number: int) -> Agent:
     return Agent(load_agent(flags, os.environ))
 
 
-async def main(port: str, fingerprint: str, local: str, count: str) -> None:
-    agents = [make(port, fingerprint, local, number) for number in range(int(count))]
+async def main(port: str, fingerprint: str, local: str, count: str, tunnels: str = "1") -> None:
+    agents = [make(port, fingerprint, local, number, int(tunnels)) for number in range(int(count))]
     async with trio.open_nursery() as nursery:
         for agent in agents:
             nursery.start_soon(agent.run)
@@ -43,5 +48,4 @@ async def main(port: str, fingerprint: str, local: str, count: str) -> None:
 
 if __name__ == "__main__":
     setup("info", True)
-    port, fingerprint, local, count = sys.argv[1:]
-    trio.run(main, port, fingerprint, local, count)
+    trio.run(main, *sys.argv[1:])

@@ -18,7 +18,7 @@ from benchmarks.attribution.groups import Stack, owners, shares
 from benchmarks.load import cost, wrk
 from benchmarks.processes import poll
 from benchmarks.servers import Servers
-from benchmarks.tunnels import Ours, start_tunnel, wait_calm
+from benchmarks.tunnels import Ours, Program, start_tunnel, wait_calm
 
 SAMPLER = Path(__file__).with_name("sampler.py")
 TOP = 20  #: functions that are printed
@@ -58,8 +58,8 @@ def read_report(text: str, requests: int) -> Attributed:
 def attribute(servers: Servers, connections: int, seconds: float, flags: Sequence[str] = ()) -> None:
     """Measure and print."""
     turn = max(1, round(seconds / TURNS))
-    sampling = (str(SAMPLER), str(servers.directory))
-    with start_tunnel(servers, *flags) as plain, start_tunnel(servers, *flags, run=sampling) as sampled:
+    sampling = Program(before=(str(SAMPLER), str(servers.directory)))
+    with start_tunnel(servers, *flags) as plain, start_tunnel(servers, *flags, program=sampling) as sampled:
         pairs = [[pair.core, pair.agent] for pair in (plain, sampled)]
         for pair in (plain, sampled):
             wrk(pair.port, pair.host, connections, 1)

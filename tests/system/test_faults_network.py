@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from running import RunningAgent, RunningCore, poll
 from service import Service
-from troubled import Troubled
+from troubled import Full, Troubled
 from watching import Asking, ask, sample, status_of, wait_served
 
 pytestmark = pytest.mark.system
@@ -48,7 +48,10 @@ def test_a_cut_link_comes_back(
         assert len([one for one in service.begun if one == "/hang"]) == 1
 
 
-def test_half_open_is_found_and_healed(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+@pytest.mark.parametrize("cut", [True, False], ids=["what hung is cut", "what hung hangs on"])
+def test_half_open_is_found_and_healed(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, cut: bool
+) -> None:
     core, service = start_core(*HEARTBEAT), start_service()
     with Troubled(core.agents) as net:
         agent = start_agent(core, service.url, "-subdomain=app", net.flag, *HEARTBEAT)
@@ -61,9 +64,42 @@ def test_half_open_is_found_and_healed(start_core: Start, start_agent: StartAgen
         assert time.monotonic() - stalled < 3
         poll(lambda: net.connections >= 2, "the agent dials into the void", 5)
         assert ask(core, "GET /echo").outcome == "no_agent"
-        net.heal()
+        net.heal(cut=cut)
         wait_served(core, 4)  # 2 s, and what a busy machine takes
         assert len([one for one in service.begun if one == "/hang"]) == 1
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+def test_a_dial_that_hangs_does_not_hold_up_the_next(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, tls: bool
+) -> None:
+    """A route that swallows what is sent on it, for longer than a try has without another one beside it."""
+    core, service = start_core(*([] if tls else [PLAIN])), start_service()
+    with Troubled(core.agents) as net:
+        net.stall()
+        agent = start_agent(core, service.url, "-subdomain=app", net.flag, ready=False)
+        agent.wait_for("connecting to server")
+        poll(lambda: net.connections >= 2, "another try", 5)
+        assert not agent.find("connection failed")
+        net.heal(cut=False)
+        wait_served(core, 4)  # 2 s, and what a busy machine takes
+        assert len(core.find("agent connected")) == 1
+        assert len(agent.find("connecting to server")) == 1  # it is one attempt, in the log and in the metrics
+
+
+def test_a_route_that_leads_nowhere_for_a_while(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    """The kernel would repeat the SYN of the first try 7 s after it began; we don't wait for that."""
+    core, service, route = start_core(), start_service(), Full()
+    agent = start_agent(core, service.url, "-subdomain=app", f"-server=127.0.0.1:{route.address[1]}", ready=False)
+    began = time.monotonic()
+    agent.wait_for("connecting to server")
+    poll(lambda: time.monotonic() - began > 3.4, "the SYN of the third second is lost", 5)
+    with route.heal(core.agents):
+        healed = time.monotonic()
+        wait_served(core, 3.4)
+        assert time.monotonic() - healed < 3  # 2 s, and what a busy machine takes
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])

@@ -5,6 +5,8 @@
         net.rate = 100_000                         # bytes a second, each direction; 0: as fast as it goes
         net.stall()                                # half-open: takes bytes and loses them; new connections too
         net.heal()                                 # new connections pass again; what lost bytes is cut
+        net.heal(cut=False)                        # … or hangs for ever
+    net.heal(cut=False)                        # … or hangs for ever
         net.cut(reset=True)                        # ends what is open, by RST or by FIN
         net.corrupt("up")                          # flips bits in the next piece towards the core ("down": the agent)
 
@@ -35,7 +37,7 @@ class _Pair:
 
 
 class Troubled:
-    def __init__(self, target: Address) -> None:
+    def __init__(self, target: Address, listener: socket.socket | None = None) -> None:
         self.delay = 0.0
         self.rate = 0
         self.connections = 0
@@ -45,7 +47,7 @@ class Troubled:
         self._lock = threading.Lock()
         self._pairs: list[_Pair] = []
         self._ended = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self.address: Address = self._listener.getsockname()[:2]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -66,10 +68,11 @@ class Troubled:
     def stall(self) -> None:
         self._stalled = True
 
-    def heal(self) -> None:
-        """A stream that has lost bytes can't go on: it is reset, as by a peer that knows nothing of it."""
+    def heal(self, *, cut: bool = True) -> None:
+        """A stream that has lost bytes can't go on: it is reset, as by a peer that knows nothing of it, or silent."""
         self._stalled = False
-        self._end(lambda pair: pair.has_lost, reset=True)
+        if cut:
+            self._end(lambda pair: pair.has_lost, reset=True)
 
     def cut(self, *, reset: bool = False) -> None:
         self._end(lambda pair: True, reset)
@@ -110,7 +113,7 @@ class Troubled:
         assert one is not None
         try:
             while data := one.recv(PIECE):
-                if self._stalled or other is None:
+                if self._stalled or pair.has_lost or other is None:
                     pair.has_lost = True
                     continue
                 if self.delay:
@@ -125,6 +128,31 @@ class Troubled:
                 other.shutdown(socket.SHUT_WR)
         except OSError:
             self._end(lambda each: each is pair, reset=True)
+
+
+class Full:
+    """A listener whose queue is full: the kernel drops further SYNs, as a route that leads nowhere does."""
+
+    def __init__(self) -> None:
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(0)
+        self.address: Address = self.listener.getsockname()[:2]
+        self._plugs: list[socket.socket] = []
+        while True:
+            self._plugs.append(socket.socket())
+            self._plugs[-1].settimeout(0.3)
+            try:
+                self._plugs[-1].connect(self.address)
+            except TimeoutError:
+                break
+
+    def heal(self, target: Address) -> Troubled:
+        """The route leads to `target` from now on."""
+        for plug in self._plugs:
+            plug.close()
+        self.listener.listen(100)
+        return Troubled(target, self.listener)
 
 
 def _end(sock: socket.socket, reset: bool) -> None:

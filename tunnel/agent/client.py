@@ -24,6 +24,7 @@ from tunnel.agent import dialing
 from tunnel.agent.backoff import Backoff
 from tunnel.agent.forward import Forwarder
 from tunnel.agent.probing import LocalProber
+from tunnel.agent.racing import Race, Try
 from tunnel.config import AgentSettings, parse_address, parse_local, sections
 from tunnel.errors import LOAD_REFUSALS, ConfigError, Refused, TunnelError, WireError
 from tunnel.handler import AgentStatistics, ConnectVisit, Handler, Layer, LinkVisit, wrap
@@ -45,6 +46,8 @@ log = get_logger("tunnel.agent")
 
 MAX_STREAMS = 1000  #: open requests on the link that this agent takes
 CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
+
+_Reached = tuple[transport.Transport, dict[str, float]]  # a WebSocket to the core, and when its parts were there
 
 
 class Stopped(TunnelError):
@@ -282,8 +285,6 @@ class Agent:
                 attempt.settle(self._backoff.after_network_error(exc.retry_after), failed=True)
         except TunnelError as exc:
             log.error("connection failed", server=settings.server, error=str(exc))
-        except trio_websocket.HandshakeError as exc:  # from the WebSocket's own reader, which found out first
-            log.error("connection failed", server=settings.server, error=dialing.explain_handshake(settings, exc))
         except Exception as exc:  # a bug here must not leave the machine unreachable
             log.error("connection broke", server=settings.server, error=exc)
         else:
@@ -328,22 +329,32 @@ class Agent:
             raise
 
     async def _dial(self, visit: _Connect) -> None:
+        """A WebSocket, from one of the tries at it (tunnel/agent/racing.py); only that one goes on to the hello."""
+        race: Race[_Reached] = Race(visit.nursery, partial(self._reach, visit.link.on_message))
+        carrier, marks = await race.win()
+        visit.marks.update(marks)
+        visit.nursery.start_soon(visit.link.run, carrier)
+
+    async def _reach(self, on_message: transport.OnMessage, one: Try[_Reached]) -> None:
         host, port = parse_address(self.settings.server)
         socket = await dialing.dial_core(host, port)
         try:
-            visit.marks["dialed"] = monotonic()
+            marks = {"dialed": monotonic()}
+            one.step()
             if self._tls is not None:
                 socket = await dialing.secure(socket, self._tls, host, self.settings)
-                visit.marks["tls"] = monotonic()
-            carrier = await transport.connect(visit.nursery, socket, host, visit.link.on_message)
+                marks["tls"] = monotonic()
+                one.step()
+            async with open_pair() as nursery:
+                carrier = await transport.connect(nursery, socket, host, on_message)
+                marks["websocket"] = monotonic()
+                if one.arrive((carrier, marks)):
+                    await trio.sleep_forever()  # its reader runs until the attempt is over
+                nursery.cancel_scope.cancel()
         except (trio_websocket.HandshakeError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            socket.close()
             raise TunnelError(dialing.explain_handshake(self.settings, exc)) from exc
-        except BaseException:
+        finally:
             socket.close()
-            raise
-        visit.marks["websocket"] = monotonic()
-        visit.nursery.start_soon(visit.link.run, carrier)
 
     async def _introduce(self, visit: _Connect) -> None:
         hello = Hello(

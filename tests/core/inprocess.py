@@ -20,6 +20,7 @@ from linking import Line, lines, socket_pair
 from tunnel.core.door import Door
 from tunnel.core.exchange import Exchanger
 from tunnel.core.forwarding import Forwarding
+from tunnel.core.limits import Shares
 from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.quotas import Account, Limits
 from tunnel.core.registry import AgentLink, Registry
@@ -55,7 +56,14 @@ class Names:
 class Core:
     """requests, streams: those that ended. Await `until` for what is to come."""
 
-    def __init__(self, nursery: trio.Nursery, trusted: tuple[str, ...], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        trusted: tuple[str, ...],
+        options: dict[str, Any],
+        proxies: tuple[str, ...],
+        most_each: int,
+    ) -> None:
         self.nursery = nursery
         self.names = Names()
         self.requests: list[RequestVisit] = []
@@ -64,14 +72,20 @@ class Core:
         self.account = Account("acme", "acme")
         self.registry = Registry("example.com", 600)
         self.exchanger = Exchanger(
-            self.registry, cast(Any, self.names), [self._layer], Forwarding(trusted), **{**DEFAULTS, **options}
+            self.registry,
+            cast(Any, self.names),
+            [self._layer],
+            Forwarding(trusted, most_each),
+            **{**DEFAULTS, **options},
         )
+        self.shares = Shares(0, most_each)
         sweeper = Sweeper(lambda exc: None)
         self.door = Door(
             self.exchanger,
             sweeper,
             tls=None,
-            proxies=ProxyHeaders(()),
+            proxies=ProxyHeaders(proxies),
+            shares=self.shares,
             handshake_timeout=10.0,
             keepalive_timeout=60.0,
         )
@@ -243,10 +257,12 @@ def opened(stream: Stream) -> Open:
 
 
 @asynccontextmanager
-async def core(*, trusted: tuple[str, ...] = (), **options: Any) -> AsyncIterator[Core]:
-    """A core for one test; what still runs at its end is cancelled."""
+async def core(
+    *, trusted: tuple[str, ...] = (), proxies: tuple[str, ...] = (), most_each: int = 0, **options: Any
+) -> AsyncIterator[Core]:
+    """A core for one test; what still runs at its end is cancelled. proxies: who sends PROXY protocol headers."""
     async with trio.open_nursery() as nursery:
-        made = Core(nursery, trusted, options)
+        made = Core(nursery, trusted, options, proxies, most_each)
         try:
             yield made
         finally:

@@ -6,7 +6,18 @@ import pytest
 from conftest import Clock
 
 from tunnel.core import limits
-from tunnel.core.limits import FORGIVEN, FREE_FAILURES, GRACE, MAX_ADDRESSES, MAX_DELAY, Failures, Rate, Shares, Waiting
+from tunnel.core.limits import (
+    FORGIVEN,
+    FREE_FAILURES,
+    GRACE,
+    MAX_ADDRESSES,
+    MAX_DELAY,
+    Failures,
+    Place,
+    Rate,
+    Shares,
+    Waiting,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +74,20 @@ def test_shares_of_connections() -> None:
         shares.leave(address)
     assert (shares.total, shares._each) == (0, {})
     assert {Shares(0, 0).enter("192.0.2.1") for _ in range(100)} == {""}
+
+
+def test_a_place_that_turns_out_to_be_anothers() -> None:
+    shares = Shares(4, 1)
+    balancer = [Place(shares) for _ in range(3)]
+    assert [place.take("192.0.2.9", is_proxy=True) for place in balancer] == ["", "", ""]
+    assert balancer[0].take("192.0.2.1") == ""
+    assert balancer[1].take("192.0.2.1") == "connections_per_address"  # and it is the balancer's still
+    assert shares._each == {"192.0.2.9": 2, "192.0.2.1": 1}
+    assert balancer[1].take("192.0.2.2") == ""
+    for place in [*balancer, Place(shares)]:
+        place.leave()
+        place.leave()
+    assert (shares.total, shares._each) == (0, {})
 
 
 class Crowd:

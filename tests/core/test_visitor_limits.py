@@ -1,5 +1,6 @@
 """Every limit on visitors, reached: what the visitor sees, and what is counted."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -160,6 +161,75 @@ async def test_a_proxy_comes_for_many() -> None:
         await app.agent(answer)
         for _ in range(3):
             assert (await app.visitor("192.0.2.1").get()).status == 200
+        assert counted(app) == {}
+
+
+def announced(address: str) -> bytes:
+    return f"PROXY TCP4 {address} 198.51.100.1 1234 80\r\n".encode()
+
+
+async def test_a_balancer_comes_for_many_and_each_of_them_has_the_limit() -> None:
+    async with core(proxies=("192.0.2.9",), most_each=2) as app:
+        await app.agent(answer)
+        callers = [app.visitor("192.0.2.9") for _ in range(9)]
+        for number, caller in enumerate(callers[:6]):  # three visitors, two connections each
+            await caller.send(announced(f"203.0.113.{number // 2}"))
+            assert (await caller.get()).status == 200
+        await callers[6].send(announced("203.0.113.1"))
+        await _refused(callers[6])
+        await callers[7].send(b"PROXY UNKNOWN\r\n")  # the balancer asks for itself
+        await callers[8].send(announced("192.0.2.9"))
+        for caller in callers[7:]:
+            assert (await caller.get()).status == 200
+        assert counted(app) == {"connections_per_address": 1}
+        assert app.shares._each == {**{f"203.0.113.{n}": 2 for n in range(3)}, "192.0.2.9": 2}
+        for caller in callers:
+            caller.socket.close()
+        await until(lambda: app.shares.total == 0 and not app.shares._each)
+
+
+async def test_a_balancers_connection_that_announces_nobody_is_given_back() -> None:
+    async with core(proxies=("192.0.2.9",), most_each=1) as app:
+        for data in (b"GET / HTTP/1.1\r\n\r\n", b"PROXY TCP4 nonsense\r\n", b""):
+            caller = app.visitor("192.0.2.9")
+            await caller.send(data) if data else caller.socket.shutdown()
+            with suppress(trio.BrokenResourceError):
+                assert await caller.rest() == b""
+        await until(lambda: app.shares.total == 0 and not app.shares._each)
+
+
+async def test_requests_at_a_time_of_one_address_behind_a_proxy() -> None:
+    """A proxy that speaks HTTP has the visitors' connections; what one visitor can hold here are requests."""
+    async with core(trusted=("192.0.2.9",), most_each=2) as app:
+        agent = await app.agent(silence)
+        held = [app.visitor("192.0.2.9") for _ in range(2)]
+        for caller in held:
+            await caller.send(head("GET", "/", "app.example.com", "X-Forwarded-For: 203.0.113.1"))
+        await until(lambda: len(agent.link.session.streams) == 2)
+        proxy = app.visitor("192.0.2.9")
+        refused = await proxy.get("/", "app.example.com", "X-Forwarded-For: 6.6.6.6, 203.0.113.1")
+        assert (refused.status, refused.outcome) == (503, "overloaded")
+        await proxy.send(head("GET", "/", "app.example.com", "X-Forwarded-For: 203.0.113.2"))  # the same connection
+        await until(lambda: len(agent.link.session.streams) == 3)
+        assert counted(app) == {"connections_per_address": 1}
+        held[0].socket.abort()
+        await until(lambda: len(app.requests) == 1 or app.tick(1))
+        again = app.visitor("192.0.2.9")
+        await again.send(head("GET", "/", "app.example.com", "X-Forwarded-For: 203.0.113.1"))
+        await until(lambda: len(agent.link.session.streams) == 3)
+        for caller in (*held, proxy, again):
+            caller.socket.abort()
+        await until(lambda: not app.door.visitors or app.tick(1))
+        assert app.exchanger.forwarding._guests.total == 0
+
+
+async def test_a_proxys_requests_are_given_back_one_by_one() -> None:
+    async with core(trusted=("192.0.2.9",), most_each=1) as app:
+        await app.agent(answer)
+        proxy = app.visitor("192.0.2.9")
+        for _ in range(3):
+            assert (await proxy.get("/", "app.example.com", "X-Forwarded-For: 203.0.113.1")).status == 200
+        await until(lambda: app.exchanger.forwarding._guests.total == 0)
         assert counted(app) == {}
 
 

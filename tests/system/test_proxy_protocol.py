@@ -7,15 +7,16 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import trustme
 from pair import Tunnel
-from running import RunningAgent, RunningCore, address
+from running import RunningAgent, RunningCore, address, poll
 from service import Service
-from visiting import Connection
+from visiting import Broken, Connection
+from watching import sample
 
 pytestmark = pytest.mark.system
 
@@ -67,6 +68,51 @@ def test_behind_haproxy(
     raw = ("127.0.0.1", address(agent.tunnels["raw"])[1])
     with haproxy(tmp_path, raw, option) as front, Connection(front, "local") as visitor:
         assert visitor.ask("GET /echo").status == 200
+
+
+def test_limits_of_an_address_behind_haproxy(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, tmp_path: Path
+) -> None:
+    core, service = start_core("-proxy-protocol=127.0.0.1", "-max-visitors-per-address=2"), start_service()
+    start_agent(core, service.url, "-subdomain=app")
+    with haproxy(tmp_path, core.public, "send-proxy-v2") as front, ExitStack() as open_now:
+        for source in ("127.0.0.8", "127.0.0.9"):
+            for _ in range(2):
+                visitor = open_now.enter_context(Connection(front, "app.localhost", source=source))
+                assert visitor.ask("GET /echo").status == 200
+        with Connection(front, "app.localhost", source="127.0.0.9") as one_too_many:
+            answer = one_too_many.read()
+            assert (answer.status, answer.outcome) == (503, "overloaded")
+        with Connection(front, "app.localhost", source="127.0.0.10") as another:
+            assert another.ask("GET /echo").status == 200
+    assert sample(core.metrics, "tunnel_limit_refusals_total", limit="connections_per_address") == 1
+
+
+def test_limits_of_an_address_on_a_tcp_port(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    core, service = start_core("-tcp-ports=0", "-max-visitors-per-address=2"), start_service()
+    host, port = address(service.url)
+    agent = start_agent(core, f"raw=tcp://{host}:{port}")
+    raw = ("127.0.0.1", address(agent.tunnels["raw"])[1])
+    with Connection(raw, "local", source="127.0.0.9") as one, Connection(raw, "local", source="127.0.0.9") as two:
+        assert one.ask("GET /echo").status == two.ask("GET /echo").status == 200
+        with Connection(raw, "local", source="127.0.0.9") as one_too_many:
+            assert one_too_many.ends() == "reset"
+        with Connection(raw, "local", source="127.0.0.10") as another:
+            assert another.ask("GET /echo").status == 200
+        with Connection(core.public, "nobody.localhost", source="127.0.0.9") as elsewhere:
+            assert elsewhere.read().status == 503
+    assert sample(core.metrics, "tunnel_limit_refusals_total", limit="connections_per_address") == 2
+
+    def served() -> bool:
+        with Connection(raw, "local", source="127.0.0.9") as again:
+            try:
+                return again.ask("GET /echo").status == 200
+            except (OSError, Broken):
+                return False
+
+    poll(served, "there is room again", 5)
 
 
 def test_over_tls(start_core: Start, tmp_path: Path) -> None:

@@ -135,7 +135,12 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     )
     max_visitors: Annotated[int, Option(v.integer(0), LIMITS, "visitors' connections in all; 0: no limit")] = 10_000
     max_visitors_per_address: Annotated[
-        int, Option(v.integer(0), LIMITS, "visitors' connections from one address (not -trusted-proxies); 0: no limit")
+        int,
+        Option(
+            v.integer(0),
+            LIMITS,
+            "visitors' connections from one address, and its requests through -trusted-proxies, at a time; 0: no limit",
+        ),
     ] = 2500
     max_attaching: Annotated[
         int, Option(v.integer(1), LIMITS, "agents' connections that have not authenticated yet")

@@ -11,10 +11,11 @@ import trio
 
 from tunnel.core.certificates import Certificates
 from tunnel.core.exchange import Exchanger
-from tunnel.core.limits import Rate, Shares
+from tunnel.core.limits import Place, Rate, Shares
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.request import make_request_id
 from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
+from tunnel.errors import TunnelError
 from tunnel.http.answers import answer as make_answer
 from tunnel.link.sweeper import Sweeper
 from tunnel.log import get_logger
@@ -30,9 +31,17 @@ REASONS = {
 LINGER = 1.0  #: seconds to let a visitor read an answer that came before its body was read
 
 
+class TooMany(TunnelError):
+    """A connection that is one too many for its address. limit: a word of LIMITS."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(REASONS.get(limit, limit))
+        self.limit = limit
+
+
 class Door:
     """tls: for visitors, None for plain HTTP. proxies: who sends PROXY protocol headers. handshake_timeout: seconds for
-    these and TLS; keepalive_timeout: seconds between requests."""
+    these and TLS; keepalive_timeout: seconds between requests. shares: all visitors' connections, TCP ports' too."""
 
     def __init__(
         self,
@@ -43,8 +52,7 @@ class Door:
         proxies: ProxyHeaders,
         handshake_timeout: float,
         keepalive_timeout: float,
-        max_visitors: int = 0,
-        max_visitors_per_address: int = 0,
+        shares: Shares | None = None,
         max_handshakes: float = 0,
     ) -> None:
         self.visitors: set[Visitor] = set()
@@ -55,7 +63,7 @@ class Door:
         self._handshake_timeout = handshake_timeout
         self._keepalive_timeout = keepalive_timeout
         self._refusals = exchanger.refusals
-        self._shares = Shares(max_visitors, max_visitors_per_address)
+        self._shares = shares or Shares(0, 0)
         self._rate = Rate(max_handshakes)
         self._refused = 0  # connections that are being told so
 
@@ -84,18 +92,24 @@ class Door:
 
     async def _serve(self, socket: Socket, address: Any) -> None:
         host = address[0].removeprefix("::ffff:")
-        is_proxy = self._exchanger.forwarding.is_trusted(host) or self._proxies.expects(host)  # it comes for many
-        limit = self._shares.enter(host, is_proxy)
+        place = Place(self._shares)
+        try:
+            self._enter(place, host)
+            await self._welcome(socket, host, address, place)
+        except TooMany as exc:
+            place.leave()
+            await self._turn_away(socket, exc.limit)
+        finally:
+            place.leave()
+
+    def _enter(self, place: Place, host: str) -> None:
+        """Raises TooMany. A proxy comes for many: it has no limits of its own, those whom it announces have."""
+        is_proxy = self._exchanger.forwarding.is_trusted(host) or self._proxies.expects(host)
+        limit = place.take(host, is_proxy)
         if not limit and self._tls is not None and not is_proxy and not self._rate.take(host):
-            self._shares.leave(host)
             limit = "handshakes"
         if limit:
-            await self._turn_away(socket, limit)
-            return
-        try:
-            await self._welcome(socket, host, address)
-        finally:
-            self._shares.leave(host)
+            raise TooMany(limit)
 
     async def _turn_away(self, socket: Socket, limit: str) -> None:
         """Say why, if that costs little: not under TLS, and not to many at a time."""
@@ -115,12 +129,12 @@ class Door:
                 self._refused -= 1
         socket.close()
 
-    async def _welcome(self, socket: Socket, host: str, address: Any) -> None:
+    async def _welcome(self, socket: Socket, host: str, address: Any, place: Place) -> None:
         proto = "http"
         if self._tls is not None or self._proxies.expects(host):
             with trio.move_on_after(self._handshake_timeout) as scope:
                 try:
-                    socket, host, proto = await self._begin(socket, host)
+                    socket, host, proto = await self._begin(socket, host, place)
                 except ProxyHeaderError as exc:
                     log.warning("connection from a proxy refused", remote=address_text(address), reason=str(exc))
                     socket.close()
@@ -141,16 +155,22 @@ class Door:
         except Exception as exc:  # a bug costs this one connection
             log.error("connection broke", error=exc)
         finally:
+            self._exchanger.forwarding.leave(visitor)
             self._sweeper.discard(visitor)
             self.visitors.discard(visitor)
             socket.close()
 
-    async def _begin(self, socket: Socket, host: str) -> tuple[Socket, str, str]:
-        """What comes before the first request: a proxy's header, TLS. Returns connection, visitor's address, scheme."""
+    async def _begin(self, socket: Socket, host: str, place: Place) -> tuple[Socket, str, str]:
+        """What comes before the first request: a proxy's header, TLS. Returns connection, visitor's address, scheme.
+
+        Raises TooMany when the address that a proxy announces has enough.
+        """
         proto = "http"
         if self._proxies.expects(host):
             behind = await read_header(socket)
-            host = behind.address or host
+            if behind.address:
+                host = behind.address
+                self._enter(place, host)
             proto = "https" if behind.secure else "http"
         if self._tls is None:
             return socket, host, proto
@@ -178,6 +198,8 @@ class Door:
             if not await exchanger.serve(visitor):
                 break
             visitor.half_since, visitor.probed = 0.0, False
+            if visitor.guest:
+                exchanger.forwarding.leave(visitor)
         await self._close(visitor)
 
     async def _close(self, visitor: Visitor) -> None:

@@ -10,7 +10,9 @@ import ipaddress
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tunnel.core.limits import Shares
 from tunnel.core.visitor import Visitor
+from tunnel.errors import Failure
 from tunnel.http.heads import PROXIED, forwarded_head
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ MAX_LIST = 4096  #: bytes of a trusted proxy's list that are passed on
 
 
 class Forwarding:
-    """trusted: networks (CIDR) of proxies in front of the core."""
+    """trusted: networks (CIDR) of proxies in front of the core. max_guest: requests at a time of one address behind
+    them, whose connections the proxy hides from us; 0: any number."""
 
-    def __init__(self, trusted: Sequence[str]) -> None:
+    def __init__(self, trusted: Sequence[str], max_guest: int = 0) -> None:
+        self._guests = Shares(0, max_guest)
         self._trusted = [ipaddress.ip_network(one, strict=False) for one in trusted]
 
     def head(self, request: Request, *, upgrade: bool) -> bytes:
@@ -51,6 +55,20 @@ class Forwarding:
             visitor.forwarded = (head.host, own)
         return own + b"X-Request-Id: " + request.request_id.encode() + b"\r\n"
 
+    def _enter(self, visitor: Visitor, client: str) -> None:
+        """Count the request as one of its address; once, also if it is tried on another link. Raises Failure."""
+        self.leave(visitor)
+        if self._guests.enter(client, self.is_trusted(client)):
+            text = "too many requests of this address are under way"
+            raise Failure("overloaded", text, retry_after=1, limit="connections_per_address")
+        visitor.guest = client
+
+    def leave(self, visitor: Visitor) -> None:
+        """The request that this proxy's connection brought is over."""
+        if visitor.guest:
+            self._guests.leave(visitor.guest)
+            visitor.guest = ""
+
     def is_trusted(self, address: str) -> bool:
         """Whether this is the address of one of the proxies."""
         if not self._trusted:
@@ -74,6 +92,7 @@ class Forwarding:
         chain = [one for one in chain if one] + [visitor.address]
         client = next((one for one in reversed(chain) if not self.is_trusted(one)), chain[0])
         request.client = _address(client)
+        self._enter(visitor, request.client)
         proto = seen[b"x-forwarded-proto"].decode("latin-1").split(",")[-1].strip()
         if proto in ("http", "https"):
             request.scheme = proto

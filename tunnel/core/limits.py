@@ -104,12 +104,43 @@ class Shares:
         self._each[key] = count + 1
         return ""
 
+    def change(self, address: str, other: str, is_proxy: bool = False) -> str:
+        """One of `address` turns out to be of another: counted there, or the limit in its way and nothing changed."""
+        self.leave(address)
+        limit = self.enter(other, is_proxy)
+        if limit:
+            self.enter(address, is_proxy=True)
+        return limit
+
     def leave(self, address: str) -> None:
         key = network_of(address)
         self.total -= 1
         self._each[key] -= 1
         if not self._each[key]:
             del self._each[key]
+
+
+class Place:
+    """One connection among `shares`, under the address that it is for as far as is known; `leave` in any case."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+        self._address: str | None = None
+
+    def take(self, address: str, is_proxy: bool = False) -> str:
+        """Count it there from now on, or say which limit is in its way (as Shares.enter)."""
+        if self._address is None:
+            limit = self._shares.enter(address, is_proxy)
+        else:
+            limit = self._shares.change(self._address, address, is_proxy)
+        if not limit:
+            self._address = address
+        return limit
+
+    def leave(self) -> None:
+        if self._address is not None:
+            self._shares.leave(self._address)
+            self._address = None
 
 
 class Waiting:

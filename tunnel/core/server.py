@@ -28,7 +28,7 @@ from tunnel.core.first import FirstToken, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
 from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, inherit
-from tunnel.core.limits import no_refusals
+from tunnel.core.limits import Shares, no_refusals
 from tunnel.core.probing import Prober
 from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.registry import Registry, Tunnel
@@ -259,7 +259,7 @@ class Core:
             self.registry,
             accounts,
             layers,
-            Forwarding(settings.trusted_proxies),
+            Forwarding(settings.trusted_proxies, settings.max_visitors_per_address),
             max_head=settings.max_head,
             max_target=settings.max_target,
             max_body=settings.max_body,
@@ -274,6 +274,7 @@ class Core:
         )
         exchanger.on_finished = self.on_request
         proxies = ProxyHeaders(settings.proxy_protocol)
+        shares = Shares(settings.max_visitors, settings.max_visitors_per_address)
         door = Door(
             exchanger,
             self._sweeper,
@@ -281,8 +282,7 @@ class Core:
             proxies=proxies,
             handshake_timeout=settings.head_timeout,
             keepalive_timeout=settings.keepalive_timeout,
-            max_visitors=settings.max_visitors,
-            max_visitors_per_address=settings.max_visitors_per_address,
+            shares=shares,
             max_handshakes=settings.max_handshakes,
         )
         background.start_soon(self._sweeper.run)
@@ -302,6 +302,7 @@ class Core:
                 settings.request_timeout,
                 inherited,
                 proxies,
+                shares,
             )
             gate = self._gate = Gate(
                 self.registry,

@@ -11,6 +11,7 @@ import trio
 from tunnel.core.exchange import Exchanger
 from tunnel.core.inherited import Inherited, tcp_name
 from tunnel.core.joining import join
+from tunnel.core.limits import Place, Shares
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.visitor import RAW, Visitor
@@ -43,7 +44,8 @@ class _Stream(StreamVisit):
 class Ports:
     """The public ports of TCP tunnels. ports: the range to give out, range(0, 1) for any the kernel has.
 
-    A name gets its last port again if it is free. The connections are tasks of `nursery`, the server's.
+    A name gets its last port again if it is free. The connections are tasks of `nursery`, the server's. shares: as
+    the door's.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Ports:
         request_timeout: float,
         inherited: Inherited,
         proxies: ProxyHeaders,
+        shares: Shares,
     ) -> None:
         self._host = host
         self._ports = ports
@@ -67,6 +70,7 @@ class Ports:
         self._handle = wrap(self._stream, layers)
         self._inherited = inherited
         self._proxies = proxies
+        self._shares = shares
         self._open: dict[str, trio.CancelScope] = {}
         self._sockets: dict[str, list[stdlib_socket.socket]] = {}  # of the open ones, by what a successor calls them
         self._last: dict[tuple[str, str], int] = {}
@@ -125,14 +129,31 @@ class Ports:
     async def _serve(self, socket: Socket, address: Any, tunnel: Tunnel) -> None:
         """One visitor's connection. There is nobody to tell what went wrong but the log: it is reset."""
         host = address[0].removeprefix("::ffff:")
-        if self._proxies.expects(host):
-            try:
+        place = Place(self._shares)
+        try:
+            limit = place.take(host, self._comes_for_many(host))
+            if not limit and self._proxies.expects(host):
                 with trio.fail_after(self._timeout):
-                    host = (await read_header(socket)).address or host
-            except (ProxyHeaderError, trio.BrokenResourceError, trio.TooSlowError) as exc:
-                log.warning("connection from a proxy refused", remote=address_text(address), reason=str(exc))
+                    announced = (await read_header(socket)).address
+                if announced:
+                    host = announced
+                    limit = place.take(host, self._comes_for_many(host))
+            if limit:
+                self._exchanger.refusals[limit] += 1
                 socket.abort()
-                return
+            else:
+                await self._carry(socket, host, tunnel)
+        except (ProxyHeaderError, trio.BrokenResourceError, trio.TooSlowError) as exc:
+            log.warning("connection from a proxy refused", remote=address_text(address), reason=str(exc))
+            socket.abort()
+        finally:
+            place.leave()
+            socket.close()
+
+    def _comes_for_many(self, host: str) -> bool:
+        return self._proxies.expects(host) or self._exchanger.forwarding.is_trusted(host)
+
+    async def _carry(self, socket: Socket, host: str, tunnel: Tunnel) -> None:
         visitor = Visitor(socket, host, "tcp", self._exchanger.refusals)
         visitor.phase, visitor.deadline = RAW, float("inf")
         self._exchanger.active += 1
@@ -153,7 +174,6 @@ class Ports:
             log.error("tcp connection broke", tunnel=tunnel.name, error=exc)
         finally:
             self._exchanger.finished()
-            socket.close()
 
     def _note(self, tunnel: Tunnel, exc: Failure) -> None:
         if OUTCOMES[exc.outcome].failed:

@@ -39,6 +39,7 @@ class Visitor:
         "buffer",
         "deadline",
         "forwarded",
+        "guest",
         "half_since",
         "known",
         "on_silent",
@@ -66,6 +67,7 @@ class Visitor:
         self.probed = False
         self.wrote = 0.0
         self.known: Known | None = None  # what its last head said, where the next may say it again
+        self.guest = ""  # for whom a trusted proxy asks now, as counted by tunnel.core.forwarding
         self.forwarded: tuple[bytes, bytes] = (b"", b"")  # the last Host and the fields made for it
 
     def begin(self, phase: str, seconds: float) -> None:

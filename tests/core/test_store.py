@@ -259,8 +259,9 @@ def test_bad_urls(url: str, words: str, tmp_path: Path) -> None:
 
 async def test_an_unreachable_server_is_one_line_without_the_password(tmp_path: Path) -> None:
     store = Store("postgres://u:hush-hush@127.0.0.1:1/x", tmp_path)
-    with pytest.raises(ConfigError, match="refused") as caught:
+    with pytest.raises(StoreError, match="refused") as caught:
         await store.open()
+    assert caught.value.is_away
     assert "hush-hush" not in str(caught.value)
     assert "\n" not in str(caught.value)
     await store.close()

@@ -5,13 +5,16 @@ And the ways to trust a core's certificate, with the advice for each way in whic
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
-from running import RunningAgent, RunningCore
+from running import RunningAgent, RunningCore, clean_environment
 from service import Service
 from watching import ask, get, run_agent, run_core
 
@@ -94,13 +97,48 @@ def test_store_that_cannot_be_used(tmp_path: Path) -> None:
     (directory / "tunnel.db").write_bytes(b"this is no database" * 100)
     line = only_line(run_core(*ANYWHERE, f"-data-dir={directory}"))
     assert "store" in line
-    line = only_line(
-        run_core(*ANYWHERE, f"-data-dir={tmp_path / 'x'}", TUNNEL_DATABASE_URL="postgresql://u:hush@127.0.0.1:1/x")
-    )
-    assert "refused" in line and "hush" not in line
+
+
+def test_a_data_directory_that_is_read_only(tmp_path: Path) -> None:
+    """A new one, and one that was in use, as on a file system that was mounted so."""
+    for name in ("new", "used"):
+        directory = tmp_path / name
+        directory.mkdir()
+        if name == "used":
+            core = RunningCore(directory)
+            core.close()
+            for path in directory.iterdir():
+                path.chmod(0o400)
+        directory.chmod(0o500)
+        try:
+            line = only_line(_run_without_privileges(f"-data-dir={directory}"))
+            assert str(directory) in line
+        finally:
+            directory.chmod(0o700)
+
+
+def _run_without_privileges(*flags: str) -> tuple[int, str, str]:
+    """Root may write anywhere; take that away where we are root."""
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*drop, sys.executable, "-m", "tunnel.core", *ANYWHERE, *flags], env=clean_environment(), timeout=30,
+        stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
 
 
 # Exit code 1 -----------------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_stays_away(tmp_path: Path) -> None:
+    code, out, err = run_core(
+        *ANYWHERE, f"-data-dir={tmp_path / 'x'}", "-database-wait=3s",
+        TUNNEL_DATABASE_URL="postgresql://u:hush@127.0.0.1:1/x",
+    )  # fmt: skip
+    lines = (out + err).splitlines()
+    assert code == 1, lines
+    assert "trying again" in lines[0] and "can't start" in lines[-1] and "refused" in lines[-1]
+    assert 3 <= len(lines) <= 4 and "hush" not in out + err
 
 
 def test_an_unreachable_core() -> None:

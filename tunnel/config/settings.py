@@ -50,6 +50,7 @@ SECRETS = frozenset({"token", "jwt_secret", "dashboard_token", "url"})
 
 class DatabaseSettings(Settings, frozen=True, kw_only=True):
     url: Annotated[str, Option(v.DATABASE, STATE, "store; empty: SQLite in the data directory")] = ""
+    wait: Annotated[float, Option(v.duration(0), STATE, "at the start, for a store that is away")] = 60.0
 
 
 class MetricsSettings(Settings, frozen=True, kw_only=True):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when drained, 1 when an upgrade broke off, 2 for a wrong configuration; a command has its own."""
+    """Exit code 0 when drained, 1 when the store is away or an upgrade broke off: another start may help. 2 for a wrong
+    configuration. A command has its own."""
     try:
         flags, words = split_command(sys.argv[1:] if argv is None else argv)
         settings = load_core(flags, os.environ)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trio.run(_serve, core)
     except (ConfigError, StoreError) as exc:
         log.error("can't start", error=str(exc))
-        return 2
+        return 2 if isinstance(exc, ConfigError) else 1
     return 1 if core.is_orphan else 0
 
 
@@ -103,6 +104,7 @@ async def _serve(core: Core) -> None:
 
         await nursery.start(watch_signals)
         await nursery.start(run)
+        await trio.lowlevel.checkpoint_if_cancelled()  # stopped before it was ready
         systemd.ready("serving")
         nursery.start_soon(systemd.feed_watchdog)
 

@@ -32,8 +32,19 @@ _POSTGRESQL_DEFAULTS = {"connect_timeout": "5", "tcp_user_timeout": "10000", "ap
 _MIGRATION_LOCK = 0x74756E6E656C
 
 
+#: what a server says that is there, but not ready for us yet, in words since there is no code where it refuses to begin
+_NOT_YET = ("starting up", "shutting down", "not yet accepting", "recovery", "too many clients", "remaining connection")
+
+
 class StoreError(TunnelError):
-    """The store could not be reached or did not do what was asked: one line, without secrets."""
+    """The store could not be reached or did not do what was asked: one line, without secrets.
+
+    is_away: it may work later with the same settings; a server that is down, a file that another program has locked.
+    """
+
+    def __init__(self, text: str, *, is_away: bool = False) -> None:
+        super().__init__(text)
+        self.is_away = is_away
 
 
 class Database:
@@ -58,7 +69,8 @@ class Database:
     def open(self) -> tuple[str, str]:
         """Create and migrate what is missing; returns the schema's version before ("" for a new store) and now.
 
-        Two processes may do so at once: one does the work, the other waits. Raises ConfigError.
+        Two processes may do so at once: one does the work, the other waits. Raises StoreError for a store that is away,
+        ConfigError for one that can't be used.
         """
         try:
             if self.system == "sqlite":
@@ -73,6 +85,8 @@ class Database:
                     if _version(conn, self.name) != REVISIONS[-1]:
                         migrate(conn)
         except StoreError as exc:
+            if exc.is_away:
+                raise
             raise ConfigError(str(exc)) from None
         if self.system == "sqlite":
             self._identity = _identity(self.url.database or "")
@@ -100,12 +114,22 @@ class Database:
                     if self._is_closed:
                         conn.detach()  # an abandoned query came back after `close()`: no pool takes it any more
         except sa.exc.SQLAlchemyError as exc:
-            raise StoreError(self._explain(exc)) from exc
+            raise self._failure(exc) from exc
 
     def close(self) -> None:
         """Close the idle connections now, those in use when their query ends."""
         self._is_closed = True
         self.engine.dispose()
+
+    def _failure(self, exc: Exception) -> StoreError:
+        text = self._explain(exc)
+        if self.system == "sqlite":
+            return StoreError(text, is_away="locked" in text)
+        # A server that refuses a connection for good (password, no such database) says so with FATAL.
+        is_unconnected = isinstance(exc, sa.exc.OperationalError) and getattr(exc.orig, "sqlstate", None) is None
+        return StoreError(
+            text, is_away=is_unconnected and ("FATAL" not in text or any(one in text for one in _NOT_YET))
+        )
 
     def _explain(self, exc: Exception) -> str:
         cause = getattr(exc, "orig", None) or exc
@@ -131,7 +155,7 @@ class Database:
                 return
             except (sa.exc.SQLAlchemyError, self.engine.dialect.loaded_dbapi.Error) as exc:
                 if "locked" not in str(exc) or time.monotonic() > deadline:
-                    raise StoreError(self._explain(exc)) from exc
+                    raise self._failure(exc) from exc
                 time.sleep(0.02)
 
 

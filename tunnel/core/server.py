@@ -53,6 +53,7 @@ log = get_logger("tunnel.core")
 MAX_HEAD = 96 * 1024  #: the largest -max-head: with our own fields it must fit wire.frames.MAX_HEAD
 DRAIN_POLL = 0.02  #: seconds
 CUT_OFF_TIME = 0.5  #: seconds that requests have to be answered with "draining" at the deadline
+STORE_PAUSE = 2.0  #: seconds between tries to open the store
 FORGET_INTERVAL = 10.0  #: seconds between looks for names whose hold is over
 
 Address = tuple[str, int]
@@ -203,23 +204,30 @@ class Core:
                 self.fingerprint = certificates.fingerprint
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until drained. Raises ConfigError when an address, certificate, store or plug-in can't be used."""
+        """Serve until drained. Raises ConfigError when an address, certificate, store or plug-in can't be used, and
+        StoreError when the store stays away."""
         async with open_pair() as background:
             async with (
                 self._program.plugged_in(self.settings.layers, background) as layers,
                 self._opened_store(layers) as store,
             ):
-                await self._serve(background, layers, store, task_status)
+                if store is None:
+                    task_status.started()
+                else:
+                    await self._serve(background, layers, store, task_status)
             background.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def _opened_store(self, layers: Sequence[Layer]) -> AsyncIterator[Store]:
+    async def _opened_store(self, layers: Sequence[Layer]) -> AsyncIterator[Store | None]:
+        """None when a drain began while it was away."""
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
         store = Store(self.settings.database.url, self.data_dir, layers)
-        await store.open()
+        if not await self._reach(store):
+            yield None
+            return
         try:
             yield store
         finally:
@@ -230,6 +238,22 @@ class Core:
                     except StoreError as exc:
                         log.error("usage of the last seconds is lost", error=str(exc))
                 await store.close()
+
+    async def _reach(self, store: Store) -> bool:
+        """Open it. One that is away gets a while: a database may start later than we do. False: a drain began."""
+        until = trio.current_time() + self.settings.database.wait
+        while not self._draining.is_set():
+            try:
+                await store.open()
+                return True
+            except StoreError as exc:
+                left = until - trio.current_time()
+                if left <= 0:
+                    raise
+                log.warning("the store is away, trying again", cause=str(exc), left=f"{left:.0f}s")
+                with trio.move_on_after(min(left, STORE_PAUSE)):
+                    await self._draining.wait()
+        return False
 
     async def _serve(
         self, background: trio.Nursery, layers: Sequence[Layer], store: Store, task_status: trio.TaskStatus[None]

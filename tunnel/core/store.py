@@ -69,7 +69,7 @@ class Store:
         return self.database.system
 
     async def open(self) -> None:
-        """Create and migrate what is missing. Raises ConfigError: unreachable, unusable, or from a newer program."""
+        """Create and migrate what is missing. Raises StoreError where it is away; ConfigError: unusable, or too new."""
         await self._ask(_Query("store.open", self.system, None, self.database.open, write=True))
 
     async def close(self) -> None:

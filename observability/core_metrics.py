@@ -69,6 +69,7 @@ FAMILIES = families(
     Family("tunnel_limit_refusals_total", "counter", "What was refused or ended at a limit.", ("limit",)),
     Family("tunnel_protocol_errors_total", "counter", "Agent connections that broke the link protocol."),
     Family("tunnel_held_bytes", "gauge", "Unread bodies and what waits to be sent, on all links."),
+    Family("tunnel_held_bytes_limit", "gauge", "How many of them there may be; +Inf for no limit."),
     Family("tunnel_quota_usage", "gauge", "Quota used in the current period.", ("account_id", "type")),
     Family("tunnel_quota_limit", "gauge", "Quota limit in force; +Inf for none.", ("account_id", "type")),
     Family("tunnel_bytes_total", "counter", "Body bytes carried for visitors.", ("direction",)),
@@ -255,6 +256,7 @@ class CoreMetrics:
         yield one["tunnel_limit_refusals_total"].metric(*(((limit,), refusals.get(limit, 0)) for limit in LIMITS))
         yield one["tunnel_protocol_errors_total"].metric(((), statistics.protocol_errors))
         yield one["tunnel_held_bytes"].metric(((), statistics.held_bytes))
+        yield one["tunnel_held_bytes_limit"].metric(((), statistics.held_bytes_limit))
         linked = {link.account_id for link in statistics.links}
         quotas = {
             (label_value(quota.account_id), quota.type): quota

@@ -38,6 +38,7 @@ tunnel_quota_exceeded_total | counter | type
 tunnel_limit_refusals_total | counter | limit
 tunnel_protocol_errors_total | counter |
 tunnel_held_bytes | gauge |
+tunnel_held_bytes_limit | gauge |
 tunnel_quota_usage | gauge | account_id type
 tunnel_quota_limit | gauge | account_id type
 tunnel_bytes_total | counter | direction

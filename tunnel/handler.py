@@ -8,6 +8,7 @@ variable has to cross a task or the link. With no layer a handler is the bare fu
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -410,6 +411,7 @@ class CoreStatistics:
     limit_refusals: dict[str, int] = field(default_factory=dict)  # by limit, since start
     protocol_errors: int = 0  # links and would-be links that broke the protocol
     held_bytes: int = 0  # unread bodies and what waits to be sent, on all links
+    held_bytes_limit: float = math.inf  # how many there may be
 
 
 @dataclass(slots=True)

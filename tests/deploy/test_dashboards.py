@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from contract import AGENT, CORE, RUNTIME, table
+
+from tunnel.errors import LIMITS
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
@@ -47,14 +50,45 @@ def promql(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield one["name"], substituted(one["expr"])
 
 
-def test_the_json_is_what_its_source_writes(tmp_path: Path) -> None:
-    copy = tmp_path / "grafana"
+def test_the_files_are_what_their_source_writes(tmp_path: Path) -> None:
+    root = GRAFANA.parents[1]
+    document = tmp_path / "docs" / "DASHBOARDS.md"
+    copy = tmp_path / "deploy" / "grafana"
     shutil.copytree(GRAFANA / "source", copy / "source", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "dashboards").mkdir()
-    root = str(GRAFANA.parents[1])
-    subprocess.run([sys.executable, copy / "source"], check=True, env={"PYTHONPATH": root})
+    document.parent.mkdir()
+    shutil.copy(root / "docs" / "DASHBOARDS.md", document)
+    subprocess.run([sys.executable, copy / "source"], check=True, env={"PYTHONPATH": str(root)})
     written = {path.name: path.read_text() for path in (copy / "dashboards").iterdir()}
     assert written == {path.name: path.read_text() for path in FILES}, "run: python deploy/grafana/source"
+    assert document.read_text() == (root / "docs" / "DASHBOARDS.md").read_text(), "run: python deploy/grafana/source"
+
+
+def test_every_row_has_its_picture() -> None:
+    """`nox -s pictures` draws them; each is of a row that is there."""
+    shown = set(re.findall(r"\(img/(\S+)\)", (GRAFANA.parents[1] / "docs" / "DASHBOARDS.md").read_text()))
+    assert shown == {path.name for path in (GRAFANA.parents[1] / "docs" / "img").iterdir()}
+    assert len(shown) > 10
+
+
+#: metrics of the contract that no panel shows → why
+NOT_SHOWN = {"process_virtual_memory_bytes": "resident memory is what counts"}
+
+
+def test_every_metric_is_on_a_dashboard() -> None:
+    text = "".join(path.read_text() for path in FILES)
+    assert {name for name in table(CORE, AGENT, RUNTIME) if not re.search(rf"\b{name}", text)} == NOT_SHOWN.keys()
+
+
+def test_every_limit_is_in_a_panel() -> None:
+    """But for everyday ends, which the table of all limits counts."""
+    [panels] = [load(path)["panels"] for path in FILES if path.stem == "tunnel-core"]
+    named = set()
+    for panel in panels:
+        for target in panel.get("targets", ()):
+            for words in re.findall(r'limit=~"([a-z_|]+)"', target.get("expr", "")):
+                named |= set(words.split("|"))
+    assert named == set(LIMITS) - {"idle_time", "connection_requests", "first_byte_time"}
 
 
 def test_there_are_two_with_stable_names() -> None:

@@ -73,10 +73,20 @@ def refused(reason: str, a_minute: int) -> Series:
     return {f'tunnel_authentication_failures_total{{{CORE},reason="{reason}"}}': f"0+{a_minute}x60"}
 
 
+def at_limit(limit: str, a_minute: int) -> Series:
+    return {f'tunnel_limit_refusals_total{{{CORE},limit="{limit}"}}': f"0+{a_minute}x60"}
+
+
+def held(mebibytes: int) -> Series:
+    return {f"tunnel_held_bytes{{{CORE}}}": f"{mebibytes * 2**20}x60",
+            f"tunnel_held_bytes_limit{{{CORE}}}": f"{512 * 2**20}x60"}  # fmt: skip
+
+
 def queries(fast: int) -> Series:
     name, more = "tunnel_db_query_duration_seconds_bucket", 'operation="token.find"'
     return {f'{name}{{{CORE},{more},le="0.1"}}': f"0+{fast}x60", f'{name}{{{CORE},{more},le="1.0"}}': "0+60x60",
-            f'{name}{{{CORE},{more},le="+Inf"}}': "0+60x60"}  # fmt: skip
+            f'{name}{{{CORE},{more},le="+Inf"}}': "0+60x60",
+            f'{name.replace("_bucket", "_count")}{{{CORE},{more}}}': "0+60x60"}  # fmt: skip
 
 
 def first_bytes(below: int, minutes: int) -> Series:
@@ -99,8 +109,9 @@ CASES: dict[str, Case] = {
     "HighErrorRate": Case(answers("6"), answers("3")),  # 9 % and 4.8 %
     "HighLatency": Case(durations(50), durations(60)),
     "HighMemoryUsage": Case(
-        {f"process_resident_memory_bytes{{{CORE}}}": "1200000000x60"},
-        {f"process_resident_memory_bytes{{{CORE}}}": "900000000x60"},
+        {f"process_resident_memory_bytes{{{CORE}}}": "820000000x60"},
+        {f"process_resident_memory_bytes{{{CORE}}}": "780000000x60",
+         f"process_resident_memory_bytes{{{DIRECT}}}": "400000000x60"},
     ),
     "TunnelCoreDown": Case({UP % "tunnel-core": "1x10 0x30"}, {UP % "tunnel-core": "1x28 0 1x10"}),
     "TunnelCoreAbsent": Case({UP % "other": "1x60"}, {UP % "tunnel-core": "1x60"}),
@@ -120,6 +131,14 @@ CASES: dict[str, Case] = {
     "AuthenticationFailures": Case(refused("bad_token", 12), refused("draining", 12)),
     "StoreUnavailable": Case(refused("unavailable", 1), refused("bad_token", 1)),
     "StoreSlow": Case(queries(30), queries(60)),
+    "CapacityLimitReached": Case(at_limit("link_streams", 4), at_limit("connection_requests", 40)),
+    "HeldBytesHigh": Case(held(450), held(350)),
+    "VisitorsHitLimits": Case(at_limit("head_time", 90), at_limit("idle_time", 900)),
+    "AgentPortUnderLoad": Case(at_limit("failed_logins", 20), at_limit("handshakes", 6)),
+    "LinkProtocolErrors": Case(
+        {f"tunnel_protocol_errors_total{{{CORE}}}": "0+1x60"},
+        {f"tunnel_protocol_errors_total{{{CORE}}}": "0x20 2x40"},
+    ),
     "RunLoopLag": Case(
         {f"trio_run_loop_lag_seconds{{{CORE}}}": "0.4x60"},
         {f"trio_run_loop_lag_seconds{{{CORE}}}": "0.01x29 3 0.01x20"},
@@ -179,6 +198,10 @@ CASES: dict[str, Case] = {
     "RuleFailures": Case(
         {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="g"}}': "0+1x60"},
         {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="g"}}': "3x60"},
+    ),
+    "ConfigReloadFailed": Case(
+        {f"prometheus_config_last_reload_successful{{{SELF}}}": "0x60"},
+        {f"prometheus_config_last_reload_successful{{{SELF}}}": "1x28 0 1x31"},
     ),
     "AlertsNotDelivered": Case(
         {f"prometheus_notifications_alertmanagers_discovered{{{SELF}}}": "0x60"},
@@ -253,6 +276,62 @@ def test_an_alert_fires_when_it_should_and_only_then(name: str, tmp_path: Path) 
         name,
         "5m" if case.minute > 600 else "1m",
     )
+
+
+#: a night with little traffic, in which the ratio alone would have rung
+QUIET: dict[str, Series] = {
+    "HighErrorRate": {f'tunnel_requests_total{{{CORE},code="200"}}': "0+1x60",
+                      f'tunnel_requests_total{{{CORE},code="502"}}': "0x20 1x2 2x40"},
+    "HighLatency": {name: values.replace("50", "1").replace("60x", "2x") for name, values in durations(50).items()},
+    "LocalServiceErrors": {f"agent_local_requests_total{{{AGENTS}}}": "0+1x60",
+                           f"agent_local_requests_error{{{AGENTS}}}": "0x20 1x4 2x40"},
+    "StoreSlow": {name: values.replace("30x", "0x").replace("+60x", "+0.5x") for name, values in queries(30).items()},
+    "StoreUnavailable": {f'tunnel_authentication_failures_total{{{CORE},reason="unavailable"}}': "0x28 40x30"},
+    "TunnelAvailabilityBurnFast": {
+        f'tunnel_request_outcomes_total{{{CORE},outcome="ok"}}': "0+1x60",
+        f'tunnel_request_outcomes_total{{{CORE},outcome="link_lost"}}': "0x20 1x5 2x5 3x40"},
+    "QuotaExceeded": {f'tunnel_quota_exceeded_total{{{CORE},type="requests"}}': "0x26 90x40"},
+    "CapacityLimitReached": {
+        f'tunnel_limit_refusals_total{{{CORE},limit="connections"}}': "0x26 500x40"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_little_traffic_and_a_single_blip_ring_nobody(name: str, tmp_path: Path) -> None:
+    firing = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
+    run_tests(tmp_path, [expectation(QUIET[name], minute, {firing: []}) for minute in (26, 28, 30, 32)], name)
+
+
+def test_rules_keep_to_the_craft() -> None:
+    """What makes rules lie or flap: windows of few scrapes, quantiles of single series, sums before rates."""
+    for rule in rules():
+        expr, name = rule["expr"], rule.get("alert") or rule["record"]
+        for window in re.findall(r"\[(\w+)(?::\w+)?\]", expr):
+            assert window.endswith(("m", "h", "d")) and (window[-1] != "m" or int(window[:-1]) >= 2), (name, window)
+        for by in re.findall(r"histogram_quantile\([\d.]+,\s*sum by \(([^)]*)\)", expr):
+            assert "le" in by.replace(" ", "").split(","), name
+        assert expr.count("histogram_quantile(") == len(re.findall(r"histogram_quantile\([\d.]+,\s*sum by", expr)), name
+        assert not re.search(r"(rate|increase)\(\s*(sum|max|min|avg)", expr), name
+        bare = re.sub(r"(rate|increase|changes)\(\s*\w+(\{[^}]*\})?\[\w+\]\s*\)", "", expr)
+        bare = re.sub(r"agent_requests_total\{[^}]*\} or", "", bare)  # asked whether it is there
+        assert not re.search(r"_total\b|_count\b|_bucket\b", bare), name
+        if "alert" in rule:
+            assert "for" in rule or name == "CoreRestarts", name
+
+
+def test_memory_alerts_before_the_kernel_kills() -> None:
+    """The lines are three quarters of what compose and Kubernetes let the programs have."""
+    lines = {job: int(size) for job, size in re.findall(
+        r'job="(tunnel-\w+)"\} > (\d+) \* 1024 \* 1024', ALERTS["HighMemoryUsage"]["expr"])}  # fmt: skip
+    deploy = PROMETHEUS.parent
+    compose = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]
+    for job, directory, file in (("tunnel-core", "core", "statefulset"), ("tunnel-agent", "agent", "deployment")):
+        manifest = yaml.safe_load((deploy / "kubernetes" / directory / f"{file}.yaml").read_text())
+        pod = manifest["spec"]["template"]["spec"]
+        limits = (compose[directory]["deploy"]["resources"]["limits"]["memory"],
+                  pod["containers"][0]["resources"]["limits"]["memory"])  # fmt: skip
+        for limit in limits:
+            assert lines[job] / 0.75 == int(re.sub(r"\D", "", limit)) * (1024 if "G" in limit else 1), (job, limit)
 
 
 def test_each_agent_counts_once(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ FOREIGN = {
     "scrape_series_added", "prometheus_tsdb_head_series", "prometheus_rule_evaluation_failures_total",
     "prometheus_rule_group_last_duration_seconds", "prometheus_rule_group_iterations_missed_total",
     "prometheus_notifications_errors_total", "prometheus_notifications_alertmanagers_discovered",
+    "prometheus_config_last_reload_successful", "alertmanager_config_last_reload_successful",
+    "prometheus_config_last_reload_success_timestamp_seconds",
     "prometheus_sd_discovered_targets", "alertmanager_notifications_failed_total",
 }  # fmt: skip
 FOREIGN_LABELS = {"alertstate", "config", "rule_group", "__name__"}
@@ -205,7 +207,7 @@ def test_log_lines_and_their_fields_exist(name: str) -> None:
         after = re.sub(r'"[^"]*"', '""', query.partition("| json")[2])
         fields = set(re.findall(r"\|\s*(\w+)\s*[=!<>]", after)) | labels_grouped(query)
         fields |= set(re.findall(r"\{\{\.(\w+)\}\}", query)) | set(re.findall(r"unwrap (\w+)", query))
-        for field in fields - {"level", "msg"}:
+        for field in fields - {"level", "msg", "__error__"}:
             assert re.search(rf"\b{field}=|\b{field}: (str|int)\b", SOURCES), field
 
 

@@ -289,7 +289,7 @@ def test_statistics_are_read_at_the_scrape(metrics: CoreMetrics, fake: FakeHost)
     fake.core.quota_exceeded["bandwidth"] = 2
     fake.core.logs_dropped = 9
     fake.core.limit_refusals = {"head_time": 5}
-    fake.core.protocol_errors, fake.core.held_bytes = 6, 7
+    fake.core.protocol_errors, fake.core.held_bytes, fake.core.held_bytes_limit = 6, 7, 8
     fake.round_trips = [0.001, 0.002]
     read(metrics)
     numbers = read(metrics)
@@ -301,6 +301,7 @@ def test_statistics_are_read_at_the_scrape(metrics: CoreMetrics, fake: FakeHost)
     assert numbers["tunnel_limit_refusals_total", "head_time"] == 5
     assert numbers["tunnel_protocol_errors_total",] == 6
     assert numbers["tunnel_held_bytes",] == 7
+    assert numbers["tunnel_held_bytes_limit",] == 8
     assert numbers["tunnel_connection_rtt_seconds_count",] == 2
 
 

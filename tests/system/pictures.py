@@ -8,35 +8,71 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from observing import Prometheus
+from observing import Prometheus, tracing
 from running import RunningAgent, RunningCore
 from service import Service
 from test_dashboard_queries import copy_of_rules, visit
+from watching import SpanTap
 
 ROOT = Path(__file__).parents[2]
 MINUTES = 3.0
+WRONG = "tt_" + "s" * 43
+
+
+def never_finish(core: RunningCore, ended: threading.Event) -> None:
+    """Heads that never end, some a second."""
+    held: list[socket.socket] = []
+    while not ended.wait(1):
+        held.append(socket.create_connection(core.public))
+        with suppress(OSError):
+            held[-1].sendall(b"GET / HTTP/1.1\r\nHost: app.local")
+        for old in held[:-20]:
+            old.close()
+    for old in held:
+        old.close()
+
+
+def try_tokens(core: RunningCore, service: Service, ended: threading.Event) -> None:
+    """An agent that is started again and again with a token that is no good."""
+    while not ended.wait(4):
+        stranger = RunningAgent(core, service.url, token=WRONG, agent_id="stranger", ready=False)
+        stranger.expected_code = 1
+        stranger.wait()
+        stranger.close()
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "deploy" / "grafana" / "source" / "pictures.py")
+    source = ROOT / "deploy" / "grafana" / "source"
+    sys.path.append(str(source))  # after ours: this file has the same name
+    spec = importlib.util.spec_from_file_location("drawing", source / "pictures.py")
     assert spec is not None and spec.loader is not None
     drawing = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(drawing)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        core, service, other = RunningCore(directory / "core", "-heartbeat=200ms"), Service(), Service()
+        tap = stack.enter_context(SpanTap(directory))
+        traced, environment = tracing(tap.endpoint)
+        core = RunningCore(directory / "core", "-heartbeat=200ms", "-head-timeout=2s", *traced, environment=environment)
         stack.callback(core.close)
+        service, other = Service(), Service()
         nobody = stack.enter_context(socket.socket())
         nobody.bind(("127.0.0.1", 0))
-        often = ("-metrics-report-interval=1s", "-heartbeat=200ms")
-        agent = RunningAgent(core, f"app={service.url},closed=http://127.0.0.1:{nobody.getsockname()[1]}", *often)
+        often = ("-metrics-report-interval=1s", "-heartbeat=200ms", *traced)
+        local = f"app={service.url},closed=http://127.0.0.1:{nobody.getsockname()[1]}"
+        agent = RunningAgent(core, local, *often, environment=environment)
         stack.callback(agent.close)
         token = core.new_token("limited")
-        core.command("account", "limit", "limited", "-requests-per-second", "9", "-requests-burst", "9")
-        second = RunningAgent(core, other.url, "-subdomain=limited", *often, token=token, agent_id="second")
+        limits = "-requests-per-second 9 -requests-burst 9 -requests-per-month 2200 -connections 3"
+        core.command("account", "limit", "limited", *limits.split())
+
+        def start_second() -> RunningAgent:
+            flags = ("-subdomain=limited", *often)
+            return RunningAgent(core, other.url, *flags, token=token, agent_id="second", environment=environment)
+
+        second = start_second()
         targets = {
             "tunnel-core": (core.metrics, "/metrics"),
             "tunnel-agents": (core.metrics, "/metrics/agents"),
@@ -45,14 +81,19 @@ def main() -> None:
         rules = copy_of_rules(directory / "rules.yml")[0]
         prometheus = stack.enter_context(Prometheus(directory, targets, "1s", [rules]))
         ended = threading.Event()
-        threads = [threading.Thread(target=visit, args=(core, ended), daemon=True) for _ in range(2)]
+        threads = [
+            threading.Thread(target=visit, args=(core, ended), daemon=True),
+            threading.Thread(target=visit, args=(core, ended), daemon=True),
+            threading.Thread(target=never_finish, args=(core, ended), daemon=True),
+            threading.Thread(target=try_tokens, args=(core, service, ended), daemon=True),
+        ]
         for thread in threads:
             thread.start()
         began = time.monotonic()
         time.sleep(MINUTES * 60 / 3)
         second.kill()  # an agent that is gone for a while
         time.sleep(20)
-        second = RunningAgent(core, other.url, "-subdomain=limited", *often, token=token, agent_id="second")
+        second = start_second()
         stack.callback(second.close)
         time.sleep(max(0.0, began + MINUTES * 60 - time.monotonic()))
         for path in drawing.draw_all(f"http://127.0.0.1:{prometheus.port}", ROOT / "docs" / "img", MINUTES):

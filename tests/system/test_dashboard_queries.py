@@ -35,6 +35,7 @@ RIGHTLY_EMPTY = {
 NO_SERIES = {
     "prometheus_notifications_errors_total": "no Alertmanager is configured",
     "alertmanager_notifications_failed_total": "no Alertmanager runs",
+    "alertmanager_config_last_reload_successful": "no Alertmanager runs",
 }
 PATHS = ("/echo", "/status/404", "/status/500", "/garbage", "/slow?ms=120", "/download?size=70000", "/sse?n=2&ms=5")
 

@@ -29,6 +29,7 @@ QUERIES = [(path.stem, query) for path in PAGES for query in queries(path.read_t
 ABSENT = {
     "ALERTS": "nothing fires",
     "alertmanager_notifications_failed_total": "no Alertmanager runs",
+    "alertmanager_config_last_reload_successful": "no Alertmanager runs",
     "prometheus_notifications_errors_total": "Prometheus knows none",
 }
 _CURL = re.compile(r"http://127\.0\.0\.1:(\d+)(/\S*) \| jq (?:-c )?'([^']*)'")

@@ -138,6 +138,7 @@ class Core:
             {**self._refusals, "buffer": self._refusals["buffer"] + self._held.refused},
             self._gate.protocol_errors if self._gate else 0,
             self._held.bytes,
+            self.settings.max_buffer or math.inf,
         )
 
     def _take_round_trips(self) -> list[float]:

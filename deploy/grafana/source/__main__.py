@@ -1,14 +1,15 @@
-"""Writes the dashboards' JSON: python deploy/grafana/source. A test holds the files against what this would write."""
+"""Writes the dashboards' JSON and the tables of docs/DASHBOARDS.md: python deploy/grafana/source.
+
+A test holds the files against what this would write.
+"""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import agent_monitoring
 import core_overview
-
-DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
+from documents import DASHBOARDS, DOCUMENT, document
 
 
 def texts() -> dict[str, str]:
@@ -20,3 +21,5 @@ def texts() -> dict[str, str]:
 if __name__ == "__main__":
     for name, text in texts().items():
         (DASHBOARDS / name).write_text(text, encoding="utf-8")
+    boards = [json.loads(text) for text in texts().values()]
+    DOCUMENT.write_text(document(boards, DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

@@ -18,12 +18,16 @@ from queries import (
 ERRORS = ((None, "green"), (0.01, "yellow"), (0.05, "red"))
 LATENCY = ((None, "green"), (0.5, "yellow"), (2, "red"))
 USED = ((None, "green"), (0.75, "yellow"), (0.9, "red"))
-LAG = ((None, "green"), (0.1, "yellow"), (0.5, "red"))
+LAG = ((None, "green"), (0.1, "yellow"), (0.25, "red"))
 
+#: of our rules: a Prometheus that others use too has alerts of theirs
+FIRING = 'ALERTS{alertstate="firing",service=~"core-server|agent|monitoring"}'
 REQUESTS = rate("tunnel_requests_total", CORE)
 FAILURES = rate("tunnel_request_outcomes_total", f'{CORE},outcome=~"{FAILED}"')
 ANSWERED_5XX = rate("tunnel_requests_total", f'{CORE},code=~"5.."')
 DURATION = "tunnel_request_duration_seconds"
+#: A line that is no JSON (a crash, a log as text) gets the label __error__, and one of them fails a whole metric query: so
+#: each takes these lines out, or the label off.
 CORE_LOGS = '{container="tunnel-core"}'
 LINES = f"{CORE_LOGS} | json"
 FIELDS = f'{CORE_LOGS} | json msg="msg", host="host", duration="duration", status="status", outcome="outcome"'
@@ -52,7 +56,7 @@ def now() -> list[Json]:
              query(f"count(agent_connection_active{{{AGENTS_BY_ACCOUNT}}} == 0) or vector(0)"), "short", GOOD_BAD,
              link=to_agents),
         stat(108, "Alerts firing", "Alerts of the tunnel's rules that fire now. Each one's runbook says what to do.",
-             query('count(ALERTS{alertstate="firing"}) or vector(0)'), "short", GOOD_BAD),
+             query(f"count({FIRING}) or vector(0)"), "short", GOOD_BAD),
     )  # fmt: skip
 
 
@@ -142,12 +146,12 @@ def time_spent() -> list[Json]:
               "s", stacked=True, colours={"local service": "purple", "agent": "orange", "core, link and visitor": "blue"}),
         traces(402, "Slow requests, traced", """Traces of requests slower than 500 ms, newest first. A trace shows visitor →
                core → link → agent → local service; its root span has tunnel.phase.*_ms, which add up to the whole.""",
-               traceql('{ resource.service.name = "tunnel-core" && kind = server && duration > 500ms } | select('
+               traceql('{ resource.service.name = "tunnel-core" && span.http.request.method != nil && kind = server && duration > 500ms } | select('
                        "span.tunnel.outcome, span.tunnel.phase.queue_ms, span.tunnel.phase.link_ms, "
                        "span.tunnel.phase.agent_ms, span.tunnel.phase.local_ms)"), width=8),
         traces(403, "Failed requests, traced", """Traces of requests with a failed outcome or a 5xx. The span in red, the
                deepest one, is where it began.""",
-               traceql('{ resource.service.name = "tunnel-core" && kind = server && status = error } | select('
+               traceql('{ resource.service.name = "tunnel-core" && span.http.request.method != nil && kind = server && status = error } | select('
                        "span.tunnel.outcome, span.http.response.status_code, span.agent.id)"), width=8),
         text(404, "The phases of one request", "Where to read the exact phases of a single request.", """
 **visitor** (its head arrives) → **queue** (until a stream is open: names, quotas, an agent with room) → **link** → **agent** →
@@ -236,7 +240,8 @@ def saturation() -> list[Json]:
               [query(f"trio_run_loop_lag_seconds{{{CORE}}}", "{{instance}}")], "s", width=6, steps=LAG),
         graph(803, "Memory", """Resident memory (in place of go_memstats_*). It grows with open streams (a window each) and comes back
               after a burst. HighMemoryUsage watches it.""",
-              [query(f"process_resident_memory_bytes{{{CORE}}}", "{{instance}}")], "bytes", width=6),
+              [query(f"process_resident_memory_bytes{{{CORE}}}", "{{instance}}")], "bytes", width=6,
+              steps=((None, "green"), (768 * 2**20, "red"))),
         graph(804, "Memory growth", """Trend of the resident memory over an hour (or what there is of it). Above 0 for many hours with
               flat traffic: a leak; the number of allocated blocks says whether it is Python's.""",
               [query(f"deriv(process_resident_memory_bytes{{{CORE}}}[1h])", "{{instance}}")], "Bps", width=6, floor=None),
@@ -259,6 +264,42 @@ def saturation() -> list[Json]:
         graph(810, "Stalled streams", """Open streams whose window is used up. visitor: somebody downloads more slowly than the local
               service sends. agent: a local service takes an upload more slowly than it comes. Neither slows others.""",
               [query(f"sum by (side) (tunnel_streams_stalled{{{CORE}}})", "waits for the {{side}}")], "short", width=12),
+    )  # fmt: skip
+
+
+def limits() -> list[Json]:
+    metric = "tunnel_limit_refusals_total"
+
+    def at(which: str) -> list[Json]:
+        return [query(rate(metric, f'{CORE},limit=~"{which}"', "limit"), "{{limit}}")]
+
+    return row(
+        1200, "Limits and strangers (docs/LIMITS.md has each limit and its setting)",
+        graph(1201, "Turned away: the core is full", """What the core refuses or ends a second because it is full. connections: visitors'
+              connections in all; link_streams: open requests of one agent; link_buffer, buffer: bytes that nobody takes.
+              CapacityLimitReached watches it.""", at("connections|link_streams|link_buffer|buffer"), "ops", stacked=True),
+        graph(1202, "Visitors at their limits", """Ends a second of visitors' requests and connections. head_time: heads that never end
+              (or connections that browsers open ahead); connections_per_address: a flood, or a proxy that -trusted-proxies
+              does not name; the rest: too large, or too slow. VisitorsHitLimits fires above 1.""",
+              at("head_time|header_bytes|header_count|target_length|body_bytes|body_idle_time|connections_per_address"), "ops",
+              stacked=True),
+        graph(1203, "At the agents' port", """What is stopped a second before it is an agent. failed_logins: refusals that had to wait
+              (0.25 s to 4 s), after three wrong credentials of one address; handshakes, attaching: floods and silent
+              connections. AgentPortUnderLoad fires above 0.2.""",
+              at("attaching|attaching_bytes|attaching_time|handshakes|failed_logins"), "ops", stacked=True),
+        graph(1204, "Held bytes", """Unread bodies and what waits to be sent on all links, and how much that may be (-max-buffer).
+              HeldBytesHigh fires at 75 %; at 100 % requests are refused and the greediest streams given up.""",
+              [query(f"tunnel_held_bytes{{{CORE}}}", "held {{instance}}"),
+               query(f"tunnel_held_bytes_limit{{{CORE}}} < +Inf", "limit {{instance}}")], "bytes"),
+        graph(1205, "Broken protocol", """Connections a second that were closed because what came is not the link protocol, and links whose
+              peer sent more than its window. Agents of ours never do. LinkProtocolErrors watches it.""",
+              [query(rate("tunnel_protocol_errors_total", CORE), "links and strangers"),
+               *at("stream_buffer|link_buffer"),
+               query(rate("agent_frames_error", AGENTS), "frames, as agents saw them")], "ops"),
+        table(1206, "Limits reached, in the range", """Counts over the dashboard's time range, everyday ends (idle_time,
+              connection_requests) among them.""",
+              [instant(f"sum by (limit) (increase({metric}{{{CORE}}}[$__range]))")],
+              {"limit": ("limit", ""), "Value": ("times", "short")}, width=8, sort="times"),
     )  # fmt: skip
 
 
@@ -289,12 +330,16 @@ def watching() -> list[Json]:
         graph(1004, "Series", """Samples a page. Bounded by design: no label carries a path, a header, an address or a request id. It
               grows with links and accounts only.""",
               [query(f"scrape_samples_scraped{{{CORE}}}", "{{job}} {{instance}}"),
-               query(f"scrape_samples_scraped{{{AGENTS}}}", "{{job}} {{instance}}")], "short", width=12),
+               query(f"scrape_samples_scraped{{{AGENTS}}}", "{{job}} {{instance}}")], "short"),
         table(1005, "Versions", "What runs: version of the tunnel and of Python, and since when.",
               [instant(f"max by (instance, version, python) (tunnel_build_info{{{CORE}}})"),
                instant(f"max by (instance) (process_start_time_seconds{{{CORE}}}) * 1000")],
               {"instance": ("instance", ""), "version": ("version", ""), "python": ("python", ""),
-               "Value #B": ("started", "dateTimeFromNow")}, width=12),
+               "Value #B": ("started", "dateTimeFromNow")}, width=8),
+        table(1006, "Certificates", """When the first certificate in use by each listener runs out. The file may be newer: a core reads it
+              again on SIGHUP. CertificateExpiresSoon fires two weeks before.""",
+              [instant(f"min by (instance, listener) (tunnel_certificate_expiry_timestamp_seconds{{{CORE}}}) * 1000")],
+              {"instance": ("instance", ""), "listener": ("listener", ""), "Value": ("expires", "dateTimeFromNow")}, width=8),
     )  # fmt: skip
 
 
@@ -303,14 +348,14 @@ def log_lines() -> list[Json]:
     return row(
         1100, "Logs (per host and per path: what metrics must not carry)",
         graph(1101, "Log lines by level", "Lines a minute of the core, by level. Every failure is one ERROR line.",
-              [logql(f'sum by (level) (count_over_time({CORE_LOGS} | json level="level" [1m]))', "{{level}}")], "short",
+              [logql(f'sum by (level) (count_over_time({CORE_LOGS} | json level="level" | drop __error__ [1m]))', "{{level}}")], "short",
               stacked=True, colours={"ERROR": "red", "WARNING": "orange", "INFO": "green", "DEBUG": "blue"}),
         table(1102, "Busiest hosts", "Requests by host over the time range, from the access log.",
-              [logql(f'topk(10, sum by (host) (count_over_time({FIELDS} | msg="request" [$__range])))', is_instant=True)],
+              [logql(f'topk(10, sum by (host) (count_over_time({FIELDS} | msg="request" | __error__="" [$__range])))', is_instant=True)],
               {"host": ("host", ""), "Value #A": ("requests", "short")}, width=8, sort="requests"),
         table(1103, "Slowest hosts", "The 95th percentile of request duration by host over the time range, from the access log.",
               [logql(f'topk(10, quantile_over_time(0.95, {FIELDS} | msg="request" | unwrap duration_seconds(duration)'
-                     ' [$__range]) by (host))', is_instant=True)],
+                     ' | __error__="" [$__range]) by (host))', is_instant=True)],
               {"host": ("host", ""), "Value #A": ("p95", "s")}, width=8, sort="p95"),
         logs(1104, "Failures", """Every failure, and nothing else: a failing record has level ERROR and a field `error`. Click the trace
              id of a line to open its trace.""", logql(f'{CORE_LOGS} |= "error" | json {of_account}')),
@@ -332,10 +377,10 @@ def build() -> Json:
             constant("agents_job", "tunnel-agents"),
         ],
         [
-            annotation("Alerts", "red", 'ALERTS{alertstate="firing"}', "{{alertname}}", "{{severity}}"),
+            annotation("Alerts", "red", FIRING, "{{alertname}}", "{{severity}}"),
             annotation("Restarts", "blue", f"changes(process_start_time_seconds{{{CORE}}}[$__rate_interval]) > 0",
                        "Core started", "{{instance}}"),
         ],
-        [now(), requests(), latency(), time_spent(), links(), streams(), accounts(), saturation(), store(), watching(),
+        [now(), requests(), latency(), time_spent(), links(), streams(), accounts(), saturation(), limits(), store(), watching(),
          log_lines()],
     )  # fmt: skip

@@ -15,10 +15,11 @@ from benchmarks.attribution.attribute import attribute
 from benchmarks.compare import ROUNDS, compare
 from benchmarks.figures import Figures
 from benchmarks.measures import FULL, QUICK, Effort
-from benchmarks.others import FILE, Misnamed, read_entries, start_other
+from benchmarks.others import FILE, Entry, Misnamed, read_entries, start_other
 from benchmarks.processes import Failed
+from benchmarks.results import Part
 from benchmarks.servers import Servers, start_servers
-from benchmarks.tunnels import Contender, direct, floor, start_tunnel
+from benchmarks.tunnels import Ours, direct, floor, start_tunnel
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,33 +42,41 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def measure(servers: Servers, parts: Sequence[str], effort: Effort, others: Path | None) -> dict[str, Figures]:
+def measure(servers: Servers, parts: Sequence[str], effort: Effort, guests: Sequence[Entry]) -> dict[str, Part]:
     """These parts; printed as they come."""
-    found: dict[str, Figures] = {}
+    found: dict[str, Part] = {}
+    with start_tunnel(servers) as ours:
+        for name in parts:
+            found[name] = measure_part(servers, ours, name, effort, guests if name in measures.WITH_GUESTS else ())
+            print(f"\n{results.shown(name, found[name])}", flush=True)
+    return found
+
+
+def measure_part(servers: Servers, ours: Ours, name: str, effort: Effort, guests: Sequence[Entry]) -> Part:
+    """Guests are started for it: one that broke in another part gets another chance."""
     with ExitStack() as stack:
-        ours = stack.enter_context(start_tunnel(servers))
-        three: list[Contender] = [floor(servers), ours]
-        if others is not None:
-            for entry in read_entries(others.read_text()):
-                if entry.is_installed:
-                    three.append(stack.enter_context(start_other(servers, entry)))
-                else:
-                    print(f"{entry.name}: not installed")
-        through = [direct(servers), *three[1:]]
+        others = [stack.enter_context(start_other(servers, entry)) for entry in guests]
+        local, through = [floor(servers), ours, *others], [direct(servers), ours, *others]
         work: dict[str, Callable[[], Figures]] = {
-            "rates": lambda: measures.rates(three, effort),
-            "latency": lambda: measures.latency(three, effort),
-            "fresh": lambda: measures.fresh(three, effort),
+            "rates": lambda: measures.rates(local, effort),
+            "latency": lambda: measures.latency(local, effort),
+            "fresh": lambda: measures.fresh(local, effort),
             "bulk": lambda: measures.bulk(through, servers, effort),
             "mixed": lambda: measures.mixed(through, servers, effort),
             "memory": lambda: measures.memory(servers, effort),
             "layers": lambda: measures.layers(servers, effort),
             "startup": lambda: measures.startup(servers, effort),
         }
-        for name in parts:
-            found[name] = work[name]()
-            print(f"\n{results.shown(name, found[name])}", flush=True)
-    return found
+        figures = work[name]()
+        return Part(figures, [f"{one.name} gave up: {one.gave_up}" for one in others if one.gave_up])
+
+
+def installed(path: Path) -> list[Entry]:
+    entries = read_entries(path.read_text())
+    missing = [entry.name for entry in entries if not entry.is_installed]
+    if missing:
+        print(f"not installed, so not measured: {', '.join(missing)}")
+    return [entry for entry in entries if entry.is_installed]
 
 
 def run(given: argparse.Namespace, servers: Servers) -> int:
@@ -76,11 +85,12 @@ def run(given: argparse.Namespace, servers: Servers) -> int:
     elif given.command == "compare":
         return 0 if compare(servers, given.old, given.new, given.rounds) else 1
     elif given.command == "quick":
-        found = measure(servers, ["rates", "latency"], QUICK, None)
-        print("\n" + "\n".join(results.reach(found.values())))
+        found = measure(servers, ["rates", "latency"], QUICK, ())
+        print("\n" + "\n".join(results.reach(part.figures for part in found.values())))
     else:
         effort = Effort(given.rounds, FULL.seconds)
-        document = results.save(measure(servers, given.parts or list(results.TITLES), effort, given.others))
+        parts = given.parts or list(results.TITLES)
+        document = results.save(measure(servers, parts, effort, installed(given.others)))
         results.write(document)
         print("\n" + "\n".join(results.reach(part["figures"] for part in document.values())))
     return 0

@@ -47,6 +47,7 @@ MEASURES: dict[str, Measure] = {
     "up agent cpu": Measure("agent's CPU, up", "ms/MiB", base=DIRECT),
     "mixed p50": Measure("p50", "ms", base=DIRECT),
     "mixed p99": Measure("p99", "ms", base=DIRECT),
+    "mixed late": Measure("p99 of the client's own lateness, contained in both", "ms", base=DIRECT),
     "rss core": Measure("core, idle", "MiB"),
     "rss agent": Measure("agent, idle", "MiB"),
     "rss per agent": Measure("core, for each of 1,000 idle agents", "KiB"),

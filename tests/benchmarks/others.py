@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.processes import Process, find, poll, which
-from benchmarks.servers import Servers, free_port
+from benchmarks.processes import Failed, Process, find, poll, which
+from benchmarks.servers import Servers, free_port, is_listening
 from benchmarks.tunnels import Contender
 
 FILE = Path(__file__).with_name("others.toml")
@@ -85,7 +85,7 @@ def filled(text: str, values: Mapping[str, str]) -> str:
 def start_other(servers: Servers, entry: Entry) -> Iterator[Contender]:
     """Returns when it has served a request. Raises Failed when it doesn't."""
     directory = servers.directory / f"other-{entry.name}"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     values = {
         "port": str(free_port()),
         "link": str(free_port()),
@@ -97,13 +97,19 @@ def start_other(servers: Servers, entry: Entry) -> Iterator[Contender]:
     port = urlsplit(filled(entry.url, values)).port
     if port is None:
         raise Misnamed(f"tunnel {entry.name}: the URL names no port")
+    ports = [int(values[word]) for word in ("port", "link")]
     processes: dict[str, Process] = {}
     try:
         for role, words in entry.commands.items():
             command = [which(words[0]), *(filled(word, values) for word in words[1:])]
             processes[role] = Process(*command, directory=directory)
-        poll(lambda: serves(port, entry.host), f"{entry.name} serves a request", 30)
-        yield Contender(entry.name, port, entry.host, processes)
+            if role == "server":  # an agent may try only once in a long while
+                poll(lambda: any(map(is_listening, ports)), f"{entry.name}'s server listens", 30)
+        try:
+            poll(lambda: serves(port, entry.host), f"{entry.name} serves a request", 30)
+        except Failed as exc:
+            raise Failed("\n".join([str(exc), *(one.output()[-2000:] for one in processes.values())])) from None
+        yield Contender(entry.name, port, entry.host, processes, is_guest=True)
     finally:
         for process in reversed(processes.values()):
             process.stop()

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.figures import MEASURES, REACH, Figures, ratios, spread
 
@@ -42,6 +42,13 @@ TITLES: dict[str, tuple[str, str]] = {
 }
 
 
+class Part(NamedTuple):
+    """What was measured, and what is to be said about it."""
+
+    figures: Figures
+    remarks: Sequence[str] = ()
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on, and no name."""
     return {
@@ -60,15 +67,16 @@ def revision() -> str:
     return done.stdout.strip()
 
 
-def save(parts: dict[str, Figures], path: Path = JSON) -> dict[str, Any]:
+def save(parts: dict[str, Part], path: Path = JSON) -> dict[str, Any]:
     """Add these parts to the file; all of it."""
     document: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name, figures in parts.items():
+    for name, part in parts.items():
         rounded = {
             measure: {who: [float(f"{value:.5g}") for value in values] for who, values in by.items()}
-            for measure, by in figures.items()
+            for measure, by in part.figures.items()
         }
-        document[name] = {"machine": machine(), "revision": revision(), "figures": rounded}
+        about = {"machine": machine(), "revision": revision()}
+        document[name] = {**about, "figures": rounded, "remarks": list(part.remarks)}
     ordered = {name: document[name] for name in TITLES if name in document}
     path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
     return ordered
@@ -135,6 +143,7 @@ def page(document: dict[str, Any]) -> list[str]:
     for name, part in document.items():
         title, words = TITLES[name]
         rows += [f"## {title}", "", f"{words} {_origin(part)}", "", *table(part["figures"]), ""]
+        rows += [line for remark in part["remarks"] for line in (f"{remark}.", "")]
     return rows
 
 
@@ -161,13 +170,13 @@ def write(document: dict[str, Any], path: Path = PAGE) -> None:
     path.write_text(between_markers(path.read_text(), page(document)))
 
 
-def shown(name: str, figures: Figures) -> str:
+def shown(name: str, part: Part) -> str:
     """A part for the terminal: the same table with columns that stand."""
-    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table(figures)]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table(part.figures)]
     del rows[1]
     widths = [max(len(row[column]) for row in rows) for column in range(7)]
     lines = [TITLES[name][0]]
     for row in rows:
         cells = [row[i].ljust(widths[i]) if i in (0, 1, 6) else row[i].rjust(widths[i]) for i in range(7)]
         lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {remark}" for remark in part.remarks)])

@@ -14,6 +14,7 @@ from benchmarks.results import (
     PAGE,
     TITLES,
     WIDTH,
+    Part,
     bar,
     between_markers,
     number,
@@ -88,12 +89,13 @@ def test_the_page_shows_what_to_reach_and_each_part() -> None:
         "h11": "2",
         "trio-websocket": "3",
     }
-    document = {"rates": {"machine": machine, "revision": "abc+", "figures": FIGURES}}
+    document = {"rates": {"machine": machine, "revision": "abc+", "figures": FIGURES, "remarks": ["it rained"]}}
     text = "\n".join(page(document))
     assert "| requests a second, 32 connections, to the floor's | ≥ 1.5 x | ≥ 1 x | 1.50 x | reached |" in text
     assert "| requests a second, 4 connections | ≥ 1 x | ≥ 0.7 x | | not measured |" in text
     assert "3 rounds on 2 x cores, Linux, Python 3, trio 1, h11 2, trio-websocket 3; commit abc+." in text
     assert "\n".join(reach([FIGURES])) in text
+    assert "\nit rained.\n" in text
 
 
 def test_what_is_around_the_markers_stays() -> None:
@@ -107,12 +109,14 @@ def test_what_is_around_the_markers_stays() -> None:
 
 def test_a_part_that_is_measured_again_leaves_the_others(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    save({"rates": FIGURES, "startup": {"help agent": {OURS: [0.123456]}}}, path)
-    save({"startup": {"help agent": {OURS: [0.5]}}}, path)
+    save({"rates": Part(FIGURES), "startup": Part({"help agent": {OURS: [0.123456]}})}, path)
+    assert json.loads(path.read_text())["startup"]["figures"] == {"help agent": {OURS: [0.12346]}}
+    save({"startup": Part({"help agent": {OURS: [0.5]}}, ["again"])}, path)
     saved = json.loads(path.read_text())
     assert list(saved) == ["rates", "startup"]
     assert saved["rates"]["figures"] == FIGURES
     assert saved["startup"]["figures"] == {"help agent": {OURS: [0.5]}}
+    assert saved["startup"]["remarks"] == ["again"]
     assert saved["startup"]["machine"]["cores"] >= 1
 
 

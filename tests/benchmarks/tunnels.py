@@ -32,6 +32,8 @@ class Contender:
     port: int
     host: str = "app.localhost"
     processes: dict[str, Process] = field(default_factory=dict)
+    is_guest: bool = False  # may fail a part: then it is left out, and the others go on
+    gave_up: str = ""  # why, in this part
 
 
 @dataclass

@@ -112,6 +112,17 @@ def test_settings_files_in_the_documents_load(tmp_path: Path) -> None:
     assert len(settings) == 4
 
 
+@pytest.mark.parametrize("unit", [one for one in UNITS if one.suffix == ".service"], ids=lambda path: path.name)
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
+def test_units_are_hardened(unit: Path) -> None:
+    """systemd's own score of what a unit could do, 10 (everything) to 0: the most of what is left is the network."""
+    said = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
 def test_units_are_valid(unit: Path, tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import subprocess
 import sys
+import tempfile
+import urllib.request
 from pathlib import Path
 
 import pytest
+from replay import Image, replay
 from stackfile import DEPLOY, FILE, OURS, ROOT, SERVICES, volumes
 
 from tunnel import __version__
@@ -115,6 +119,58 @@ def test_the_image_is_of_this_version_and_has_its_directories() -> None:
         assert SERVICES[name]["command"] == ["python", "-m", f"tunnel.{name}"]
     assert SERVICES["core"]["build"]["dockerfile"] == "deploy/Dockerfile"
     assert (FILE.parent / SERVICES["core"]["build"]["context"]).resolve() == ROOT
+
+
+@pytest.mark.system
+def test_its_steps_build_what_runs_without_rights() -> None:
+    """The core starts as the image's user (root can do that), is healthy, drains, writes to its directories only."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        image = replay(Path(name))
+        assert not list(image.place("/opt/tunnel").glob("bin/pip*")), "nothing can be installed in it"
+        assert image.user == "10001:10001" and image.command == ["python", "-m", "tunnel.core"]
+        own = [image.place("/var/lib/tunnel"), image.place("/invite")]
+        before = listing(image.root, own)
+        assert run_core(image) == 0
+        assert listing(image.root, own) == before
+        assert (own[0] / "tunnel.db").exists() and (own[1] / "token").exists()
+
+
+def listing(root: Path, apart: list[Path]) -> dict[Path, int]:
+    found = (path for path in root.rglob("*") if not any(one in (path, *path.parents) for one in apart))
+    return {path: path.lstat().st_mtime_ns for path in found}
+
+
+def run_core(image: Image) -> int:
+    """Until it has said that it is ready and its page that it is healthy, then SIGTERM; the exit code."""
+    python = str(image.place("/opt/tunnel/bin/python"))
+    environment = {
+        **image.environment, "PATH": os.environ["PATH"], "HOME": "/", "TUNNEL_LOG_JSON": "true",
+        "TUNNEL_DATA_DIR": str(image.place("/var/lib/tunnel")), "TUNNEL_INVITE_DIR": str(image.place("/invite")),
+    }  # fmt: skip
+    environment |= {f"TUNNEL_{name}_ADDR": "127.0.0.1:0" for name in ("PUBLIC", "AGENT", "METRICS", "DASHBOARD")}
+    # As the image's user, who may read everything here (this checkout and its Python may be root's) and write nothing.
+    user, group = image.user.split(":")
+    rights = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    become = [] if os.geteuid() else ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", *rights]
+    core = subprocess.Popen(
+        [*become, python, *image.command[1:]], cwd=image.place("/var/lib/tunnel"), env=environment,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8",
+    )  # fmt: skip
+    try:
+        assert core.stdout is not None
+        for line in core.stdout:
+            if json.loads(line)["msg"] == "core ready":
+                page = str(json.loads(line)["metrics"]).removesuffix("/metrics")
+                with urllib.request.urlopen(f"http://{page.removeprefix('http://')}/readyz", timeout=10) as answer:
+                    assert answer.status == 200
+                core.terminate()
+        return core.wait(30)
+    finally:
+        core.kill()
+        core.wait()
+        assert core.stdout is not None
+        core.stdout.close()
 
 
 def test_the_document_says_how_much_memory() -> None:

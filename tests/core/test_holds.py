@@ -54,6 +54,34 @@ async def test_a_name_is_held_for_ten_minutes(
     assert await accounts.owner_of("api") == b
 
 
+async def test_names_of_a_clock_that_was_hours_ahead_are_not_held_for_hours(
+    accounts: Accounts, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    a, b = ids
+    wall.now += 5 * 3600
+    await accounts.claim("api", a)
+    await accounts.release("api", a)
+    wall.now -= 5 * 3600
+    assert await taken(accounts, "api", b) == "name_taken"
+    await accounts._holds.touch()  # as it does now and then
+    wall.now += 599
+    ticks.now += 599
+    assert await taken(accounts, "api", b) == "name_taken"
+    wall.now += 2
+    ticks.now += 2
+    await accounts.claim("api", b)
+
+
+async def test_names_in_use_stay_when_the_clock_is_set_forward(
+    accounts: Accounts, ids: tuple[str, str], wall: Any
+) -> None:
+    a, b = ids
+    await accounts.claim("api", a)
+    wall.now += 5 * 3600
+    await accounts._holds.touch()
+    assert await taken(accounts, "api", b) == "name_taken"
+
+
 async def test_a_reserved_name_is_its_accounts(
     accounts: Accounts, store: Store, ids: tuple[str, str], wall: Any
 ) -> None:

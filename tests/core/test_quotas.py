@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tunnel.core.quotas import Account, Limits, QuotaFailure, Use, month_of
+from tunnel.core.quotas import MONTHS, Account, Limits, QuotaFailure, Use, beginning_of, month_of
 from tunnel.errors import Failure, Refused
 
 NOVEMBER_END = 1_796_083_200.0  # 2026-12-01T00:00:00Z
@@ -31,6 +31,7 @@ def test_months() -> None:
     assert month_of(NOVEMBER_END - 0.001) == ("2026-11", NOVEMBER_END)
     assert month_of(NOVEMBER_END)[0] == "2026-12"
     assert month_of(month_of(NOVEMBER_END)[1])[0] == "2027-01"
+    assert beginning_of("2026-12") == NOVEMBER_END
 
 
 def test_a_fresh_account_has_no_limits(make: Any) -> None:
@@ -121,6 +122,30 @@ def test_requests_a_month(make: Any, wall: Any) -> None:
     wall.now = NOVEMBER_END
     account.admit_request()
     assert account.month_requests == 1
+
+
+def test_a_clock_that_was_set_forward_and_back(make: Any, wall: Any) -> None:
+    """The month that it came back to goes on where it was, and ends when it does."""
+    account, began = make(requests_per_month=3), wall.now
+    for _ in range(3):
+        account.admit_request()
+    assert account.take() == {"2026-11": Use(3, 0, 0)}
+    for _ in range(3):
+        wall.now = NOVEMBER_END + 3600
+        account.roll(wall.now)
+        wall.now = began
+        assert refused(account).retry_after == NOVEMBER_END - began
+        assert account.month_requests == 3
+    account.settle("2026-11", Use(2, 0, 0))
+    account.admit_request()
+    assert account.take() == {"2026-11": Use(1, 0, 0)}
+    wall.now = NOVEMBER_END
+    account.admit_request()
+    assert (account.period, account.month_requests) == ("2026-12", 1)
+    for month in range(24):
+        wall.now = NOVEMBER_END + month * 31 * 86400
+        account.roll(wall.now)
+    assert len(account._months) <= MONTHS
 
 
 def test_bytes_a_month(make: Any, wall: Any) -> None:

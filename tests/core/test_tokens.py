@@ -13,7 +13,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
 from tunnel.core import tokens
-from tunnel.core.tokens import JwtVerifier, hash_token, is_hash_equal, make_token
+from tunnel.core.tokens import LEEWAY, JwtVerifier, hash_token, is_hash_equal, make_token
 from tunnel.errors import ConfigError, Refused
 
 SECRET = "a secret of at least thirty-two bytes, surely"
@@ -76,6 +76,8 @@ def verifier(secret: str = SECRET, public_key: str = "") -> JwtVerifier:
 def test_hs256() -> None:
     found = verifier().verify(sign(), "agent-1")
     assert (found.account_id, found.agent_id, found.expires_at) == ("acme-abc234", "agent-1", NOW + 60)
+    ahead = verifier().verify(sign(iat=NOW + LEEWAY, nbf=NOW + LEEWAY), "")  # the issuer's clock is a little ahead
+    assert ahead.agent_id == "agent-1"
     assert verifier().verify(sign(), "").agent_id == "agent-1"
 
 
@@ -117,7 +119,9 @@ def _confused(public: Path) -> str:
         (lambda: sign(exp=True), "bad_token"),
         (lambda: sign(exp=float("inf")), "bad_token"),
         (lambda: sign(exp=float("nan")), "bad_token"),
-        (lambda: sign(nbf=NOW + 30), "bad_token"),
+        (lambda: sign(nbf=NOW + LEEWAY + 1), "bad_token"),
+        (lambda: sign(iat=NOW + LEEWAY + 1), "bad_token"),
+        (lambda: sign(nbf="now"), "bad_token"),
         (lambda: sign(account_id=None), "bad_token"),
         (lambda: sign(account_id=7), "bad_token"),
         (lambda: sign(account_id=""), "bad_token"),

@@ -22,6 +22,8 @@ from tunnel.handler import QuotaStatistics
 BURST = 0.25
 #: shorter waits are not asked for; the debt stays, so the rate holds
 MIN_WAIT = 0.005
+#: months other than the present one whose use is kept in mind
+MONTHS = 2
 #: the types of tunnel_quota_exceeded_total, tunnel_quota_usage, tunnel_quota_limit
 TYPES = ("connection", "bandwidth", "requests")
 
@@ -73,6 +75,11 @@ def month_of(at: float) -> tuple[str, float]:
     return f"{day.year:04}-{day.month:02}", end.timestamp()
 
 
+def beginning_of(month: str) -> float:
+    """When a month of `month_of` begins, in seconds since 1970."""
+    return datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC).timestamp()
+
+
 class Account:
     """One account, shared by all its links; made by `Accounts.load`.
 
@@ -89,7 +96,9 @@ class Account:
         "_default_links",
         "_is_limited",
         "_monotonic",
+        "_month_begin",
         "_month_end",
+        "_months",
         "_past",
         "_period",
         "_request_cost",
@@ -133,7 +142,9 @@ class Account:
         self._taken = Use()  # the counts at the last take()
         self._past: dict[str, Use] = {}  # counted in a month that is over, not taken yet
         self._base_requests = self._base_bytes = 0  # use of the month = base + counts
+        self._months: dict[str, tuple[int, int]] = {}  # requests and bytes of months that were left
         self._period, self._month_end = month_of(wall())
+        self._month_begin = beginning_of(self._period)
         self._requests_paid = self._bytes_paid = -math.inf
         self.limits = Limits()
         self.set_limits(limits or Limits())
@@ -233,14 +244,22 @@ class Account:
     # The month, and the way to the store ----------------------------------------------------------------------
 
     def roll(self, wall: float) -> None:
-        """Begin a new month if the old one is over at `wall` (seconds since 1970)."""
-        if wall < self._month_end:
+        """Begin another month if `wall` (seconds since 1970) is not in this one: mostly the next.
+
+        A clock that was wrong may lead back to the month before; its use is known still, so its limits hold.
+        """
+        if self._month_begin <= wall < self._month_end:
             return
         self._past.setdefault(self._period, Use()).add(self._untaken())
         self._taken = Use(self.requests, self.bytes_in, self.bytes_out)
-        self._base_requests = -self.requests
-        self._base_bytes = -self.bytes_in - self.bytes_out
+        self._months[self._period] = self.month_requests, self.month_bytes
         self._period, self._month_end = month_of(wall)
+        self._month_begin = beginning_of(self._period)
+        requests, size = self._months.pop(self._period, (0, 0))
+        if len(self._months) > MONTHS:
+            del self._months[next(iter(self._months))]
+        self._base_requests = requests - self.requests
+        self._base_bytes = size - self.bytes_in - self.bytes_out
 
     def take(self) -> dict[str, Use]:
         """What was counted since the last take, by month. The caller owns it and must get it to the store."""

@@ -25,6 +25,8 @@ _CHUNK = 1000
 _ID_DIGITS = "23456789abcdefghjkmnpqrstuvwxyz"
 #: seconds after which the last batch number of a core process that is gone is forgotten
 _BATCH_LIFE = 30 * 86400.0
+#: seconds that the clocks of cores with one store may be apart
+_CLOCKS_APART = 60.0
 
 
 class RecordError(TunnelError):
@@ -272,7 +274,10 @@ def claim_name(conn: sa.Connection, name: str, account_id: str, now: float, held
 
 
 def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float, held_since: float) -> None:
-    """These claims (name → account id) were in use until now; those of all accounts that ran out are forgotten."""
+    """These claims (name → account id) were in use until now; those of all accounts that ran out are forgotten.
+
+    A claim from the future was made by a clock that was wrong: it counts from now, or it would last until then.
+    """
     by_account: dict[str, list[str]] = {}
     for name, account_id in sorted(names.items()):
         by_account.setdefault(account_id, []).append(name)
@@ -281,6 +286,7 @@ def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float, held_
             mine = sa.and_(claims.c.name.in_(chunk), claims.c.account_id == account_id)
             conn.execute(sa.update(claims).where(mine).values(seen_at=now))
     conn.execute(sa.delete(claims).where(claims.c.seen_at < held_since))
+    conn.execute(sa.update(claims).where(claims.c.seen_at > now + _CLOCKS_APART).values(seen_at=now))
 
 
 # Usage -------------------------------------------------------------------------------------------------------------

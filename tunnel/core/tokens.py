@@ -30,6 +30,8 @@ MAX_LENGTH = 8192
 MIN_SECRET = 32
 #: bits an RS256 key must have (RFC 7518 section 3.3)
 MIN_RSA_BITS = 2048
+#: seconds that the clock of who signs JWTs may be ahead of ours (nbf, iat)
+LEEWAY = 60
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _LENGTH = math.ceil(256 / math.log2(len(_DIGITS)))
 
@@ -99,7 +101,8 @@ class JwtVerifier:
             raise Refused("bad_token", "the JWT is not signed with an algorithm that this server is configured for")
         try:
             claims = jwt.decode(token, key, algorithms=[algorithm]).claims
-            jwt.JWTClaimsRegistry(now=int(self._wall()), exp={"essential": True}).validate(claims)
+            now = self._wall()
+            jwt.JWTClaimsRegistry(now=int(now), leeway=LEEWAY, exp={"essential": True}).validate(claims)
         except errors.ExpiredTokenError:
             raise Refused("expired", "the JWT has expired") from None
         except (errors.JoseError, ValueError, TypeError, RecursionError):
@@ -109,6 +112,8 @@ class JwtVerifier:
             raise Refused("bad_token", "the JWT lacks the claim account_id or agent_id")
         if isinstance(expires_at, bool) or not math.isfinite(expires_at):
             raise Refused("bad_token", "the JWT's claim exp is not a time")
+        if expires_at <= now:
+            raise Refused("expired", "the JWT has expired")
         if agent_id and agent_id != agent:
             raise Refused("bad_token", "the JWT is for another agent")
         return Claims(account, agent, float(expires_at))

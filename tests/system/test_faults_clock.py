@@ -67,16 +67,17 @@ def test_nothing_that_lasts_notices(
     )
     assert status_of(core) == 200, core.tail() + agent.tail()
     jumps = [(clock, sign * HOURS * 3600) for clock in (core_clock, agent_clock) for sign in (1, -1, 0)]
-    for clock, offset in jumps:
+    for number, (clock, offset) in enumerate(jumps, 1):
         asking = [Asking(core, "GET /slow?ms=700") for _ in range(3)]
-        poll(lambda: len([one for one in service.begun if one.startswith("/slow")]) % 3 == 0 and service.begun, "asked")
+        poll(lambda due=3 * number: service.begun.count("/slow?ms=700") == due, "the requests are under way")
         clock.set(offset)
         seen = core.mark()
         assert status_of(core) == 200
         assert [one.result().status for one in asking] == [200] * 3
-        assert all(0.6 < one.took < 3 for one in asking)
-        line = core.wait_for("request", after=seen, path="/echo")
-        assert abs(seconds_of(line["time"]) - time.time() - core_clock.offset) < 60
+        assert all(0.6 < one.took < 9 for one in asking), [one.took for one in asking]  # no hours, on a busy machine
+        poll(lambda after=seen: any(abs(seconds_of(one["time"]) - time.time() - core_clock.offset) < 60
+                                    for one in core.find("request", after=after, path="/echo")),
+             "a line with the new time")  # fmt: skip
         for program in (core, agent):
             assert get(program.metrics, "/readyz")[0] == 200
             assert json.loads(get(program.metrics, "/health/detailed")[1])["uptime_seconds"] < 120

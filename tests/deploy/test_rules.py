@@ -281,6 +281,22 @@ def test_an_alert_fires_when_it_should_and_only_then(name: str, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_firing_alert_says_it_in_words(name: str, tmp_path: Path) -> None:
+    """As Prometheus fills it in: no label that is not there, no number to think about (200m)."""
+    case = CASES[name]
+    test = expectation(case.fires, case.minute, {})
+    test["alert_rule_test"] = [{"eval_time": f"{case.minute}m", "alertname": name, "exp_alerts": []}]  # it says what is
+    files = [str(path) for path in RULES if path.name == "recording.yml" or f"alert: {name}\n" in path.read_text()]
+    every = "5m" if case.minute > 600 else "1m"
+    file = tmp_path / "tests.yml"
+    file.write_text(json.dumps({"rule_files": files, "evaluation_interval": every, "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    said = re.search(r'description="((?:[^"\\]|\\.)*)"', done.stdout + done.stderr)
+    assert said is not None, done.stdout + done.stderr
+    assert not re.search(r"error expanding|<no value>|^ |  | [.,:]|(?<![dh] )\b\d+(\.\d+)?[mun] ", said[1]), said[1]
+
+
 #: a night with little traffic, in which the ratio alone would have rung
 QUIET: dict[str, Series] = {
     "HighErrorRate": {f'tunnel_requests_total{{{CORE},code="200"}}': "0+1x60",

@@ -229,7 +229,7 @@ async def test_a_running_core_sees_it(run: Run, store: Store) -> None:
     await accounts.watch(lambda: changes.append(1))
     grant = await accounts.authenticate(token, "agent-1")
     account = await accounts.load(grant.account_id)
-    await accounts.claim("claimed", account.id)
+    await accounts.claim(["claimed"], account.id)
     account.admit_request()
     account.take_bytes(1536, 5 << 20)
     await accounts.flush()

@@ -1,6 +1,6 @@
 """Agents at the gate: what is refused and why, who supersedes whom, and what the end of a link leaves behind."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -45,13 +45,13 @@ class Accounts:
     async def load(self, account_id: str, parent: object = None) -> Account:
         return self.accounts.setdefault(account_id, Account(account_id, account_id))
 
-    async def claim(self, name: str, account_id: str) -> None:
+    async def claim(self, names: Collection[str], account_id: str) -> None:
         await trio.lowlevel.checkpoint()
-        if name == "reserved":
+        if "reserved" in names:
             raise Refused("name_reserved", "it is another account's")
 
-    async def release(self, name: str, account_id: str) -> None:
-        self.released.append(name)
+    async def release(self, names: Collection[str], account_id: str) -> None:
+        self.released.extend(names)
 
     def check(self, grant: Grant) -> Refused | None:
         return self.refusal

@@ -25,7 +25,7 @@ async def ids(store: Store) -> tuple[str, str]:
 
 async def taken(accounts: Accounts, name: str, account_id: str) -> str:
     with pytest.raises(Refused) as caught:
-        await accounts.claim(name, account_id)
+        await accounts.claim([name], account_id)
     return caught.value.reason
 
 
@@ -38,11 +38,11 @@ async def test_a_name_is_held_for_ten_minutes(
 ) -> None:
     a, b = ids
     assert await accounts.owner_of("api") is None
-    await accounts.claim("api", a)
+    await accounts.claim(["api"], a)
     assert await accounts.owner_of("api") == a
-    await accounts.claim("api", a)  # another agent of the account
+    await accounts.claim(["api"], a)  # another agent of the account
     assert await taken(accounts, "api", b) == "name_taken"
-    await accounts.release("api", a)
+    await accounts.release(["api"], a)
     wall.now += 600
     ticks.now += 600
     assert await accounts.owner_of("api") == a
@@ -50,7 +50,7 @@ async def test_a_name_is_held_for_ten_minutes(
     wall.now += 0.1
     ticks.now += 3
     assert await accounts.owner_of("api") is None
-    await accounts.claim("api", b)
+    await accounts.claim(["api"], b)
     assert await accounts.owner_of("api") == b
 
 
@@ -59,8 +59,8 @@ async def test_names_of_a_clock_that_was_hours_ahead_are_not_held_for_hours(
 ) -> None:
     a, b = ids
     wall.now += 5 * 3600
-    await accounts.claim("api", a)
-    await accounts.release("api", a)
+    await accounts.claim(["api"], a)
+    await accounts.release(["api"], a)
     wall.now -= 5 * 3600
     assert await taken(accounts, "api", b) == "name_taken"
     await accounts._holds.touch()  # as it does now and then
@@ -69,14 +69,14 @@ async def test_names_of_a_clock_that_was_hours_ahead_are_not_held_for_hours(
     assert await taken(accounts, "api", b) == "name_taken"
     wall.now += 2
     ticks.now += 2
-    await accounts.claim("api", b)
+    await accounts.claim(["api"], b)
 
 
 async def test_names_in_use_stay_when_the_clock_is_set_forward(
     accounts: Accounts, ids: tuple[str, str], wall: Any
 ) -> None:
     a, b = ids
-    await accounts.claim("api", a)
+    await accounts.claim(["api"], a)
     wall.now += 5 * 3600
     await accounts._holds.touch()
     assert await taken(accounts, "api", b) == "name_taken"
@@ -89,15 +89,15 @@ async def test_a_reserved_name_is_its_accounts(
     await reserve(store, "www.example.com", a)
     assert await accounts.owner_of("www.example.com") == a
     assert await taken(accounts, "www.example.com", b) == "name_reserved"
-    await accounts.claim("www.example.com", a)
-    await accounts.release("www.example.com", a)
+    await accounts.claim(["www.example.com"], a)
+    await accounts.release(["www.example.com"], a)
     wall.now += 10_000
     assert await Accounts(store, wall=wall).owner_of("www.example.com") == a
 
 
 async def test_reserving_beats_a_claim(accounts: Accounts, store: Store, ids: tuple[str, str]) -> None:
     a, b = ids
-    await accounts.claim("api", b)
+    await accounts.claim(["api"], b)
     assert await accounts.owner_of("api") == b
     await reserve(store, "api", a)
     assert await accounts.owner_of("api") == b  # from the cache, until the change is noticed
@@ -109,7 +109,7 @@ async def test_reserving_beats_a_claim(accounts: Accounts, store: Store, ids: tu
 async def test_a_killed_core_keeps_and_ends_the_hold(store: Store, ids: tuple[str, str], wall: Any, ticks: Any) -> None:
     a, _ = ids
     first = Accounts(store, wall=wall, monotonic=ticks)
-    await first.claim("api", a)
+    await first.claim(["api"], a)
     for _ in range(100):  # in use for 5,000 s, then killed
         wall.now += 50
         ticks.now += 50
@@ -125,8 +125,8 @@ async def test_only_names_really_in_use_stay_held(
     accounts: Accounts, store: Store, ids: tuple[str, str], wall: Any
 ) -> None:
     a, b = ids
-    await accounts.claim("served", a)
-    await accounts.claim("refused", b)  # and then its agent was refused for another reason
+    await accounts.claim(["served"], a)
+    await accounts.claim(["refused"], b)  # and then its agent was refused for another reason
     accounts.set_names_in_use(lambda: {"served": a})
     wall.now += 599
     await accounts._holds.touch()
@@ -134,6 +134,40 @@ async def test_only_names_really_in_use_stay_held(
     other = Accounts(store, wall=wall)
     assert await other.owner_of("served") == a
     assert await other.owner_of("refused") is None
+
+
+async def test_an_agents_names_are_claimed_together_or_not_at_all(
+    accounts: Accounts, store: Store, ids: tuple[str, str]
+) -> None:
+    a, b = ids
+    await reserve(store, "mine", a)
+    await reserve(store, "theirs", b)
+    await accounts.claim(["mine", "one", "two"], a)
+    assert [await accounts.owner_of(name) for name in ("mine", "one", "two")] == [a, a, a]
+    for name, reason in (("two", "name_taken"), ("mine", "name_reserved")):
+        with pytest.raises(Refused, match=f"the name {name} ") as caught:
+            await accounts.claim(["free", name, "theirs"], b)
+        assert caught.value.reason == reason
+    assert await accounts.owner_of("free") is None
+    await accounts.claim(["theirs"], b)  # nothing to write
+
+
+async def test_what_an_agent_costs_the_store_does_not_grow_with_its_names(
+    accounts: Accounts, store: Store, ids: tuple[str, str]
+) -> None:
+    a, _ = ids
+    asked: list[str] = []
+    real = store.query
+
+    async def query(operation: str, work: Any, **more: Any) -> Any:
+        asked.append(operation)
+        return await real(operation, work, **more)
+
+    store.query = query  # type: ignore[method-assign]
+    names = [f"name{number}" for number in range(100)]
+    await accounts.claim(names, a)
+    await accounts.release(names, a)
+    assert asked == ["name.claim", "name.release"]
 
 
 async def test_answers_are_cached_for_a_moment(
@@ -151,7 +185,7 @@ async def test_answers_are_cached_for_a_moment(
     for _ in range(10):
         assert await accounts.owner_of("api") is None
     assert asked == ["name.owner"]
-    await accounts.claim("api", a)
+    await accounts.claim(["api"], a)
     assert await accounts.owner_of("api") == a  # at once
     ticks.now += 2
     assert await accounts.owner_of("api") == a
@@ -171,10 +205,10 @@ async def test_random_names_fill_no_memory(accounts: Accounts, monkeypatch: pyte
 
 async def test_old_claims_are_cleared_away(accounts: Accounts, store: Store, ids: tuple[str, str], wall: Any) -> None:
     a, b = ids
-    await accounts.claim("old", a)
-    await accounts.release("old", a)
+    await accounts.claim(["old"], a)
+    await accounts.release(["old"], a)
     wall.now += 601
-    await accounts.claim("new", b)
+    await accounts.claim(["new"], b)
     await accounts._holds.touch()
     rows = await store.query("name.owner", records.list_names)
     assert [row["name"] for row in rows] == ["new"]
@@ -186,7 +220,7 @@ async def test_a_release_survives_an_outage(
     async def query(operation: str, work: Any, **more: Any) -> Any:
         raise StoreError("the store is away")
 
-    await accounts.claim("api", ids[0])
+    await accounts.claim(["api"], ids[0])
     store.query = query  # type: ignore[method-assign]
-    await accounts.release("api", ids[0])
-    assert [record.getMessage() for record in caplog.records] == ["name not released in the store"]
+    await accounts.release(["api"], ids[0])
+    assert [record.getMessage() for record in caplog.records] == ["names not released in the store"]

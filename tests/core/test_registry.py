@@ -113,3 +113,19 @@ def test_a_full_host_name(registry: Registry) -> None:
     tunnel = registry.attach(link(), "www.example.org", "http", 0)
     assert registry.find("www.example.org") is tunnel
     assert registry.find("www.example.com") is None
+
+
+def test_links_are_found_by_the_run_of_their_agent(registry: Registry) -> None:
+    first, second, silent = link(id="conn-1"), link(id="conn-2"), link(id="conn-3")
+    first.instance = second.instance = "run"
+    for agent in (first, second, silent):
+        for index, name in enumerate(("api", "web")):
+            registry.attach(agent, name, "http", index)
+    assert registry.links_of("run") == [first, second]
+    assert registry.links_of("") == registry.links_of("other") == []  # one that says nothing is nobody's old link
+    registry.withdraw(first)
+    registry.detach(first)
+    registry.detach(first)
+    assert registry.links_of("run") == [second]
+    registry.detach(second)
+    assert registry.links_of("run") == [] and list(registry.links) == ["conn-3"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -221,13 +221,13 @@ class Accounts:
         """
         return await self._holds.owner_of(name, parent)
 
-    async def claim(self, name: str, account_id: str) -> None:
-        """Take a name for an account. Raises Refused (name_reserved, name_taken) or StoreError."""
-        await self._holds.claim(name, account_id)
+    async def claim(self, names: Collection[str], account_id: str) -> None:
+        """Take names for an account, all or none. Raises Refused (name_reserved, name_taken) or StoreError."""
+        await self._holds.claim(names, account_id)
 
-    async def release(self, name: str, account_id: str) -> None:
-        """The name's last link is gone: it is held for `name_hold` seconds from now. Never raises StoreError."""
-        await self._holds.release(name, account_id)
+    async def release(self, names: Collection[str], account_id: str) -> None:
+        """The names' last link is gone: they are held for `name_hold` seconds from now. Never raises StoreError."""
+        await self._holds.release(names, account_id)
 
     def set_names_in_use(self, in_use: Callable[[], Mapping[str, str]]) -> None:
         """Say who serves what now (name → account id): these names stay held, whatever became of their claims."""

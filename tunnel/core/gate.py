@@ -311,7 +311,7 @@ class Gate:
             raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
         for name, request in zip(names, hello.tunnels, strict=True):
             self._registry.check_free(name, request.protocol, grant.account_id)
-            await self._accounts.claim(name, grant.account_id)
+        await self._accounts.claim(names, grant.account_id)
         attached = _Attached(visit, grant)
         agent = AgentLink(
             link, attached, account, min(self._max_streams, max(hello.max_streams, 1)), self._max_link_queue, instance
@@ -352,8 +352,8 @@ class Gate:
 
     async def _supersede(self, grant: Grant, instance: str) -> None:
         """An agent that dials again while we still wait for its old link knows better than we do."""
-        for old in list(self._registry.links.values()):
-            if instance and old.instance == instance and old.account.id == grant.account_id:
+        for old in self._registry.links_of(instance):
+            if old.instance == instance and old.account.id == grant.account_id:
                 old.link.end("the agent has dialled again")
                 await self._withdraw(old)
                 self._registry.detach(old)
@@ -376,11 +376,13 @@ class Gate:
             return
         agent.withdrawn = True
         agent.account.drop_link()
-        for tunnel in self._registry.withdraw(agent):
+        emptied = self._registry.withdraw(agent)
+        for tunnel in emptied:
             if tunnel.protocol == "tcp":
                 self._ports.close(tunnel)
+        if emptied:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
-                await self._accounts.release(tunnel.name, tunnel.account_id)
+                await self._accounts.release([tunnel.name for tunnel in emptied], agent.account.id)
 
     async def _attached(self, visit: _Attached) -> None:
         """The innermost handler of a link visit: until the link ends."""

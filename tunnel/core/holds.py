@@ -8,7 +8,9 @@ core, keeps the rule "10 minutes after the last link".
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+
+import sqlalchemy as sa
 
 from tunnel.core import records
 from tunnel.core.store import Store, StoreError
@@ -53,33 +55,33 @@ class Holds:
             self._keep(name, owner)
         return owner
 
-    async def claim(self, name: str, account_id: str) -> None:
-        """Take a name for an account, now in use. Nothing is written for a name that the account has reserved.
+    async def claim(self, names: Collection[str], account_id: str) -> None:
+        """Take names for an account, now in use, all or none of them; in one transaction, however many they are.
 
-        Raises Refused (name_reserved, name_taken) or StoreError.
+        Nothing is written for a name that the account has reserved. Raises Refused (name_reserved, name_taken) or
+        StoreError.
         """
         now = self._wall()
         since = now - self._hold
         await self._store.query(
-            "name.claim", lambda conn: records.claim_name(conn, name, account_id, now, since), write=True
+            "name.claim", lambda conn: records.claim_names(conn, names, account_id, now, since), write=True
         )
-        self._claimed[name] = account_id
-        self._forget(name)
+        for name in names:
+            self._claimed[name] = account_id
+            self._forget(name)
 
-    async def release(self, name: str, account_id: str) -> None:
-        """The name's last link is gone; it is held from now on. If the store fails, from its last touch on."""
-        if self._claimed.get(name) == account_id:
-            del self._claimed[name]
-        self._forget(name)
+    async def release(self, names: Collection[str], account_id: str) -> None:
+        """The names' last link is gone; they are held from now on. If the store fails, from their last touch on."""
+        for name in names:
+            if self._claimed.get(name) == account_id:
+                del self._claimed[name]
+            self._forget(name)
         now = self._wall()
+        owned = dict.fromkeys(names, account_id)
         try:
-            await self._store.query(
-                "name.release",
-                lambda conn: records.touch_names(conn, {name: account_id}, now, now - self._hold),
-                write=True,
-            )
+            await self._store.query("name.release", lambda conn: records.touch_names(conn, owned, now), write=True)
         except StoreError as exc:
-            log.error("name not released in the store", tunnel=name, error=str(exc))
+            log.error("names not released in the store", tunnels=sorted(names), error=str(exc))
 
     async def touch(self) -> None:
         """Write again, when it is time, that the names in use are in use. Raises StoreError."""
@@ -87,9 +89,12 @@ class Holds:
             return
         now = self._wall()
         claimed = dict(self._claimed if self.in_use is None else self.in_use())
-        await self._store.query(
-            "name.touch", lambda conn: records.touch_names(conn, claimed, now, now - self._hold), write=True
-        )
+
+        def touch(conn: sa.Connection) -> None:
+            records.touch_names(conn, claimed, now)
+            records.forget_claims(conn, now, now - self._hold)
+
+        await self._store.query("name.touch", touch, write=True)
         self._next_touch = self._monotonic() + min(_TOUCH_INTERVAL, self._hold / _TOUCHES)
 
     def clear(self) -> None:

@@ -255,29 +255,33 @@ def name_owner(conn: sa.Connection, name: str, held_since: float) -> str | None:
     return None if owner is None else str(owner)
 
 
-def claim_name(conn: sa.Connection, name: str, account_id: str, now: float, held_since: float) -> None:
-    """Raises Refused: name_reserved or name_taken. Of two that claim at once, on two cores, one gets it."""
-    owner = conn.execute(sa.select(tunnels.c.account_id).where(tunnels.c.name == name)).scalar()
-    if owner is not None:
+def claim_names(conn: sa.Connection, names: Collection[str], account_id: str, now: float, held_since: float) -> None:
+    """All or none. Raises Refused: name_reserved or name_taken.
+
+    Of two cores that claim at once, one gets the name. In order, or they would lock each other out.
+    """
+    query = sa.select(tunnels.c.name, tunnels.c.account_id).where(tunnels.c.name.in_(names))
+    reserved = {row.name: row.account_id for row in conn.execute(query)}
+    for name, owner in reserved.items():
         if owner != account_id:
             raise Refused("name_reserved", f"the name {name} is reserved for another account")
+    wanted = sorted(set(names) - reserved.keys())
+    if not wanted:
         return
-    insert = _upsert(conn, claims).values(name=name, account_id=account_id, seen_at=now)
+    insert = _upsert(conn, claims).values([{"name": name, "account_id": account_id, "seen_at": now} for name in wanted])
     free = sa.or_(claims.c.account_id == account_id, claims.c.seen_at < held_since)
     won = conn.execute(
         insert.on_conflict_do_update(
             index_elements=["name"], set_={"account_id": account_id, "seen_at": now}, where=free
         ).returning(claims.c.name)
-    ).first()
-    if won is None:
-        raise Refused("name_taken", f"the name {name} is in use by another account")
+    ).scalars()
+    lost = sorted(set(wanted) - set(won))
+    if lost:
+        raise Refused("name_taken", f"the name {lost[0]} is in use by another account")
 
 
-def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float, held_since: float) -> None:
-    """These claims (name → account id) were in use until now; those of all accounts that ran out are forgotten.
-
-    A claim from the future was made by a clock that was wrong: it counts from now, or it would last until then.
-    """
+def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float) -> None:
+    """These claims (name → account id) were in use until now."""
     by_account: dict[str, list[str]] = {}
     for name, account_id in sorted(names.items()):
         by_account.setdefault(account_id, []).append(name)
@@ -285,6 +289,13 @@ def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float, held_
         for chunk in _chunks(owned):
             mine = sa.and_(claims.c.name.in_(chunk), claims.c.account_id == account_id)
             conn.execute(sa.update(claims).where(mine).values(seen_at=now))
+
+
+def forget_claims(conn: sa.Connection, now: float, held_since: float) -> None:
+    """Those of all accounts that ran out. It looks at every claim: for now and then, not for each agent that leaves.
+
+    A claim from the future was made by a clock that was wrong: it counts from now, or it would last until then.
+    """
     conn.execute(sa.delete(claims).where(claims.c.seen_at < held_since))
     conn.execute(sa.update(claims).where(claims.c.seen_at > now + _CLOCKS_APART).values(seen_at=now))
 

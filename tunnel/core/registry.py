@@ -82,6 +82,7 @@ class Registry:
     def __init__(self, base_domain: str, hold: float, clock: Callable[[], float] = monotonic) -> None:
         self.links: dict[str, AgentLink] = {}  # by connection id
         self.tunnels: dict[str, Tunnel] = {}
+        self._by_instance: dict[str, list[AgentLink]] = {}
         self._suffix = "." + base_domain.lower().strip(".")
         self._hold = hold
         self._clock = clock
@@ -134,7 +135,9 @@ class Registry:
             tunnel = self.tunnels[name] = Tunnel(name, protocol, account_id)
         tunnel.links.append(agent)
         agent.indexes[name] = index
-        self.links[agent.visit.connection_id] = agent
+        if self.links.get(agent.visit.connection_id) is not agent:
+            self.links[agent.visit.connection_id] = agent
+            self._by_instance.setdefault(agent.instance, []).append(agent)
         return tunnel
 
     def withdraw(self, agent: AgentLink) -> list[Tunnel]:
@@ -151,7 +154,17 @@ class Registry:
 
     def detach(self, agent: AgentLink) -> None:
         """The link is gone; `withdraw` it first."""
-        self.links.pop(agent.visit.connection_id, None)
+        if self.links.get(agent.visit.connection_id) is not agent:
+            return
+        del self.links[agent.visit.connection_id]
+        others = self._by_instance[agent.instance]
+        others.remove(agent)
+        if not others:
+            del self._by_instance[agent.instance]
+
+    def links_of(self, instance: str) -> list[AgentLink]:
+        """The links of this run of an agent; none of one that does not say which run it is."""
+        return list(self._by_instance.get(instance, ())) if instance else []
 
     def forget_expired(self) -> list[Tunnel]:
         """Drop names whose hold is over."""

@@ -56,5 +56,7 @@ class Reports:
     def _has_room(self, account_id: str) -> bool:
         if len(self._reports) >= MAX_AGENTS:
             self.all()
+        if len(self._reports) < MAX_PER_ACCOUNT:
+            return True
         of_account = sum(1 for account, _ in self._reports if account == account_id)
         return len(self._reports) < MAX_AGENTS and of_account < MAX_PER_ACCOUNT

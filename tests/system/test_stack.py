@@ -49,6 +49,14 @@ def test_the_stack_serves_its_sample(tmp_path: Path, ending: ExitStack) -> None:
     metrics = address(ready["metrics"])[1]
     poll(lambda: is_healthy("core", metrics), "the core is healthy", START_TIMEOUT)
 
+    # The status page is not for everybody: `docker compose exec core cat dashboard.token`, in the image's directory.
+    token = (tmp_path / "core" / "dashboard.token").read_text().strip()
+    for fields, status in (({}, 401), ({"Authorization": f"Bearer {token}"}, 200)):
+        connection = http.client.HTTPConnection("127.0.0.1", address(ready["status"])[1], timeout=10)
+        connection.request("GET", "/status", headers=fields)
+        assert connection.getresponse().status == status
+        connection.close()
+
     sample = start("sample")
     ending.callback(sample.close)
     poll(lambda: sample.other_lines, "the sample listens", START_TIMEOUT)

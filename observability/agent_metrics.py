@@ -25,10 +25,10 @@ from observability.runtime import spans_sent
 from tunnel.handler import AgentStatistics, Host, LocalVisit, Observer, StreamVisit, Visit
 
 FAMILIES = families(
-    Family("agent_connection_active", "gauge", "1 while the agent's link to the core is up.", ("agent_id",)),
+    Family("agent_connection_active", "gauge", "1 while the agent's link to the core is up.", ("agent_id",), "max"),
     Family("agent_reconnections_total", "counter", "Attempts to get a lost link back."),
     Family("agent_reconnection_errors_total", "counter", "Attempts to get a lost link back that failed."),
-    Family("agent_consecutive_errors", "gauge", "Failed attempts since the link was last up."),
+    Family("agent_consecutive_errors", "gauge", "Failed attempts since the link was last up.", merge="max"),
     Family("agent_streams_total", "counter", "Streams accepted."),
     Family("agent_streams_active", "gauge", "Streams open now."),
     Family("agent_streams_completed", "counter", "Streams that ended well."),
@@ -49,6 +49,13 @@ FAMILIES = families(
     Family("agent_spans_exported_total", "counter", "Spans that the collector took."),
     Family("agent_spans_dropped_total", "counter", "Spans dropped because the collector did not take them."),
     Family("agent_logs_dropped_total", "counter", "Log records dropped because the output did not take them."),
+)
+
+#: of an agent with several workers, in addition
+WORKER_FAMILIES = families(
+    Family("agent_workers", "gauge", "Worker processes that should be there."),
+    Family("agent_workers_active", "gauge", "Worker processes that serve."),
+    Family("agent_worker_restarts_total", "counter", "Worker processes that ended and were replaced."),
 )
 
 _NO_FAILURE = frozenset({"ok", "visitor_aborted"})

@@ -71,11 +71,11 @@ FAMILIES = families(
     Family("tunnel_held_bytes", "gauge", "Unread bodies and what waits to be sent, on all links."),
     Family("tunnel_held_bytes_limit", "gauge", "How many of them there may be; +Inf for no limit."),
     Family("tunnel_quota_usage", "gauge", "Quota used in the current period.", ("account_id", "type")),
-    Family("tunnel_quota_limit", "gauge", "Quota limit in force; +Inf for none.", ("account_id", "type")),
+    Family("tunnel_quota_limit", "gauge", "Quota limit in force; +Inf for none.", ("account_id", "type"), "min"),
     Family("tunnel_bytes_total", "counter", "Body bytes carried for visitors.", ("direction",)),
     Family("tunnel_request_outcomes_total", "counter", "Public requests by how they ended.", ("outcome",)),
     Family("tunnel_upstream_errors_total", "counter", "Requests that failed past the core.", ("reason",)),
-    Family("tunnel_connections_limit", "gauge", "Agent links that the core accepts at most."),
+    Family("tunnel_connections_limit", "gauge", "Agent links that the core accepts at most.", merge="max"),
     Family("tunnel_db_query_duration_seconds", "histogram", "Queries to the store.", ("operation",)),
     Family("tunnel_link_queued_bytes", "gauge", "Bytes that wait to be sent, on all links."),
     Family("tunnel_streams_stalled", "gauge", "Open streams whose window is used up, by who is slow.", ("side",)),
@@ -87,8 +87,15 @@ FAMILIES = families(
         "gauge",
         "When the first certificate of a listener with TLS expires.",
         ("listener",),
+        "min",
     ),
-    Family("tunnel_build_info", "gauge", "Version of the tunnel and of Python.", ("version", "python")),
+    Family("tunnel_build_info", "gauge", "Version of the tunnel and of Python.", ("version", "python"), "max"),
+)
+#: of a core with several workers, in addition
+WORKER_FAMILIES = families(
+    Family("tunnel_workers", "gauge", "Worker processes that should be there."),
+    Family("tunnel_workers_active", "gauge", "Worker processes that serve."),
+    Family("tunnel_worker_restarts_total", "counter", "Worker processes that ended and were replaced."),
 )
 
 
@@ -218,11 +225,9 @@ class CoreMetrics:
         for visit in self._connecting:
             if visit.connection_id and connecting < MAX_CONNECTING:
                 connecting += states.setdefault(label_value(visit.connection_id), "connecting") == "connecting"
-        accounts = Counter(label_value(link.account_id) for link in statistics.links)
         one = FAMILIES
         yield one["tunnel_connections_total"].metric(((), self._connected))
-        yield one["tunnel_connections_active"].metric(((), len(statistics.links)))
-        yield one["tunnel_connections_by_account"].metric(*(((account,), n) for account, n in accounts.items()))
+        yield from connections(statistics)
         yield one["tunnel_connection_state"].metric(*((pair, 1) for pair in states.items()))
         yield one["tunnel_link_queued_bytes"].metric(((), sum(link.queue_bytes for link in statistics.links)))
         yield one["tunnel_streams_stalled"].metric(
@@ -257,11 +262,25 @@ class CoreMetrics:
         yield one["tunnel_protocol_errors_total"].metric(((), statistics.protocol_errors))
         yield one["tunnel_held_bytes"].metric(((), statistics.held_bytes))
         yield one["tunnel_held_bytes_limit"].metric(((), statistics.held_bytes_limit))
-        linked = {link.account_id for link in statistics.links}
-        quotas = {
-            (label_value(quota.account_id), quota.type): quota
-            for quota in statistics.quotas
-            if quota.account_id in linked and quota.type in QUOTA_TYPES
-        }
-        yield one["tunnel_quota_usage"].metric(*((pair, quota.usage) for pair, quota in quotas.items()))
-        yield one["tunnel_quota_limit"].metric(*((pair, quota.limit) for pair, quota in quotas.items()))
+        yield from quotas(statistics)
+
+
+def connections(statistics: CoreStatistics) -> Iterator[Metric]:
+    """Agents that are connected. One with links to several workers counts once, as it does for the limits."""
+    agents = {(link.account_id, link.instance or link.connection_id) for link in statistics.links}
+    one = FAMILIES
+    accounts = Counter(label_value(account_id) for account_id, _ in agents)
+    yield one["tunnel_connections_active"].metric(((), len(agents)))
+    yield one["tunnel_connections_by_account"].metric(*(((account,), n) for account, n in accounts.items()))
+
+
+def quotas(statistics: CoreStatistics) -> Iterator[Metric]:
+    one = FAMILIES
+    linked = {link.account_id for link in statistics.links}
+    rows = {
+        (label_value(quota.account_id), quota.type): quota
+        for quota in statistics.quotas
+        if quota.account_id in linked and quota.type in QUOTA_TYPES
+    }
+    yield one["tunnel_quota_usage"].metric(*((pair, quota.usage) for pair, quota in rows.items()))
+    yield one["tunnel_quota_limit"].metric(*((pair, quota.limit) for pair, quota in rows.items()))

@@ -30,7 +30,7 @@ from prometheus_client.utils import floatToGoString
 from observability.buckets import Histogram
 from tunnel.handler import Page, PageAnswer, PageRequest
 
-__all__ = ["Family", "Metric", "choose", "families", "label_value", "number", "page", "render"]
+__all__ = ["Family", "Metric", "answer", "choose", "families", "label_value", "number", "page", "render"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -47,12 +47,16 @@ number = cast(Callable[[float], str], floatToGoString)
 
 
 class Family(NamedTuple):
-    """A line of the contract: name as sampled, type ("counter", "gauge", "histogram"), help, label names."""
+    """A line of the contract: name as sampled, type ("counter", "gauge", "histogram"), help, label names.
+
+    merge: what the numbers of several workers make together: "sum", "max" or "min".
+    """
 
     name: str
     type: str
     help: str
     labels: tuple[str, ...] = ()
+    merge: str = "sum"
 
     @property
     def is_bare(self) -> bool:
@@ -153,13 +157,18 @@ def page(registry: CollectorRegistry) -> Page:
     """The metrics page. The numbers are taken in one go, so that identities hold; writing them lets others run."""
 
     async def metrics(request: PageRequest) -> PageAnswer:
-        is_openmetrics = choose(request.headers.get("accept", ""))
-        parts = []
-        for metric in list(registry.collect()):
-            parts.append(render((metric,), is_openmetrics).removesuffix(EOF_LINE))
-            await trio.lowlevel.checkpoint()
-        if is_openmetrics:
-            parts.append(EOF_LINE)
-        return PageAnswer(200, b"".join(parts), OPENMETRICS if is_openmetrics else TEXT)
+        return await answer(list(registry.collect()), request)
 
     return metrics
+
+
+async def answer(metrics: Sequence[Metric], request: PageRequest) -> PageAnswer:
+    """A page with these families, in the format that is asked for."""
+    is_openmetrics = choose(request.headers.get("accept", ""))
+    parts = []
+    for metric in metrics:
+        parts.append(render((metric,), is_openmetrics).removesuffix(EOF_LINE))
+        await trio.lowlevel.checkpoint()
+    if is_openmetrics:
+        parts.append(EOF_LINE)
+    return PageAnswer(200, b"".join(parts), OPENMETRICS if is_openmetrics else TEXT)

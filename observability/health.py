@@ -13,7 +13,7 @@ answers, but seconds late. The layer is the handler itself: health watches no vi
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -48,6 +48,13 @@ async def plugin(host: Host) -> AsyncIterator[Layer]:
         measuring.cancel()
 
 
+@asynccontextmanager
+async def supervise(host: Host) -> AsyncIterator[None]:
+    """The same pages for a program of several workers; its checks are of them all."""
+    async with plugin(host):
+        yield
+
+
 def _same(handler: Handler) -> Handler:
     return handler
 
@@ -59,15 +66,19 @@ class Health:
         self._started = time.monotonic()
 
     def pages(self) -> dict[str, Page]:
-        live, ready = _page(self.live), _page(self.ready)
+        live, ready = _page(self.live), _page(self.ready, refresh=self._refresh)
         return {
             "/healthz": live,
             "/health/live": live,
             "/readyz": ready,
             "/health/ready": ready,
-            "/health": _page(self.both),
-            "/health/detailed": _page(self.both, self.more),
+            "/health": _page(self.both, refresh=self._refresh),
+            "/health/detailed": _page(self.both, self.more, refresh=self._refresh),
         }
+
+    async def _refresh(self) -> None:
+        if self._host.workers is not None:
+            await self._host.workers.refresh()
 
     def live(self) -> Checks:
         lag = self.lag.newest()
@@ -112,8 +123,14 @@ def _try(section: Callable[[], Any]) -> Any:
         return {"unavailable": f"{type(exc).__name__}: {exc}"[:MAX_REASON]}
 
 
-def _page(checks: Callable[[], Checks], more: Callable[[], dict[str, Any]] | None = None) -> Page:
+def _page(
+    checks: Callable[[], Checks],
+    more: Callable[[], dict[str, Any]] | None = None,
+    refresh: Callable[[], Awaitable[None]] | None = None,
+) -> Page:
     async def page(request: PageRequest) -> PageAnswer:
+        if refresh is not None:
+            await refresh()
         answers = checks()
         ok = all(check["ok"] for check in answers.values())
         content = {"status": "ok" if ok else "unavailable", "checks": answers, **(more() if more else {})}

@@ -55,12 +55,12 @@ class Writer:
         self._thread.start()
 
     def put(self, line: bytes) -> None:
-        """Queue one line, its line break included."""
+        """Queue one line (or several), its line break included."""
         with self._lock:
             if not self.is_closed:
                 size = self._size + len(line)
                 if size > MAX_BYTES:
-                    self.dropped += 1
+                    self.dropped += line.count(b"\n")
                     return
                 self._size = size
                 self._queue.append(line)
@@ -135,6 +135,10 @@ class QueueHandler(logging.Handler):
         self.writer = writer
         self.replaced: logging.Handler | None = None  # whose place this one took
         self.setFormatter(formatter)
+
+    def write_lines(self, lines: bytes) -> None:
+        """Whole lines that are ready, of another process."""
+        self.writer.put(lines)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

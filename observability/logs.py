@@ -42,6 +42,19 @@ async def plugin(host: Host) -> AsyncIterator[Layer]:
                 await trio.to_thread.run_sync(_give_back, with_queue)
 
 
+@asynccontextmanager
+async def supervise(host: Host) -> AsyncIterator[None]:
+    """The same for a supervisor, whose handler takes its workers' lines too. The access log is theirs."""
+    with_queue = _take_over()
+    host.set_details("logs", lambda: {"dropped": dropped()})
+    try:
+        yield
+    finally:
+        if with_queue is not None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_give_back, with_queue)
+
+
 def _take_over() -> QueueHandler | None:
     """Swap the program's handler for a queue. None where there is no such handler, or another has done it."""
     root = logging.getLogger()

@@ -9,6 +9,9 @@ agent can lie about its own numbers and do nothing else: no name, label, line or
 Who is connected is the core's own knowledge. An agent that has gone stays listed for 24 hours with
 `agent_connection_active 0` and nothing else, or no alert could ever fire. Agents can choose their names, so the list
 of those gone is bounded by account and altogether, the oldest forgotten first.
+
+Several agents may share a name (two machines, or one that was started again before the core missed it). They make one
+row: counters are added up, those of one that has gone too, so that nothing goes backwards while the name is linked.
 """
 
 from __future__ import annotations
@@ -116,12 +119,22 @@ def _whole_histogram(parts: dict[str, float]) -> list[tuple[str, str, float]]:
 class AgentBook:
     """Which agents there are and were, and what they last said. `clock` gives monotonic seconds."""
 
-    def __init__(self, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        host: Host,
+        clock: Callable[[], float] = time.monotonic,
+        reports: Callable[[], list[AgentReport]] | None = None,
+    ) -> None:
         self._host = host
         self._clock = clock
+        self._reports = reports or host.reports
         self._linked: set[Key] = set()  # as of the last look
         self._gone: dict[str, dict[str, float]] = {}  # account → agent → when, the oldest first
-        self._lines: dict[Key, tuple[float, dict[str, str]]] = {}  # key → (the report's time, family → its lines)
+        self._lines: dict[Key, tuple[object, dict[str, str]]] = {}  # key → (of which reports, family → its lines)
+        self._parsed: dict[
+            Key, dict[str, tuple[float, Parsed]]
+        ] = {}  # key → instance → (the report's time, what it says)
+        self._past: dict[Key, Parsed] = {}  # of instances that have gone while others stayed
 
     def link_began(self, visit: LinkVisit) -> None:
         self._forget(_key(visit.account_id, visit.agent_id))
@@ -150,19 +163,20 @@ class AgentBook:
             agent = next(iter(agents))
             yield account, agent, agents[agent]
 
-    def _look(self) -> dict[Key, AgentReport | None]:
+    def _look(self) -> dict[Key, list[AgentReport]]:
         """The linked agents now with their newest reports; who was here before and is not now is noted as gone."""
         statistics = self._host.statistics()
-        linked: dict[Key, AgentReport | None] = {
-            _key(link.account_id, link.agent_id): None for link in getattr(statistics, "links", ())
+        linked: dict[Key, list[AgentReport]] = {
+            _key(link.account_id, link.agent_id): [] for link in getattr(statistics, "links", ())
         }
         now = self._clock()
-        for report in self._host.reports():
+        for report in self._reports():
             key = _key(report.account_id, report.agent_id)
             if report.connected or key in linked:
-                known = linked.get(key)
-                if known is None or known.at < report.at:
-                    linked[key] = report
+                reports = linked.setdefault(key, [])
+                older = [one for one in reports if one.instance == report.instance]
+                if all(one.at < report.at for one in older):
+                    reports[:] = [one for one in reports if one not in older] + [report]
             elif key[1] not in self._gone.get(key[0], ()) and report.at > now - GONE_SECONDS:
                 self._remember(key, report.at)
         for key in self._linked - linked.keys():
@@ -171,8 +185,9 @@ class AgentBook:
         for key in linked:
             self._forget(key)
         self._linked = set(linked)
-        for key in self._lines.keys() - linked.keys():
-            del self._lines[key]
+        for known in (self._lines, self._parsed, self._past):
+            for key in known.keys() - linked.keys():
+                del known[key]
         for account, agents in list(self._gone.items()):
             for agent, since in list(agents.items()):
                 if since <= now - GONE_SECONDS:
@@ -188,9 +203,10 @@ class AgentBook:
             _sample(_ACTIVE, (account, agent), "", 0) for account, agents in self._gone.items() for agent in agents
         ]
         by_agent: list[dict[str, str]] = [{_ACTIVE: "".join(active)}]
-        for key, report in linked.items():
-            if report is not None and report.at >= self._clock() - STALE_SECONDS:
-                by_agent.append(self._lines_of(key, report))
+        for key, reports in linked.items():
+            fresh = [one for one in reports if one.at >= self._clock() - STALE_SECONDS and one.text]
+            if fresh:
+                by_agent.append(self._lines_of(key, fresh))
                 await trio.lowlevel.checkpoint()
         parts: list[bytes] = []
         for name, family in FAMILIES.items():
@@ -202,15 +218,57 @@ class AgentBook:
             parts.append(EOF_LINE)
         return PageAnswer(200, b"".join(parts), OPENMETRICS if is_openmetrics else TEXT)
 
-    def _lines_of(self, key: Key, report: AgentReport) -> dict[str, str]:
-        at, lines = self._lines.get(key, (None, {}))
-        if at != report.at:
+    def _lines_of(self, key: Key, reports: list[AgentReport]) -> dict[str, str]:
+        which = tuple((one.instance, one.at) for one in reports)
+        known, lines = self._lines.get(key, (None, {}))
+        if known != which:
             lines = {
                 name: "".join(_sample(name + suffix, key, le, value) for suffix, le, value in samples)
-                for name, samples in parse_report(report.text).items()
+                for name, samples in self._sum(key, reports).items()
             }
-            self._lines[key] = report.at, lines
+            self._lines[key] = which, lines
         return lines
+
+    def _sum(self, key: Key, reports: list[AgentReport]) -> Parsed:
+        parsed = self._parsed.setdefault(key, {})
+        for gone in parsed.keys() - {one.instance for one in reports}:
+            past = {name: samples for name, samples in parsed.pop(gone)[1].items() if FAMILIES[name].type != "gauge"}
+            self._past[key] = add_parsed(self._past.get(key, {}), past)
+        total = self._past.get(key, {})
+        for report in reports:
+            known = parsed.get(report.instance)
+            if known is None or known[0] != report.at:
+                known = parsed[report.instance] = report.at, parse_report(report.text)
+            total = add_parsed(total, known[1])
+        return total
+
+
+def add_parsed(one: Parsed, other: Parsed) -> Parsed:
+    """Two reports as one. A histogram whose buckets are not the other's is passed over."""
+    total = dict(one)
+    for name, samples in other.items():
+        known = total.get(name)
+        if known is None:
+            total[name] = samples
+        elif [sample[:2] for sample in known] == [sample[:2] for sample in samples]:
+            add = max if FAMILIES[name].merge == "max" else float.__add__
+            total[name] = [(suffix, le, add(a, b)) for (suffix, le, a), (_, _, b) in zip(known, samples, strict=True)]
+    return total
+
+
+def united(said: Iterable[list[AgentReport]]) -> list[AgentReport]:
+    """What several workers have heard of the same agents: of each the newest report, and whether any has a link."""
+    found: dict[tuple[str, str, str], AgentReport] = {}
+    for report in (report for reports in said for report in reports):
+        key = report.account_id, report.agent_id, report.instance
+        known = found.get(key)
+        if known is None:
+            found[key] = report
+            continue
+        newest = max((one for one in (known, report) if one.text), key=lambda one: one.at, default=known)
+        newest.connected = known.connected or report.connected
+        found[key] = newest
+    return list(found.values())
 
 
 def _key(account_id: str, agent_id: str) -> Key:

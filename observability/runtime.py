@@ -31,7 +31,12 @@ FAMILIES = families(
     Family("python_allocated_blocks", "gauge", "Memory blocks that Python has allocated."),
     Family("trio_tasks_living", "gauge", "Tasks that have not ended."),
     Family("trio_tasks_runnable", "gauge", "Tasks that are waiting for their turn."),
-    Family("trio_run_loop_lag_seconds", "gauge", "How late the run loop woke a task, worst of the last 15 seconds."),
+    Family(
+        "trio_run_loop_lag_seconds",
+        "gauge",
+        "How late the run loop woke a task, worst of the last 15 seconds.",
+        merge="max",
+    ),
     Family("python_gc_pause_seconds", "histogram", "Pauses of the garbage collector.", ("generation",)),
 )
 GO_FAMILIES = families(

@@ -17,7 +17,7 @@ ROOT = Path(tunnel.__file__).parent.parent
 BOTH = {"tunnel.core", "tunnel.agent"}  # programs that run a core and an agent in one process may import these
 SHARED = {
     "tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.net", "tunnel.plugins", "tunnel.config",
-    "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify",
+    "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify", "tunnel.workers",
 }  # fmt: skip
 
 ARROWS: dict[str, set[str]] = {
@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.wire": {"tunnel.errors"},
     "tunnel.link": {"tunnel.wire", "tunnel.errors", "tunnel.net"},
     "tunnel.http": {"tunnel.errors", "tunnel.net", "tunnel.handler"},
+    "tunnel.workers": {"tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.link", "tunnel.plugins"},
     "tunnel.observers": {"tunnel.handler"},
     "tunnel.plugins": {"tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.observers"},
     "tunnel.core": SHARED,

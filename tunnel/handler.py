@@ -377,6 +377,7 @@ class QuotaStatistics:
     type: str  # "connection", "bandwidth" or "requests"
     usage: float
     limit: float  # math.inf: none
+    pending: float = 0.0  # what of the usage is known here only, as yet
 
 
 @dataclass(slots=True)
@@ -396,6 +397,8 @@ class LinkStatistics:
     offset: float  # seconds, the other end's clock minus ours
     stalled_visitor: int = 0  # streams whose visitor does not take what has come: their window is used up
     stalled_agent: int = 0  # streams whose agent does not take what is to be sent
+    instance: str = ""  # the same for all links of one agent; "" where it does not say
+    worker: int = 0  # that has the link
 
 
 @dataclass(slots=True)
@@ -438,6 +441,40 @@ class AgentReport:
     text: bytes
     at: float
     connected: bool
+    instance: str = ""  # tells agents of one name apart
+
+
+@dataclass(slots=True)
+class Offered:
+    """What a worker said. key: tells the process from those before it in the same place; is_last: it has ended."""
+
+    worker: int
+    key: str
+    data: bytes
+    is_last: bool = False
+
+
+class Workers(Protocol):
+    """The worker processes of a program, as its supervisor's plug-ins see them."""
+
+    @property
+    def count(self) -> int:
+        """How many there should be."""
+
+    @property
+    def restarts(self) -> int:
+        """How many have ended and been replaced."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Of those that are ready now."""
+
+    async def ask(self, name: str) -> list[Offered]:
+        """What is offered under this name by those that are ready, and the last word of each that has ended since the
+        last call. One that does not answer in time is left out."""
+
+    async def refresh(self) -> None:
+        """Bring the supervisor's `statistics`, `reports`, `details` and `checks` up to date."""
 
 
 class Host(Protocol):
@@ -482,6 +519,14 @@ class Host(Protocol):
 
     def add_page(self, path: str, page: Page) -> None:
         """Serve a page on the metrics address."""
+
+    def offer(self, name: str, make: Callable[[], bytes]) -> None:
+        """Where this program is one of several workers: what its part of a plug-in has to say to the supervisor's part
+        when that asks, and once more at the end. The name is the plug-in's own, the bytes too."""
+
+    @property
+    def workers(self) -> Workers | None:
+        """In a supervisor: its workers; None in a program that works itself."""
 
     def set_details(self, name: str, details: Callable[[], dict[str, Any]]) -> None:
         """Add a section to /health/detailed and the status page."""

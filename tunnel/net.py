@@ -411,6 +411,13 @@ def reason_of(exc: BaseException) -> str:
     return str(inner) or type(inner).__name__
 
 
+def socket_of(number: int) -> Socket:
+    """The connection behind a file descriptor that another process has passed on."""
+    sock = socket.socket(fileno=number)
+    tune(sock)
+    return Socket(sock)
+
+
 def with_tls(stream: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> Socket:
     """The same connection under TLS; `handshake()` comes next."""
     return Socket(

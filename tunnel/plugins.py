@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
@@ -27,6 +28,7 @@ from tunnel.handler import (
     Layer,
     Page,
     PlugIn,
+    Workers,
 )
 from tunnel.log import get_logger
 from tunnel.observers import Observers, fold
@@ -54,6 +56,8 @@ class Program:
         self.refusals = REFUSALS
         self.checks: dict[str, Check] = {}
         self.pages: dict[str, Page] = {}
+        self.offers: dict[str, Callable[[], bytes]] = {}
+        self.workers: Workers | None = None  # of a supervisor
         self.make_report: Callable[[], bytes] | None = None
         self._statistics = statistics
         self._take_round_trips = take_round_trips
@@ -85,6 +89,9 @@ class Program:
 
     def add_page(self, path: str, page: Page) -> None:
         self.pages[path] = page
+
+    def offer(self, name: str, make: Callable[[], bytes]) -> None:
+        self.offers[name] = make
 
     def set_details(self, name: str, details: Callable[[], dict[str, Any]]) -> None:
         self._details[name] = details
@@ -121,6 +128,28 @@ class Program:
                 for scope in telling:
                     scope.cancel()
                 self.settle()
+
+    @asynccontextmanager
+    async def supervised(self, names: Sequence[str], nursery: trio.Nursery) -> AsyncIterator[None]:
+        """Start what the plug-ins have for a supervisor: the function `supervise` beside a plug-in, if there is one.
+
+        It is an async context manager that is given this program, whose `workers` answer for their plug-ins. Raises
+        ConfigError as `plugged_in` does.
+        """
+        self._nursery = nursery
+        async with AsyncExitStack() as stack:
+            for name in names:
+                plugin = find(name)
+                supervise = getattr(sys.modules.get(getattr(plugin, "__module__", "")), "supervise", None)
+                if supervise is None:
+                    continue
+                try:
+                    await stack.enter_async_context(supervise(self))
+                except ConfigError:
+                    raise
+                except Exception as exc:
+                    log.error("plug-in could not start", plugin=name, error=f"{type(exc).__name__}: {exc}")
+            yield
 
 
 async def _run_within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:

@@ -11,7 +11,7 @@ from linking import socket_pair
 
 from tunnel.core.database import StoreError
 from tunnel.core.gate import MAX_TUNNELS, Gate
-from tunnel.core.limits import no_refusals
+from tunnel.core.limits import Rate, no_refusals
 from tunnel.core.quotas import Account, Limits
 from tunnel.core.registry import Registry
 from tunnel.core.reports import Reports
@@ -75,7 +75,7 @@ class Rig:
             self.registry, cast(Any, self.accounts), cast(Any, None), self.reports, Sweeper(lambda exc: None),
             [self._layer], lambda tunnel: f"http://{tunnel.name}.example.com", tls=None,
             max_connections=max_connections, max_streams=100, auth_timeout=5.0, heartbeat=5.0, heartbeat_timeout=15.0,
-            refusals=self.refusals, max_attaching=max_attaching, max_handshakes=max_handshakes,
+            refusals=self.refusals, max_attaching=max_attaching, rate=Rate(max_handshakes),
         )  # fmt: skip
 
     def _layer(self, handler: Handler) -> Handler:

@@ -19,6 +19,7 @@ from tunnel.handler import (
     PageAnswer,
     PageRequest,
     QuotaStatistics,
+    Workers,
 )
 
 
@@ -44,6 +45,8 @@ class FakeHost:
         self.sections: dict[str, Callable[[], dict[str, Any]]] = {}
         self.core = CoreStatistics(1000, 0, 0, [], [], {"connection": 0, "bandwidth": 0, "requests": 0})
         self.agent = AgentStatistics("agent-1", True, 0, 0, 0, 0, 0, 0, 0, 0)
+        self.offers: dict[str, Callable[[], bytes]] = {}
+        self.workers: Workers | None = None
         self._nursery = nursery
 
     @property
@@ -70,6 +73,9 @@ class FakeHost:
 
     def add_page(self, path: str, page: Page) -> None:
         self.pages[path] = page
+
+    def offer(self, name: str, make: Callable[[], bytes]) -> None:
+        self.offers[name] = make
 
     def set_details(self, name: str, details: Callable[[], dict[str, Any]]) -> None:
         self.sections[name] = details

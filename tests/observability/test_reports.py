@@ -394,3 +394,35 @@ def test_whatever_is_said_the_page_stays_sound(text: bytes, whole: bool) -> None
     for key in numbers:
         assert key[0] in allowed
         assert key[1:3] in (("acme", "honest"), ("evil", "liar"))
+
+
+async def test_agents_of_one_name_are_added_up(core: FakeHost, book: AgentBook, clock: Clock) -> None:
+    link(core, book)
+
+    async def report(instance: str, requests: int, at: float) -> AgentReport:
+        return AgentReport("agent-1", "acme", await own_report(requests), at, True, instance)
+
+    core.agent_reports = [await report("a", 3, clock.now), await report("b", 4, clock.now)]
+    assert (await read(book))["agent_requests_total", "acme", "agent-1"] == 7
+    # One has gone: what it had counted stays, so that nothing goes backwards.
+    core.agent_reports = [await report("b", 5, clock.now + 1)]
+    assert (await read(book))["agent_requests_total", "acme", "agent-1"] == 8
+    core.agent_reports.append(await report("c", 1, clock.now + 1))
+    page = await read(book)
+    assert page["agent_requests_total", "acme", "agent-1"] == 9
+    assert page["agent_connection_active", "acme", "agent-1"] == 1
+
+
+def test_what_several_workers_heard_of_one_agent_is_one() -> None:
+    def report(instance: str, text: bytes, at: float, connected: bool) -> AgentReport:
+        return AgentReport("agent-1", "acme", text, at, connected, instance)
+
+    found = reports.united(
+        [
+            [report("a", b"old", 1.0, True), report("b", b"", 9.0, True)],
+            [report("a", b"new", 2.0, False), report("b", b"text", 3.0, False)],
+        ]
+    )
+    assert [(one.instance, one.text, one.at, one.connected) for one in found] == [
+        ("a", b"new", 2.0, True), ("b", b"text", 3.0, True)
+    ]  # fmt: skip

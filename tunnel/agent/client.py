@@ -4,12 +4,15 @@ Attempt after attempt until told to stop: (1) dial, (2) TLS and the pin, (3) Web
 (5) serve streams until the link ends. What goes wrong decides the next wait (tunnel/agent/backoff.py); refused
 credentials end the program, since no retry mends them. A core that sends its agents away is dialled again at once,
 while the old link goes on with what it has: another core, or the next release of this one, may be there already.
+
+To a core of several workers the agent keeps a link to each (tunnel/agent/slots.py), all of them in this way.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket as stdlib_socket
+import ssl
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,10 +24,10 @@ import trio_websocket
 
 from tunnel import __version__
 from tunnel.agent import dialing
-from tunnel.agent.backoff import Backoff
 from tunnel.agent.forward import Forwarder
 from tunnel.agent.probing import LocalProber
 from tunnel.agent.racing import Race, Try
+from tunnel.agent.slots import Slot, Slots
 from tunnel.config import AgentSettings, parse_address, parse_local, sections
 from tunnel.errors import LOAD_REFUSALS, ConfigError, Refused, TunnelError, WireError
 from tunnel.handler import AgentStatistics, ConnectVisit, Handler, Layer, LinkVisit, wrap
@@ -70,12 +73,17 @@ class Tunnel:
     local: str
 
 
+class _Surplus(TunnelError):
+    """The link has come to a worker of the core that has one of ours already."""
+
+
 class _Attempt:
     """A link from dialling to its end. over: the next one is due `wait` seconds from now; failed: it never came up."""
 
-    __slots__ = ("connected", "failed", "link", "over", "wait", "went_away", "workers")
+    __slots__ = ("connected", "failed", "link", "over", "slot", "wait", "went_away", "workers")
 
-    def __init__(self) -> None:
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
         self.link: Link
         self.workers: Workers[Stream] | None = None
         self.connected = False
@@ -93,12 +101,13 @@ class _Attempt:
 class _Connect(ConnectVisit):
     """An attempt to get a link up, and what came of it."""
 
-    __slots__ = ("link", "nursery", "welcome")
+    __slots__ = ("link", "nursery", "slot", "welcome")
 
-    def __init__(self, server: str, nursery: trio.Nursery, link: Link) -> None:
+    def __init__(self, server: str, nursery: trio.Nursery, attempt: _Attempt) -> None:
         super().__init__(server)
         self.nursery = nursery
-        self.link = link
+        self.link = attempt.link
+        self.slot = attempt.slot
         self.welcome: Welcome | None = None
 
 
@@ -123,9 +132,11 @@ class Agent:
         self.services = [Service(one.host, one.port, one.scheme == "https") for one in self.locals]
         self.tunnels: list[Tunnel] = []
         self.metrics_address: tuple[str, int] | None = None
-        self._tls = dialing.tls_context(settings)
-        self._backoff = Backoff()
+        #: by the worker of the core that is asked for
+        self._tls: dict[int | None, ssl.SSLContext | None] = {None: dialing.tls_context(settings)}
+        self._slots = Slots(self._is_served)
         self._instance = secrets.token_hex(8)
+        self._process = 0  # of those that are one agent together
         self._attempts: list[_Attempt] = []  # the newest last; those before it have been sent away
         self._draining = False
         self._stopping = trio.Event()
@@ -138,6 +149,7 @@ class Agent:
         self._program.set_details("local_services", self._prober.details)
         self._on_up: trio.TaskStatus[None] | None = None
         self._forwarder: Forwarder | None = None
+        self._keeping: trio.Nursery | None = None
         self._handle_connect: Handler = self._connect
         self._handle_link: Handler = self._attached
 
@@ -146,6 +158,9 @@ class Agent:
     @property
     def _connected(self) -> bool:
         return any(attempt.connected for attempt in self._attempts)
+
+    def _is_served(self, slot: Slot) -> bool:
+        return any(one.slot is slot and one.connected and not one.went_away for one in self._attempts)
 
     def statistics(self) -> AgentStatistics:
         """Counts since the start, those of the present links included."""
@@ -176,7 +191,10 @@ class Agent:
         if self._draining:
             return False, "shutting down"
         if self._connected:
-            return True, f"connected to {self.settings.server}"
+            slots = self._slots.all
+            up = sum(self._is_served(slot) for slot in slots)
+            links = f", {up} of {len(slots)} links" if len(slots) > 1 else ""
+            return True, f"connected to {self.settings.server}{links}"
         return False, f"no link to {self.settings.server}"
 
     # Running --------------------------------------------------------------------------------------------------
@@ -197,7 +215,8 @@ class Agent:
                 await self._start(nursery, layers)
                 async with open_pair() as working:
                     working.start_soon(self._watch_stop, working)
-                    await self._dial_for_ever()
+                    async with open_pair() as self._keeping:
+                        await self._keep(self._slots.all[0])
                     working.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
@@ -232,15 +251,16 @@ class Agent:
                     await link.ended.wait()
         working.cancel_scope.cancel()
 
-    async def _dial_for_ever(self) -> None:
+    async def _keep(self, slot: Slot) -> None:
+        """Keep a link for this slot: dial it again and again."""
         retries = 0
         async with open_pair() as links:
-            while not self._draining:
+            while not self._draining and not slot.is_over:
                 began = monotonic()
-                attempt = _Attempt()
+                attempt = _Attempt(slot)
                 links.start_soon(self._attempt, attempt)
                 await attempt.over.wait()
-                if self._draining:
+                if self._draining or slot.is_over:
                     return
                 if attempt.failed:
                     self._counts.consecutive_errors += 1
@@ -261,7 +281,7 @@ class Agent:
 
     async def _attempt(self, attempt: _Attempt) -> None:
         """One link from dialling to its end; settles when the next one is due."""
-        settings = self.settings
+        settings, backoff = self.settings, attempt.slot.backoff
         link = attempt.link = Link(
             False, settings.heartbeat, settings.heartbeat_timeout, partial(self._on_opened, attempt)
         )
@@ -270,7 +290,7 @@ class Agent:
         try:
             log.info("connecting to server", server=settings.server)
             async with open_pair() as nursery:
-                connect = _Connect(settings.server, nursery, link)
+                connect = _Connect(settings.server, nursery, attempt)
                 await self._handle_connect(connect)
                 came_up = monotonic()
                 await self._handle_link(_Attached(connect, attempt))
@@ -280,9 +300,12 @@ class Agent:
                 raise Stopped(f"the core at {settings.server} refused this agent: {exc}", exc.reason) from None
             log.error("connection refused", server=settings.server, reason=exc.reason, error=str(exc))
             if exc.reason in LOAD_REFUSALS:
-                attempt.settle(self._backoff.after_load_refusal(exc.retry_after), failed=True)
+                attempt.settle(backoff.after_load_refusal(exc.retry_after), failed=True)
             else:
-                attempt.settle(self._backoff.after_network_error(exc.retry_after), failed=True)
+                attempt.settle(backoff.after_network_error(exc.retry_after), failed=True)
+        except _Surplus as exc:
+            log.info("link given up", server=settings.server, reason=str(exc))
+            attempt.settle(backoff.after_load_refusal())
         except TunnelError as exc:
             log.error("connection failed", server=settings.server, error=str(exc))
         except Exception as exc:  # a bug here must not leave the machine unreachable
@@ -291,11 +314,11 @@ class Agent:
             lasted = monotonic() - came_up
             log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
             if not attempt.went_away:
-                attempt.settle(self._backoff.after_link(lasted))
+                attempt.settle(backoff.after_link(lasted))
         finally:
             self._retire(attempt)
         if not attempt.over.is_set():
-            attempt.settle(self._backoff.after_network_error(), failed=True)
+            attempt.settle(backoff.after_network_error(), failed=True)
 
     def _retire(self, attempt: _Attempt) -> None:
         """Keep an ended link's counts."""
@@ -330,23 +353,29 @@ class Agent:
 
     async def _dial(self, visit: _Connect) -> None:
         """A WebSocket, from one of the tries at it (tunnel/agent/racing.py); only that one goes on to the hello."""
-        race: Race[_Reached] = Race(visit.nursery, partial(self._reach, visit.link.on_message))
+        worker = visit.slot.worker if len(self._slots.all) > 1 else None
+        race: Race[_Reached] = Race(visit.nursery, partial(self._reach, visit.link.on_message, worker))
         carrier, marks = await race.win()
         visit.marks.update(marks)
         visit.nursery.start_soon(visit.link.run, carrier)
 
-    async def _reach(self, on_message: transport.OnMessage, one: Try[_Reached]) -> None:
+    async def _reach(self, on_message: transport.OnMessage, worker: int | None, one: Try[_Reached]) -> None:
+        """worker: of the core, that the connection is meant for."""
         host, port = parse_address(self.settings.server)
+        if worker not in self._tls:
+            self._tls[worker] = dialing.tls_context(self.settings, worker)
+        tls = self._tls[worker]
         socket = await dialing.dial_core(host, port)
         try:
             marks = {"dialed": monotonic()}
             one.step()
-            if self._tls is not None:
-                socket = await dialing.secure(socket, self._tls, host, self.settings)
+            if tls is not None:
+                socket = await dialing.secure(socket, tls, host, self.settings)
                 marks["tls"] = monotonic()
                 one.step()
+            query = "" if worker is None else f"worker={worker}"
             async with open_pair() as nursery:
-                carrier = await transport.connect(nursery, socket, host, on_message)
+                carrier = await transport.connect(nursery, socket, host, on_message, query=query)
                 marks["websocket"] = monotonic()
                 if one.arrive((carrier, marks)):
                     await trio.sleep_forever()  # its reader runs until the attempt is over
@@ -368,6 +397,8 @@ class Agent:
             ],
             self._instance,
             MAX_STREAMS,
+            [control.WORKERS],
+            f"{self._process}.{visit.slot.number}",
         )
         visit.link.session.control(frames.HELLO, control.encode(hello))
         try:
@@ -384,6 +415,7 @@ class Agent:
             raise WireError(f"the core chose link protocol {welcome.version}, which this agent did not offer")
         if len(welcome.tunnels) != len(self.locals):
             raise WireError("the core's welcome names another number of tunnels")
+        self._settle(visit, welcome)
         visit.welcome = welcome
         visit.account_id, visit.connection_id = welcome.account_id, welcome.connection_id
         visit.agent_id = self.agent_id
@@ -394,13 +426,31 @@ class Agent:
             account_id=welcome.account_id,
             connection_id=welcome.connection_id,
             server_version=welcome.core_version,
+            **({"server_worker": welcome.worker} if welcome.workers > 1 else {}),
         )
-        self.tunnels = [
+        tunnels = [
             Tunnel(grant.name, grant.url, f"{one.scheme}://{one.address}")
             for grant, one in zip(welcome.tunnels, self.locals, strict=True)
         ]
-        for tunnel in self.tunnels:
+        if tunnels == self.tunnels and any(self._is_served(slot) for slot in self._slots.all):
+            return  # said by the first of these links
+        self.tunnels = tunnels
+        for tunnel in tunnels:
             log.info("tunnel ready", tunnel=tunnel.name, url=tunnel.url, local=tunnel.local)
+
+    def _settle(self, visit: _Connect, welcome: Welcome) -> None:
+        """See to it that each of the core's workers gets a link. Raises _Surplus if this one is not needed."""
+        is_needed, fresh = self._slots.settle(visit.slot, welcome.workers, welcome.worker)
+        if not is_needed:
+            visit.link.close("there is a link to this worker already")
+            raise _Surplus(f"worker {welcome.worker} of the core has a link already")
+        slots = self._slots.all
+        for attempt in self._attempts:
+            if attempt.slot not in slots:
+                attempt.link.close("the core has fewer workers now")
+        assert self._keeping is not None
+        for slot in fresh:
+            self._keeping.start_soon(self._keep, slot)
 
     # A link that is up ----------------------------------------------------------------------------------------
 
@@ -416,14 +466,14 @@ class Agent:
             self._on_up.started()
             self._on_up = None
         try:
-            async with self._reporting(link):
+            async with self._reporting(attempt):
                 while True:
                     kind, payload = await link.receive_control()
                     if kind == frames.GOAWAY:
                         attempt.went_away = True
                         visit.state = "draining"
                         log.info("the core sends us away", reason=payload.decode("utf-8", "replace"))
-                        attempt.settle(self._backoff.after_link(monotonic() - came_up, go_away=True))
+                        attempt.settle(attempt.slot.backoff.after_link(monotonic() - came_up, go_away=True))
                     elif kind == frames.REFUSED:
                         refusal = control.decode(RefusedMessage, payload)
                         raise Refused(refusal.reason, refusal.text, refusal.retry_after)
@@ -434,19 +484,21 @@ class Agent:
             self._sweeper.discard(link)
 
     @asynccontextmanager
-    async def _reporting(self, link: Link):  # type: ignore[no-untyped-def]
+    async def _reporting(self, attempt: _Attempt):  # type: ignore[no-untyped-def]
         """Send our metrics over the link now and then, while the block runs."""
         async with open_pair() as nursery:
-            nursery.start_soon(self._report, link)
+            nursery.start_soon(self._report, attempt)
             try:
                 yield
             finally:
                 nursery.cancel_scope.cancel()
 
-    async def _report(self, link: Link) -> None:
+    async def _report(self, attempt: _Attempt) -> None:
+        link = attempt.link
         while True:
             await trio.sleep(min(1.0, self.settings.metrics.report_interval))
-            if self._program.make_report is not None:
+            first = next((one for one in self._attempts if one.connected and not one.went_away), attempt)
+            if self._program.make_report is not None and (first is attempt or attempt.went_away):
                 try:
                     report = self._program.make_report()
                 except Exception as exc:

@@ -14,8 +14,11 @@ from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.net import Socket, dial, reason_of, with_tls
 
 
-def tls_context(settings: AgentSettings) -> ssl.SSLContext | None:
-    """How the core's certificate is checked: pinned, by an authority, or not at all. Raises ConfigError."""
+def tls_context(settings: AgentSettings, worker: int | None = None) -> ssl.SSLContext | None:
+    """How the core's certificate is checked: pinned, by an authority, or not at all. Raises ConfigError.
+
+    worker: of the core, that the connection is meant for (SPEC.md, "Workers").
+    """
     if not settings.tls:
         return None
     if settings.server_fingerprint or settings.tls_skip_verify:
@@ -28,6 +31,8 @@ def tls_context(settings: AgentSettings) -> ssl.SSLContext | None:
         except (OSError, ssl.SSLError) as exc:
             raise ConfigError(f"-ca-cert: can't read {settings.ca_cert} ({exc.strerror or exc})") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if worker is not None:
+        context.set_alpn_protocols(["http/1.1", f"x-tunnel-worker/{worker}"])
     return context
 
 

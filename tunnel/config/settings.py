@@ -201,6 +201,9 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     tracing: TracingSettings = field(default_factory=TracingSettings)
 
     config: Annotated[str, Option(v.PATH, LIFE, "settings file (TOML)")] = ""
+    workers: Annotated[
+        int, Option(v.integer(1, 64), LIFE, "processes that share the ports (Linux); agents keep a link to each")
+    ] = 1
     drain_delay: Annotated[
         float, Option(v.duration(0), LIFE, "after SIGTERM, time between not ready and closing the listeners")
     ] = 0.0

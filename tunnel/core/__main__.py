@@ -13,11 +13,16 @@ from tunnel.errors import ConfigError
 
 if TYPE_CHECKING:
     from tunnel.core.server import Core
+    from tunnel.core.supervisor import Supervisor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when drained, 1 when the store is away or an upgrade broke off: another start may help. 2 for a wrong
     configuration. A command has its own."""
+    if "TUNNEL_WORKER" in os.environ:
+        from tunnel.core.worker import work
+
+        return work()
     try:
         flags, words = split_command(sys.argv[1:] if argv is None else argv)
         settings = load_core(flags, os.environ)
@@ -44,8 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup(settings.log_level, settings.log_json)
     ignore_odd_names()
     log = get_logger("tunnel.core")
+    core: Core | Supervisor
     try:
-        core = Core(settings)
+        if settings.workers > 1:
+            from tunnel.core.supervisor import Supervisor
+
+            core = Supervisor(settings)
+        else:
+            core = Core(settings)
         tune_gc()
         trio.run(_serve, core)
     except (ConfigError, StoreError) as exc:
@@ -54,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if core.is_orphan else 0
 
 
-async def _serve(core: Core) -> None:
+async def _serve(core: Core | Supervisor) -> None:
     """The first SIGTERM or SIGINT drains; the second ends all now. SIGHUP: the certificates are read again. SIGUSR2: a
     new process takes over."""
     import trio

@@ -13,15 +13,18 @@ import heapq
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 import trio
 
 from tunnel.core import records
+from tunnel.core.board import Row
 from tunnel.core.first import FirstToken, ensure_default
 from tunnel.core.holds import Holds
 from tunnel.core.quotas import TYPES, Account, QuotaFailure, Use
 from tunnel.core.records import AccountRecord, Snapshot, TokenRecord
+from tunnel.core.shared import SharedAccount
 from tunnel.core.store import Store, StoreError
 from tunnel.core.tokens import MAX_LENGTH, PREFIX, Grant, JwtVerifier, hash_token, is_hash_equal
 from tunnel.core.usage import UsageWriter
@@ -35,6 +38,14 @@ log = get_logger("tunnel.core")
 
 #: seconds that an account without links stays in memory
 _LINGER = 60.0
+
+
+class AccountRows(Protocol):
+    """Where accounts keep what all workers of a core share."""
+
+    async def take(self, account_id: str) -> Row | None: ...
+
+    def give_back(self, account_id: str) -> None: ...
 
 
 class _Trouble:
@@ -79,12 +90,14 @@ class Accounts:
         name_hold: float = 600.0,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        rows: AccountRows | None = None,
     ) -> None:
         #: refusals by type since start: tunnel_quota_exceeded_total
         self.exceeded: dict[str, int] = dict.fromkeys(TYPES, 0)
         self._store = store
         self._jwt = JwtVerifier(jwt_secret, jwt_public_key, wall) if jwt_secret or jwt_public_key else None
         self._default_links = default_max_connections
+        self._rows = rows
         self._flush_interval = flush_interval
         self._watch_interval = watch_interval
         self._wall = wall
@@ -181,7 +194,8 @@ class Accounts:
                     break
                 account.seen = self._monotonic()
                 return account
-            account = self._make(account_id)
+            row = await self._rows.take(account_id) if self._rows is not None else None
+            account = self._make(account_id, row)
             period = account.period
 
             def read(conn: sa.Connection, period: str = period) -> tuple[Snapshot, Use]:
@@ -202,15 +216,16 @@ class Accounts:
             return account
         raise Refused("bad_token", "the token's account does not exist")
 
-    def _make(self, account_id: str) -> Account:
-        return Account(
-            account_id,
-            account_id,
-            exceeded=self.exceeded,
-            default_links=self._default_links,
-            wall=self._wall,
-            monotonic=self._monotonic,
-        )
+    def _make(self, account_id: str, row: Row | None = None) -> Account:
+        options: dict[str, Any] = {
+            "exceeded": self.exceeded,
+            "default_links": self._default_links,
+            "wall": self._wall,
+            "monotonic": self._monotonic,
+        }
+        if row is None:
+            return Account(account_id, account_id, **options)
+        return SharedAccount(row, account_id, account_id, **options)
 
     # Names --------------------------------------------------------------------------------------------------------
 
@@ -331,6 +346,8 @@ class Accounts:
         ]
         for account_id in idle:
             del self._accounts[account_id]
+            if self._rows is not None:
+                self._rows.give_back(account_id)
         if idle:
             kept = {id: seen for id, seen in self._tokens.items() if seen.record.account_id in self._accounts}
             self._tokens = kept

@@ -53,7 +53,7 @@ class Door:
         handshake_timeout: float,
         keepalive_timeout: float,
         shares: Shares | None = None,
-        max_handshakes: float = 0,
+        rate: Rate | None = None,
     ) -> None:
         self.visitors: set[Visitor] = set()
         self._exchanger = exchanger
@@ -64,7 +64,7 @@ class Door:
         self._keepalive_timeout = keepalive_timeout
         self._refusals = exchanger.refusals
         self._shares = shares or Shares(0, 0)
-        self._rate = Rate(max_handshakes)
+        self._rate = rate or Rate(0)
         self._refused = 0  # connections that are being told so
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
@@ -145,7 +145,23 @@ class Door:
             if scope.cancelled_caught:
                 socket.close()
                 return
+        await self._converse(Visitor(socket, host, proto, self._refusals))
+
+    async def adopt(self, socket: Socket, host: str, proto: str, data: bytes, hops: int) -> None:
+        """Serve a visitor whose connection another process of this core has taken, and from whom it has read `data`."""
         visitor = Visitor(socket, host, proto, self._refusals)
+        visitor.buffer, visitor.hops = data, hops
+        if socket.sock.family == getattr(stdlib_socket, "AF_UNIX", None):  # only its bytes come here: it counts there
+            await self._converse(visitor)
+            return
+        self._shares.add(host)
+        try:
+            await self._converse(visitor)
+        finally:
+            self._shares.leave(host)
+
+    async def _converse(self, visitor: Visitor) -> None:
+        """Request after request, until the connection ends."""
         self.visitors.add(visitor)
         self._sweeper.add(visitor)
         try:
@@ -158,7 +174,7 @@ class Door:
             self._exchanger.forwarding.leave(visitor)
             self._sweeper.discard(visitor)
             self.visitors.discard(visitor)
-            socket.close()
+            visitor.socket.close()
 
     async def _begin(self, socket: Socket, host: str, place: Place) -> tuple[Socket, str, str]:
         """What comes before the first request: a proxy's header, TLS. Returns connection, visitor's address, scheme.

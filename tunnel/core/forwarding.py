@@ -26,8 +26,8 @@ class Forwarding:
     """trusted: networks (CIDR) of proxies in front of the core. max_guest: requests at a time of one address behind
     them, whose connections the proxy hides from us; 0: any number."""
 
-    def __init__(self, trusted: Sequence[str], max_guest: int = 0) -> None:
-        self._guests = Shares(0, max_guest)
+    def __init__(self, trusted: Sequence[str], max_guest: int = 0, guests: Shares | None = None) -> None:
+        self._guests = guests or Shares(0, max_guest)
         self._trusted = [ipaddress.ip_network(one, strict=False) for one in trusted]
 
     def head(self, request: Request, *, upgrade: bool) -> bytes:

@@ -26,6 +26,7 @@ from tunnel.core.hostnames import check_name, readable_name
 from tunnel.core.limits import Counts, Failures, Rate, Waiting
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.reports import Reports
+from tunnel.core.siblings import Siblings
 from tunnel.core.tcp import Ports
 from tunnel.core.tokens import Grant
 from tunnel.errors import Refused, TunnelError, WireError
@@ -44,6 +45,7 @@ log = get_logger("tunnel.core")
 
 MAX_TUNNELS = 100  #: tunnels one agent may ask for
 MAX_INSTANCE = 128  #: characters of an agent's instance that are kept
+MAX_LINK_NAME = 32  #: of what tells its links apart
 #: refusals that wait the longer the more of them an address had: whoever guesses tokens learns little in a day
 SLOWED = frozenset({"missing_token", "bad_token", "revoked", "expired", "account_disabled"})
 
@@ -51,11 +53,12 @@ SLOWED = frozenset({"missing_token", "bad_token", "revoked", "expired", "account
 class _Connect(ConnectVisit):
     """A connection on its way to being a link."""
 
-    __slots__ = ("address", "agent", "deadline", "evicted", "nursery", "socket")
+    __slots__ = ("address", "agent", "deadline", "evicted", "nursery", "place", "socket")
 
     def __init__(self, socket: Socket, address: Any, connection_id: str, nursery: trio.Nursery) -> None:
         super().__init__(address_text(address), connection_id)
         self.address = address[0].removeprefix("::ffff:")
+        self.place = address  # as the kernel says it
         self.socket = socket
         self.nursery = nursery
         self.evicted = False  # it made room for another one
@@ -100,11 +103,12 @@ class Gate:
         heartbeat_timeout: float,
         refusals: Counts,
         max_attaching: int = 1000,
-        max_handshakes: float = 0,
+        rate: Rate | None = None,
         held: Held | None = None,
         max_link_queue: float = math.inf,
         stream_window: int = frames.STREAM_WINDOW,
         link_window: int = frames.LINK_WINDOW,
+        siblings: Siblings | None = None,
     ) -> None:
         self.is_draining = False
         self.protocol_errors = 0
@@ -126,11 +130,12 @@ class Gate:
         self._run_id = os.urandom(3).hex()
         self._refusals = refusals
         self._waiting = Waiting(max_attaching)
-        self._rate = Rate(max_handshakes)
+        self._rate = rate or Rate(0)
         self._failures = Failures()
         self._held = held
         self._max_link_queue = max_link_queue
         self._windows = (stream_window, link_window)
+        self._siblings = siblings
         self._round_trips: deque[float] = deque(maxlen=10_000)
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
@@ -178,6 +183,14 @@ class Gate:
             self._refusals["handshakes"] += 1
             socket.close()
             return
+        await self._take(socket, address, self._siblings)
+
+    async def adopt(self, socket: Socket, address: Any) -> None:
+        """Serve an agent's connection that another worker of this core has accepted."""
+        await self._take(socket, address, None)
+
+    async def _take(self, socket: Socket, address: Any, siblings: Siblings | None) -> None:
+        """siblings: who it may be meant for."""
         remote = address_text(address)
         connect: _Connect | None = None
         try:
@@ -187,6 +200,9 @@ class Gate:
                     self._refusals["attaching"] += 1
                     return
                 try:
+                    if siblings is not None and await self._is_for_another(connect, siblings):
+                        nursery.cancel_scope.cancel()
+                        return
                     await self._handle_connect(connect)
                 finally:
                     self._waiting.leave(connect.address, connect)
@@ -213,6 +229,13 @@ class Gate:
             log.error("agent connection broke", remote=remote, error=exc)
         finally:
             (socket if connect is None else connect.socket).close()
+
+    async def _is_for_another(self, connect: _Connect, siblings: Siblings) -> bool:
+        with trio.move_on_after(self._auth_timeout) as scope:
+            return await siblings.pass_agent(connect.socket, connect.place)
+        assert scope.cancelled_caught
+        self._refusals["attaching_time"] += 1
+        raise TunnelError(f"nothing came within {self._auth_timeout:g} s")
 
     async def _connect(self, visit: _Connect) -> None:
         """The innermost handler of a connect visit. Raises Refused, TunnelError and the socket's errors."""
@@ -306,22 +329,36 @@ class Gate:
         if len(set(names)) < len(names):
             raise Refused("bad_name", "two of the tunnels have the same name")
         instance = hello.instance[:MAX_INSTANCE]
-        await self._supersede(grant, instance)
-        if len(self._registry.links) >= self._max_connections:
-            raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
+        link_name = hello.link[:MAX_LINK_NAME]
+        await self._supersede(grant, instance, link_name)
+        siblings = self._siblings
+        if siblings is None:
+            self._check_room()
         for name, request in zip(names, hello.tunnels, strict=True):
             self._registry.check_free(name, request.protocol, grant.account_id)
+            if siblings is not None:
+                siblings.check_free(name, request.protocol, grant.account_id)
         await self._accounts.claim(names, grant.account_id)
         attached = _Attached(visit, grant)
         agent = AgentLink(
-            link, attached, account, min(self._max_streams, max(hello.max_streams, 1)), self._max_link_queue, instance
+            link,
+            attached,
+            account,
+            min(self._max_streams, max(hello.max_streams, 1)),
+            self._max_link_queue,
+            instance,
+            link_name,
         )
         attached.agent = agent
-        if len(self._registry.links) >= self._max_connections:  # others came while we waited
-            raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
-        account.admit_link()
+        if siblings is None:
+            self._check_room()  # others came while we waited
+            account.admit_link()
+        else:
+            await self._admit(siblings, agent)
         try:
             grants = await self._attach(agent, names, hello.tunnels)
+            if siblings is not None:
+                await siblings.announce()
         except BaseException:
             await self._withdraw(agent)
             self._registry.detach(agent)
@@ -339,9 +376,31 @@ class Gate:
                     grants,
                     stream_window=self._windows[0],
                     link_window=self._windows[1],
+                    **self._place(hello),
                 )
             ),
         )
+
+    def _check_room(self) -> None:
+        if len(self._registry.links) >= self._max_connections:
+            raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
+
+    async def _admit(self, siblings: Siblings, agent: AgentLink) -> None:
+        account = agent.account
+        connection_id = agent.visit.connection_id
+        try:
+            await siblings.admit(account.id, agent.instance, connection_id, account.link_limit, self._max_connections)
+        except Refused as exc:
+            account.exceeded["connection"] += exc.reason == "connection_quota"
+            raise
+        account.links += 1
+
+    def _place(self, hello: Hello) -> dict[str, Any]:
+        """Where this is, for an agent that keeps a link to each worker."""
+        siblings = self._siblings
+        if siblings is None or control.WORKERS not in hello.capabilities:
+            return {}
+        return {"capabilities": [control.WORKERS], "workers": siblings.count, "worker": siblings.number}
 
     def _name(self, grant: Grant, request: TunnelRequest) -> str:
         if request.protocol not in ("http", "tcp"):
@@ -350,10 +409,10 @@ class Gate:
             return readable_name(grant.account_id, grant.agent_id, request.local)
         return self._registry.name_of(check_name(request.name))
 
-    async def _supersede(self, grant: Grant, instance: str) -> None:
+    async def _supersede(self, grant: Grant, instance: str, link_name: str) -> None:
         """An agent that dials again while we still wait for its old link knows better than we do."""
         for old in self._registry.links_of(instance):
-            if old.instance == instance and old.account.id == grant.account_id:
+            if (old.instance, old.name, old.account.id) == (instance, link_name, grant.account_id):
                 old.link.end("the agent has dialled again")
                 await self._withdraw(old)
                 self._registry.detach(old)
@@ -365,7 +424,7 @@ class Gate:
         for index, (name, request) in enumerate(zip(names, requests, strict=True)):
             tunnel = self._registry.attach(agent, name, request.protocol, index)
             if tunnel.protocol == "tcp":
-                self._ports.open(tunnel)
+                await self._ports.open(tunnel)
             tunnel.url = self._url_of(tunnel)
             grants.append(TunnelGrant(name, tunnel.protocol, tunnel.url))
         return grants
@@ -376,6 +435,8 @@ class Gate:
             return
         agent.withdrawn = True
         agent.account.drop_link()
+        if self._siblings is not None:
+            self._siblings.drop(agent.visit.connection_id)
         emptied = self._registry.withdraw(agent)
         for tunnel in emptied:
             if tunnel.protocol == "tcp":
@@ -390,7 +451,7 @@ class Gate:
         assert agent is not None
         link = agent.link
         self._sweeper.add(link)
-        self._reports.begin(visit.account_id, visit.agent_id, visit.connection_id)
+        self._reports.begin(visit.account_id, visit.agent_id, visit.connection_id, agent.instance)
         log.info(
             "agent connected",
             agent_id=visit.agent_id,

@@ -43,12 +43,17 @@ class Inherited:
         """The inherited sockets of this name, else new ones. Raises ConfigError."""
         return self.take(name) or listen(*address, what)
 
+    def take_all(self) -> dict[str, list[socket.socket]]:
+        """What has not been taken yet."""
+        rest, self._sockets = self._sockets, {}
+        return rest
+
 
 def inherit(environ: Mapping[str, str]) -> Inherited:
     """What was left to this process. Raises ConfigError for sockets whose name says nothing to us."""
     if handover := environ.get(HANDOVER):
         left = json.loads(handover)
-        sockets = {name: [_adopt(number) for number in numbers] for name, numbers in left["sockets"].items()}
+        sockets = {name: [adopt(number) for number in numbers] for name, numbers in left["sockets"].items()}
         return Inherited(sockets, socket.socket(fileno=left["channel"]))
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return Inherited()
@@ -62,11 +67,11 @@ def inherit(environ: Mapping[str, str]) -> Inherited:
                 f"socket activation: systemd's socket is called {name!r}; "
                 f"set FileDescriptorName= in its unit to one of {', '.join(NAMES)}"
             )
-        found.setdefault(name, []).append(_adopt(_FIRST + at))
+        found.setdefault(name, []).append(adopt(_FIRST + at))
     return Inherited(found)
 
 
-def _adopt(number: int) -> socket.socket:
+def adopt(number: int) -> socket.socket:
     sock = socket.socket(fileno=number)
     sock.setblocking(False)
     sock.set_inheritable(False)

@@ -94,15 +94,26 @@ class Shares:
 
     def enter(self, address: str, is_proxy: bool = False) -> str:
         """Count one more, or say which limit is in its way (a word of LIMITS). A proxy's address has no limit."""
-        if self._most and self.total >= self._most:
-            return "connections"
         key = network_of(address)
-        count = self._each.get(key, 0)
-        if count >= self._most_each > 0 and not is_proxy:
+        total, count = self._elsewhere(key)
+        if self._most and self.total + total >= self._most:
+            return "connections"
+        if self._each.get(key, 0) + count >= self._most_each > 0 and not is_proxy:
             return "connections_per_address"
-        self.total += 1
-        self._each[key] = count + 1
+        self._count(key)
         return ""
+
+    def _elsewhere(self, key: str) -> tuple[int, int]:
+        """Connections in all and from this address that other processes of this core have."""
+        return 0, 0
+
+    def _note(self, key: str, change: int) -> None:
+        """Tell the other processes."""
+
+    def _count(self, key: str) -> None:
+        self.total += 1
+        self._each[key] = self._each.get(key, 0) + 1
+        self._note(key, 1)
 
     def change(self, address: str, other: str, is_proxy: bool = False) -> str:
         """One of `address` turns out to be of another: counted there, or the limit in its way and nothing changed."""
@@ -112,12 +123,17 @@ class Shares:
             self.enter(address, is_proxy=True)
         return limit
 
+    def add(self, address: str) -> None:
+        """Count one that has been let in elsewhere."""
+        self._count(network_of(address))
+
     def leave(self, address: str) -> None:
         key = network_of(address)
         self.total -= 1
         self._each[key] -= 1
         if not self._each[key]:
             del self._each[key]
+        self._note(key, -1)
 
 
 class Place:

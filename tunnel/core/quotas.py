@@ -178,7 +178,7 @@ class Account:
 
     def admit_link(self) -> None:
         """Count a link. Raises Refused("connection_quota") when the account holds as many as it may."""
-        limit = self._link_limit()
+        limit = self.link_limit
         if self.links >= limit:
             self.exceeded["connection"] += 1
             raise Refused("connection_quota", f"the account already has {self.links} connections, its limit")
@@ -188,7 +188,8 @@ class Account:
         self.links -= 1
         self.seen = self._monotonic()
 
-    def _link_limit(self) -> float:
+    @property
+    def link_limit(self) -> float:
         if self.limits.max_connections is not None:
             return self.limits.max_connections
         return self._default_links or math.inf
@@ -287,8 +288,11 @@ class Account:
     def quotas(self) -> list[QuotaStatistics]:
         """Use and limit now: links; bytes and requests of this month. The limit is infinite where there is none."""
         requests, bandwidth = self.limits.requests_per_month, self.limits.bandwidth_bytes_per_month
+        fresh = self._untaken()
+        fresh_bytes = fresh.bytes_in + fresh.bytes_out
+        most_bytes, most_requests = (math.inf if limit is None else limit for limit in (bandwidth, requests))
         return [
-            QuotaStatistics(self.id, "connection", self.links, self._link_limit()),
-            QuotaStatistics(self.id, "bandwidth", self.month_bytes, math.inf if bandwidth is None else bandwidth),
-            QuotaStatistics(self.id, "requests", self.month_requests, math.inf if requests is None else requests),
+            QuotaStatistics(self.id, "connection", self.links, self.link_limit),
+            QuotaStatistics(self.id, "bandwidth", self.month_bytes, most_bytes, fresh_bytes),
+            QuotaStatistics(self.id, "requests", self.month_requests, most_requests, fresh.requests),
         ]

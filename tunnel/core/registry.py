@@ -27,6 +27,7 @@ class AgentLink:
     max_streams: int
     max_queue: float = math.inf  # bytes that may wait to be sent to it before it gets no new requests
     instance: str = ""
+    name: str = ""  # tells links of one instance apart
     indexes: dict[str, int] = field(default_factory=dict)
     withdrawn: bool = False  # serves nothing new; its account has it no more
 
@@ -83,6 +84,8 @@ class Registry:
         self.links: dict[str, AgentLink] = {}  # by connection id
         self.tunnels: dict[str, Tunnel] = {}
         self._by_instance: dict[str, list[AgentLink]] = {}
+        #: hears of each tunnel that gets its first link here (True) or has lost its last one
+        self.on_change: Callable[[Tunnel, bool], None] | None = None
         self._suffix = "." + base_domain.lower().strip(".")
         self._hold = hold
         self._clock = clock
@@ -138,6 +141,8 @@ class Registry:
         if self.links.get(agent.visit.connection_id) is not agent:
             self.links[agent.visit.connection_id] = agent
             self._by_instance.setdefault(agent.instance, []).append(agent)
+        if len(tunnel.links) == 1 and self.on_change is not None:
+            self.on_change(tunnel, True)
         return tunnel
 
     def withdraw(self, agent: AgentLink) -> list[Tunnel]:
@@ -150,6 +155,8 @@ class Registry:
                 if not tunnel.links:
                     tunnel.held_until = self._clock() + self._hold
                     emptied.append(tunnel)
+                    if self.on_change is not None:
+                        self.on_change(tunnel, False)
         return emptied
 
     def detach(self, agent: AgentLink) -> None:

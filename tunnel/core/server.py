@@ -16,24 +16,29 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, sections
 from tunnel.core.accounts import Accounts
 from tunnel.core.admin import choose_token, guard
+from tunnel.core.board import AGENT_HANDSHAKES, GUESTS, VISITOR_HANDSHAKES, VISITORS
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
 from tunnel.core.door import Door
 from tunnel.core.exchange import Exchanger
 from tunnel.core.first import FirstToken, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
-from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, inherit
-from tunnel.core.limits import Shares, no_refusals
+from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, Inherited, adopt, inherit
+from tunnel.core.limits import Rate, Shares, no_refusals
+from tunnel.core.ports import OwnPorts, PortSource
 from tunnel.core.probing import Prober
 from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
-from tunnel.core.status import status_page
+from tunnel.core.shared import SharedRate, SharedShares
+from tunnel.core.siblings import SiblingPorts, SiblingRows, Siblings
+from tunnel.core.status import Said, said_by, status_page
 from tunnel.core.store import Store, StoreError
 from tunnel.core.tcp import Ports
 from tunnel.core.upgrade import KEEP_SECONDS, MOVE_SECONDS, Predecessor, Successor, UpgradeError
@@ -47,6 +52,7 @@ from tunnel.net import address_text
 from tunnel.plugins import Program
 from tunnel.wire.frames import MOST_WINDOW
 from tunnel.wire.held import Held
+from tunnel.workers.member import Member
 
 log = get_logger("tunnel.core")
 
@@ -62,14 +68,12 @@ Address = tuple[str, int]
 class Core:
     """A core with these settings. Once `run` has started the addresses, `token_file` and `fingerprint` are known.
 
-    on_request hears of each request that ended. Raises ConfigError for settings that can't work.
+    on_request hears of each request that ended. member: where this is one of several workers; what they do once for all
+    (first start, pages, the announcement) is their supervisor's then. Raises ConfigError for settings that can't work.
     """
 
-    def __init__(self, settings: CoreSettings) -> None:
-        if settings.max_head > MAX_HEAD:
-            raise ConfigError(f"-max-head: at most {MAX_HEAD} bytes, the link carries no larger head")
-        if not settings.stream_window <= settings.link_window <= MOST_WINDOW:
-            raise ConfigError("-link-window: at least -stream-window, and less than 2 GiB")
+    def __init__(self, settings: CoreSettings, member: Member | None = None) -> None:
+        check_settings(settings)
         self.settings = settings
         self.data_dir: Path = data_dir(settings)
         self.public_address: Address = ("", 0)
@@ -83,9 +87,13 @@ class Core:
         self.registry = Registry(settings.base_domain, settings.name_hold)
         self.reports = Reports()
         self._refusals = no_refusals()
-        self._held = Held(settings.max_buffer)
         self._draining = trio.Event()
-        self._inherited = inherit(os.environ)
+        self._inherited = inherit(os.environ) if member is None else _handed(member)
+        self._member = member
+        self._siblings = None if member is None else Siblings(member, self.registry, member.orders["count"])
+        self._held = Held(self._part(settings.max_buffer))
+        self._is_handed_over = False  # a successor goes on: agents are with it, kept connections have a moment
+        self._is_closed = trio.Event()  # nothing is accepted any more
         self._listeners: dict[str, list[socket.socket]] = {}  # by the names of tunnel.core.inherited
         self._until_upgrade: list[trio.CancelScope] = []  # around what a successor does in our place
         self._ports: Ports | None = None
@@ -96,6 +104,9 @@ class Core:
         self._program = Program("core", sections(settings), self.statistics, self._take_round_trips, self.reports.all)
         self._prober = Prober(self.registry, settings.heartbeat_timeout)
         self._program.set_details("tunnels", self._prober.details)
+        self._program.offer("core", lambda: msgspec.msgpack.encode(said_by(self)))
+        if member is not None:
+            member.program = self._program
         self._accounts: Accounts | None = None
         self._exchanger: Exchanger | None = None
         self._gate: Gate | None = None
@@ -123,6 +134,8 @@ class Core:
                     agent.link.offset,
                     sum(stream.receivable <= 0 for stream in session.streams.values()),
                     sum(stream.credit <= 0 for stream in session.streams.values()),
+                    agent.instance,
+                    self._member.number if self._member is not None else 0,
                 )
             )
         dropped = self._program.details().get("logs", {}).get("dropped", 0)
@@ -138,7 +151,7 @@ class Core:
             {**self._refusals, "buffer": self._refusals["buffer"] + self._held.refused},
             self._gate.protocol_errors if self._gate else 0,
             self._held.bytes,
-            self.settings.max_buffer or math.inf,
+            self._part(self.settings.max_buffer) or math.inf,
         )
 
     def _take_round_trips(self) -> list[float]:
@@ -154,6 +167,9 @@ class Core:
         default = 443 if scheme == "https" else 80
         suffix = f":{port}" if port and port != default else ""
         return f"{scheme}://{self.registry.host_of(tunnel.name)}{suffix}"
+
+    async def say(self) -> Said:
+        return said_by(self)
 
     def _check_draining(self) -> tuple[bool, str]:
         return (False, "shutting down") if self._draining.is_set() else (True, "serving")
@@ -194,8 +210,25 @@ class Core:
         self.is_orphan = not await successor.wait_moved(names)
         if self.is_orphan:
             log.error("upgrade broke off, this core ends too", error="the successor ended after it had taken the ports")
+        self._is_handed_over = True
         self._draining.set()
         return successor.pid
+
+    # In a worker, the same step by step, as the supervisor says
+
+    def stop_taking_agents(self) -> None:
+        for scope in self._until_upgrade:
+            scope.cancel()
+
+    def send_agents_away(self) -> None:
+        if self._gate is not None:
+            self._gate.send_away("the core is being upgraded")
+
+    async def close(self, is_handed_over: bool) -> None:
+        """Begin to shut down; returns when nothing is accepted any more."""
+        self._is_handed_over = is_handed_over
+        self._draining.set()
+        await self._is_closed.wait()
 
     async def reload(self) -> None:
         """Read the certificates again; links and visitors that are there keep theirs."""
@@ -259,20 +292,21 @@ class Core:
     async def _serve(
         self, background: trio.Nursery, layers: Sequence[Layer], store: Store, task_status: trio.TaskStatus[None]
     ) -> None:
-        settings = self.settings
-        first = await ensure_default(store, self.data_dir)
+        settings, siblings = self.settings, self._siblings
+        first = await ensure_default(store, self.data_dir) if siblings is None else None
         accounts = self._accounts = Accounts(
             store,
             jwt_secret=settings.jwt_secret,
             jwt_public_key=settings.jwt_public_key,
             default_max_connections=settings.max_connections_per_account,
             name_hold=settings.name_hold,
+            rows=SiblingRows(siblings) if siblings is not None else None,
         )
         accounts.set_names_in_use(self.registry.names_in_use)
         agent_tls, public_tls = for_agents(settings, self.data_dir), for_visitors(settings)
         self._certificates = [one for one in (agent_tls, public_tls) if one is not None]
         self.fingerprint = agent_tls.fingerprint if agent_tls is not None else ""
-        if settings.invite_dir:
+        if settings.invite_dir and siblings is None:
             leave_invitation(Path(settings.invite_dir), self.data_dir / "default.token", self.fingerprint)
         public_host, public_port = parse_address(settings.public_addr)
         inherited = self._inherited
@@ -284,7 +318,7 @@ class Core:
             self.registry,
             accounts,
             layers,
-            Forwarding(settings.trusted_proxies, settings.max_visitors_per_address),
+            Forwarding(settings.trusted_proxies, guests=self._shares(GUESTS, 0)),
             max_head=settings.max_head,
             max_target=settings.max_target,
             max_body=settings.max_body,
@@ -298,8 +332,10 @@ class Core:
             held=self._held,
         )
         exchanger.on_finished = self.on_request
+        exchanger.elsewhere = siblings
         proxies = ProxyHeaders(settings.proxy_protocol)
-        shares = Shares(settings.max_visitors, settings.max_visitors_per_address)
+        shares = self._shares(VISITORS, settings.max_visitors)
+        rates = [self._rate(kind) for kind in (AGENT_HANDSHAKES, VISITOR_HANDSHAKES)]
         door = Door(
             exchanger,
             self._sweeper,
@@ -308,7 +344,7 @@ class Core:
             handshake_timeout=settings.head_timeout,
             keepalive_timeout=settings.keepalive_timeout,
             shares=shares,
-            max_handshakes=settings.max_handshakes,
+            rate=rates[1],
         )
         background.start_soon(self._sweeper.run)
         background.start_soon(self._forget_names)
@@ -317,17 +353,13 @@ class Core:
             listeners=self._check_listeners, store=accounts.is_ready, draining=self._check_draining
         )
         async with open_pair() as handlers:
+            source: PortSource = (
+                OwnPorts(public_host, parse_ports(settings.tcp_ports), inherited)
+                if siblings is None
+                else SiblingPorts(siblings)
+            )
             ports = self._ports = Ports(
-                public_host,
-                parse_ports(settings.tcp_ports),
-                self.registry,
-                exchanger,
-                layers,
-                handlers,
-                settings.request_timeout,
-                inherited,
-                proxies,
-                shares,
+                source, self.registry, exchanger, layers, handlers, settings.request_timeout, proxies, shares
             )
             gate = self._gate = Gate(
                 self.registry,
@@ -344,38 +376,78 @@ class Core:
                 heartbeat=settings.heartbeat,
                 heartbeat_timeout=settings.heartbeat_timeout,
                 refusals=self._refusals,
-                max_attaching=settings.max_attaching,
-                max_handshakes=settings.max_handshakes,
+                max_attaching=self._part(settings.max_attaching),
+                rate=rates[0],
                 held=self._held,
                 stream_window=settings.stream_window,
                 link_window=settings.link_window,
                 max_link_queue=settings.max_link_queue or math.inf,
+                siblings=siblings,
             )
             await background.start(accounts.run, gate.recheck)
-            self._start_pages(background)
+            if self._member is None:
+                self._start_pages(background)
+            if siblings is not None and self._member is not None:
+                siblings.receive(self._member, door, gate, handlers)
             async with open_pair() as accepting:
                 for listener in agents:
                     accepting.start_soon(self._take_agents, gate, listener, handlers)
                 if inherited.channel is not None:
                     await self._follow(Predecessor(inherited.channel))
+                if self._member is not None:
+                    await self._wait_turn(self._member)
                 for listener in public:
                     accepting.start_soon(door.accept, listener, handlers)
                 self._listening = True
-                self._announce(first)
+                if siblings is None:
+                    self._announce(first)
                 task_status.started()
                 await self._draining.wait()
-                delay = settings.drain_delay if self._successor is None else 0.0
-                log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s")
-                await trio.sleep(delay)
+                if siblings is None:  # else the supervisor has waited
+                    delay = 0.0 if self._is_handed_over else settings.drain_delay
+                    log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s")
+                    await trio.sleep(delay)
                 self._listening = False
                 ports.close_all()
                 accepting.cancel_scope.cancel()
+            self._is_closed.set()
             if self._successor is not None:
                 await self._successor.go()
             await self._finish(exchanger, door, gate)
             handlers.cancel_scope.cancel()
         self._program.settle()  # so that this is the log's last line
-        log.info("stopped")
+        if siblings is None:
+            log.info("stopped")
+        else:
+            log.debug("worker stopped")
+
+    # What several workers count together
+
+    def _part(self, limit: int) -> int:
+        """Of a limit on this process' memory, its part."""
+        return limit if self._siblings is None else -(-limit // self._siblings.count)
+
+    def _shares(self, kind: int, most: int) -> Shares:
+        most_each = self.settings.max_visitors_per_address
+        if self._siblings is None:
+            return Shares(most, most_each)
+        return SharedShares(most, most_each, self._siblings.board, kind)
+
+    def _rate(self, kind: int) -> Rate:
+        most = self.settings.max_handshakes
+        return Rate(most) if self._siblings is None else SharedRate(most, self._siblings.board, kind)
+
+    async def _wait_turn(self, member: Member) -> None:
+        """Say that agents are taken here, and wait for the word to take visitors, or for the end."""
+        async with open_pair() as nursery:
+
+            async def wait_end() -> None:
+                await self._draining.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_end)
+            await member.channel.call("ready", {"fingerprint": self.fingerprint})
+            nursery.cancel_scope.cancel()
 
     async def _take_agents(self, gate: Gate, listener: socket.socket, handlers: trio.Nursery) -> None:
         with trio.CancelScope() as scope:
@@ -398,9 +470,9 @@ class Core:
     async def _finish(self, exchanger: Exchanger, door: Door, gate: Gate) -> None:
         """Let every accepted request finish, within the deadline."""
         exchanger.is_draining = True
-        if self._successor is None:
+        if not self._is_handed_over:
             gate.send_away("the core is shutting down")
-        keep = 0.0 if self._successor is None else KEEP_SECONDS
+        keep = KEEP_SECONDS if self._is_handed_over else 0.0
         with trio.move_on_after(self.settings.drain_timeout) as scope:
             while True:
                 waiting = door.close_idle(keep)
@@ -422,7 +494,8 @@ class Core:
         while True:
             await trio.sleep(FORGET_INTERVAL)
             for tunnel in self.registry.forget_expired():
-                log.info("name is free again", tunnel=tunnel.name)
+                if self._siblings is None:
+                    log.info("name is free again", tunnel=tunnel.name)
 
     # Pages ----------------------------------------------------------------------------------------------------
 
@@ -453,29 +526,15 @@ class Core:
             await serve_pages(listeners, pages, bound=address[0])
 
     def _announce(self, first: FirstToken | None) -> None:
-        def url(address: Address | None, path: str = "") -> str:
-            return f"http://{address_text(address)}{path}" if address else "off"
-
-        log.info(
-            "core ready",
-            public=address_text(self.public_address),
-            agents=address_text(self.agent_address),
-            metrics=url(self.metrics_address, "/metrics"),
-            status=url(self.dashboard_address),
-            fingerprint=self.fingerprint or "none (no TLS on the agents' links)",
-        )
-        self.token_file = self.data_dir / "default.token"
-        if first is not None:
-            self.token_file = first.path
-            log.info("first start: connect an agent with this command", command=self.agent_command())
-
-    def agent_command(self) -> str:
-        """The whole command that connects an agent, to be pasted; the token stays in its file."""
-        host = self.settings.base_domain
-        trust = f"-server-fingerprint {self.fingerprint}" if self.fingerprint else "-tls=false"
-        return (
-            f"python -m tunnel.agent -server {host}:{self.agent_address[1]} -token-file {self.token_file} "
-            f"{trust} -local http://localhost:3000"
+        self.token_file = first.path if first is not None else self.data_dir / "default.token"
+        announce(
+            self.settings,
+            first,
+            public=self.public_address,
+            agents=self.agent_address,
+            metrics=self.metrics_address,
+            dashboard=self.dashboard_address,
+            fingerprint=self.fingerprint,
         )
 
     def details(self) -> dict[str, dict[str, Any]]:
@@ -483,3 +542,52 @@ class Core:
 
     def readiness(self) -> dict[str, dict[str, Any]]:
         return {name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()}
+
+
+def announce(
+    settings: CoreSettings,
+    first: FirstToken | None,
+    *,
+    public: Address,
+    agents: Address,
+    metrics: Address | None,
+    dashboard: Address | None,
+    fingerprint: str,
+    **more: Any,
+) -> None:
+    """Say where all of it is; on a first start also the whole command that connects an agent, to be pasted. The token
+    stays in its file."""
+
+    def url(address: Address | None, path: str = "") -> str:
+        return f"http://{address_text(address)}{path}" if address else "off"
+
+    log.info(
+        "core ready",
+        public=address_text(public),
+        agents=address_text(agents),
+        metrics=url(metrics, "/metrics"),
+        status=url(dashboard),
+        fingerprint=fingerprint or "none (no TLS on the agents' links)",
+        **more,
+    )
+    if first is not None:
+        trust = f"-server-fingerprint {fingerprint}" if fingerprint else "-tls=false"
+        command = (
+            f"python -m tunnel.agent -server {settings.base_domain}:{agents[1]} -token-file {first.path} "
+            f"{trust} -local http://localhost:3000"
+        )
+        log.info("first start: connect an agent with this command", command=command)
+
+
+def check_settings(settings: CoreSettings) -> None:
+    """What no single setting shows. Raises ConfigError."""
+    if settings.max_head > MAX_HEAD:
+        raise ConfigError(f"-max-head: at most {MAX_HEAD} bytes, the link carries no larger head")
+    if not settings.stream_window <= settings.link_window <= MOST_WINDOW:
+        raise ConfigError("-link-window: at least -stream-window, and less than 2 GiB")
+
+
+def _handed(member: Member) -> Inherited:
+    """The listening sockets that a worker is given with its orders."""
+    numbers = iter(member.files)
+    return Inherited({name: [adopt(next(numbers)) for _ in range(count)] for name, count in member.orders["sockets"]})

@@ -9,17 +9,17 @@ from typing import Any
 import trio
 
 from tunnel.core.exchange import Exchanger
-from tunnel.core.inherited import Inherited, tcp_name
 from tunnel.core.joining import join
 from tunnel.core.limits import Place, Shares
+from tunnel.core.ports import PortSource
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.visitor import RAW, Visitor
-from tunnel.errors import OUTCOMES, ConfigError, Failure, Refused
+from tunnel.errors import OUTCOMES, Failure
 from tunnel.handler import Layer, StreamVisit, wrap
 from tunnel.link.stream import RawStream, Stream
 from tunnel.log import get_logger
-from tunnel.net import Socket, accept_each, address_text, listen
+from tunnel.net import Socket, accept_each, address_text
 from tunnel.wire import frames
 from tunnel.wire.frames import UNKNOWN, Open
 
@@ -42,82 +42,63 @@ class _Stream(StreamVisit):
 
 
 class Ports:
-    """The public ports of TCP tunnels. ports: the range to give out, range(0, 1) for any the kernel has.
-
-    A name gets its last port again if it is free. The connections are tasks of `nursery`, the server's. shares: as
-    the door's.
-    """
+    """The public ports of TCP tunnels, as `source` gives them. The connections are tasks of `nursery`, the server's.
+    shares: as the door's."""
 
     def __init__(
         self,
-        host: str,
-        ports: range,
+        source: PortSource,
         registry: Registry,
         exchanger: Exchanger,
         layers: Sequence[Layer],
         nursery: trio.Nursery,
         request_timeout: float,
-        inherited: Inherited,
         proxies: ProxyHeaders,
         shares: Shares,
     ) -> None:
-        self._host = host
-        self._ports = ports
+        self._source = source
         self._registry = registry
         self._exchanger = exchanger
         self._nursery = nursery
         self._timeout = request_timeout
         self._handle = wrap(self._stream, layers)
-        self._inherited = inherited
         self._proxies = proxies
         self._shares = shares
         self._open: dict[str, trio.CancelScope] = {}
-        self._sockets: dict[str, list[stdlib_socket.socket]] = {}  # of the open ones, by what a successor calls them
-        self._last: dict[tuple[str, str], int] = {}
+        self._opening = trio.Lock()
 
-    def open(self, tunnel: Tunnel) -> None:
+    async def open(self, tunnel: Tunnel) -> None:
         """Listen for a tunnel; sets `tunnel.port`. Raises Refused(no_port)."""
-        if tunnel.name in self._open:
-            return
-        if not self._ports:
-            raise Refused("no_port", "this core gives no ports to TCP tunnels (its operator sets -tcp-ports)")
-        name = tcp_name(tunnel.account_id, tunnel.name)
-        sockets = self._inherited.take(name) or self._listen(self._last.get((tunnel.account_id, tunnel.name), 0))
-        self._sockets[name] = sockets
-        tunnel.port = sockets[0].getsockname()[1]
-        self._last[tunnel.account_id, tunnel.name] = tunnel.port
-        scope = self._open[tunnel.name] = trio.CancelScope()
-        for socket in sockets:
-            self._nursery.start_soon(self._accept, socket, tunnel, scope)
+        async with self._opening:
+            if tunnel.name in self._open or not tunnel.links:
+                return
+            sockets = await self._source.take(tunnel.account_id, tunnel.name)
+            if not tunnel.links:  # they ended while we waited
+                for socket in sockets:
+                    socket.close()
+                self._source.give_back(tunnel.account_id, tunnel.name)
+                return
+            tunnel.port = sockets[0].getsockname()[1]
+            scope = self._open[tunnel.name] = trio.CancelScope()
+            for socket in sockets:
+                self._nursery.start_soon(self._accept, socket, tunnel, scope)
         log.info("tcp port opened", tunnel=tunnel.name, port=tunnel.port)
 
     def close(self, tunnel: Tunnel) -> None:
         """Stop listening; open connections have ended with the link."""
         scope = self._open.pop(tunnel.name, None)
-        self._sockets.pop(tcp_name(tunnel.account_id, tunnel.name), None)
         if scope is not None:
             scope.cancel()
+            self._source.give_back(tunnel.account_id, tunnel.name)
 
     def sockets(self) -> dict[str, list[stdlib_socket.socket]]:
-        """Those that listen now."""
-        return dict(self._sockets)
+        """Those that listen now, by what a successor calls them."""
+        return self._source.sockets()
 
     def close_all(self) -> None:
         for scope in self._open.values():
             scope.cancel()
         self._open.clear()
-        self._sockets.clear()
-
-    def _listen(self, last: int) -> list[stdlib_socket.socket]:
-        candidates = list(self._ports)
-        if last and (last in self._ports or self._ports == range(1)):
-            candidates.insert(0, last)
-        for port in candidates:
-            try:
-                return listen(self._host, port, "-tcp-ports")
-            except ConfigError:
-                continue
-        raise Refused("no_port", "all ports for TCP tunnels are taken")
 
     async def _accept(self, socket: stdlib_socket.socket, tunnel: Tunnel, scope: trio.CancelScope) -> None:
         async def serve(connection: Socket, address: Any) -> None:

@@ -307,16 +307,16 @@ async def accept(
 
 
 async def connect(
-    nursery: trio.Nursery, socket: Socket, host: str, on_message: OnMessage, tapped: bool = True
+    nursery: trio.Nursery, socket: Socket, host: str, on_message: OnMessage, tapped: bool = True, query: str = ""
 ) -> Transport:
-    """The agent's end. Raises trio_websocket.HandshakeError, trio.BrokenResourceError."""
+    """The agent's end. query: of the GET. Raises trio_websocket.HandshakeError, trio.BrokenResourceError."""
     tap = Tap(socket, client=True)
     async with _while_connected(tap):
         ws = await trio_websocket.wrap_client_stream(
             nursery,
             tap,  # type: ignore[arg-type]  # any trio.abc.Stream will do
             host,
-            PATH,
+            f"{PATH}?{query}" if query else PATH,
             max_message_size=MAX_MESSAGE,
             message_queue_size=16,
             receive_buffer_size=RECEIVE,

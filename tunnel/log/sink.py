@@ -142,6 +142,13 @@ class SyncHandler(logging.Handler):
         except Exception:
             self.dropped += 1
 
+    def write_lines(self, lines: bytes) -> None:
+        """Whole lines that are ready, of another process."""
+        taken = self.sink.write(lines, 0 if self._is_stalled else WAIT)
+        self._is_stalled = taken < len(lines)
+        if self._is_stalled:
+            self.dropped += self.sink.abandon(lines, taken)
+
     def handleError(self, record: logging.LogRecord) -> None:
         self.dropped += 1
 

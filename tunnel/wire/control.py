@@ -9,6 +9,8 @@ import msgspec
 from tunnel.errors import WireError
 from tunnel.wire.frames import LINK_WINDOW, MAX_TEXT, PING_BODY, PONG_BODY, STREAM_WINDOW
 
+WORKERS = "workers"  #: capability: a link to each worker of a core
+
 
 class TunnelRequest(msgspec.Struct):
     """A tunnel an agent asks for. name: subdomain or full host name, "" to be given one; protocol: "http" or "tcp"."""
@@ -21,7 +23,8 @@ class TunnelRequest(msgspec.Struct):
 class Hello(msgspec.Struct):
     """The agent's first frame. versions: protocol versions it speaks, best first.
 
-    instance: random, the same for all links of one agent process: a second link with it supersedes the first.
+    instance: random, the same for all links of one agent; link: what tells those apart that it keeps side by side. A
+    second link of the same instance and link supersedes the first.
     """
 
     versions: list[int]
@@ -32,6 +35,7 @@ class Hello(msgspec.Struct):
     instance: str = ""
     max_streams: int = 1000
     capabilities: list[str] = []
+    link: str = ""
 
     def __repr__(self) -> str:  # the token must never reach a log
         return f"Hello(agent_id={self.agent_id!r}, tunnels={self.tunnels!r})"
@@ -46,6 +50,8 @@ class TunnelGrant(msgspec.Struct):
 
 
 class Welcome(msgspec.Struct):
+    """workers, worker: how many processes the core consists of, and which of them this link is at."""
+
     version: int
     core_version: str
     connection_id: str
@@ -55,6 +61,8 @@ class Welcome(msgspec.Struct):
     capabilities: list[str] = []
     stream_window: int = STREAM_WINDOW
     link_window: int = LINK_WINDOW
+    workers: int = 1
+    worker: int = 0
 
 
 class RefusedMessage(msgspec.Struct):

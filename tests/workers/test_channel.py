@@ -1,0 +1,144 @@
+"""Messages between processes: order, answers, open files, and the end of one of the two."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tunnel.errors import TunnelError
+from tunnel.workers.channel import MAX_FILES, Channel, ChannelLost, Handler, WithFiles
+
+
+@asynccontextmanager
+async def pair(handlers: Mapping[str, Handler]) -> AsyncIterator[tuple[Channel, Channel]]:
+    ours, theirs = socket.socketpair()
+    here, there = Channel(ours, {}), Channel(theirs, handlers)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(here.run)
+        await nursery.start(there.run)
+        try:
+            yield here, there
+        finally:
+            here.close()
+            there.close()
+
+
+async def test_calls_are_answered_and_failures_told() -> None:
+    async def slow(message: Any, files: list[int]) -> Any:
+        await trio.lowlevel.checkpoint()
+        return [message, "slowly"]
+
+    def refuse(message: Any, files: list[int]) -> Any:
+        raise TunnelError("not today")
+
+    handlers: dict[str, Handler] = {"add": lambda message, files: sum(message), "slow": slow, "refuse": refuse}
+    async with pair(handlers) as (here, _):
+        assert await here.call("add", [1, 2, 3]) == 6
+        assert await here.call("slow", {"a": b"\x00\xff"}) == [{"a": b"\x00\xff"}, "slowly"]
+        with pytest.raises(ChannelLost, match="not today"):
+            await here.call("refuse")
+        assert await here.call("add", [1]) == 1  # it goes on
+
+
+async def test_what_is_told_keeps_its_order_before_a_call() -> None:
+    heard: list[int] = []
+    async with pair({"note": lambda message, files: heard.append(message), "sync": lambda m, f: None}) as (here, _):
+        for at in range(1000):
+            here.tell("note", at)
+        await here.call("sync")
+        assert heard == list(range(1000))
+
+
+async def test_large_messages_pass_while_others_wait_their_turn() -> None:
+    body = os.urandom(5_000_000)
+    async with pair({"size": lambda message, files: len(message)}) as (here, there):
+        there.handlers["echo"] = lambda message, files: message
+        here.handlers["size"] = there.handlers["size"]
+        answers: list[Any] = []
+        async with trio.open_nursery() as nursery:
+
+            async def ask(channel: Channel, name: str, message: bytes) -> None:
+                answers.append(await channel.call(name, message))
+
+            nursery.start_soon(ask, here, "echo", body)
+            nursery.start_soon(ask, there, "size", body)
+            nursery.start_soon(ask, here, "size", b"xyz")
+        assert len(answers) == 3 and body in answers and len(body) in answers and 3 in answers
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_open_files_travel_with_their_message() -> None:
+    got: list[tuple[int, bytes]] = []
+
+    def take(message: Any, files: list[int]) -> int:
+        for number in files:
+            with os.fdopen(number, "rb") as file:
+                got.append((message, file.read()))
+        return len(files)
+
+    def make(count: int) -> list[int]:
+        numbers = []
+        for at in range(count):
+            near, far = os.pipe()
+            os.write(far, b"%d" % at)
+            os.close(far)
+            numbers.append(near)
+        return numbers
+
+    before = open_files()
+    async with pair({"take": take, "give": lambda message, files: WithFiles("here", make(2))}) as (here, _):
+        for at in range(20):
+            here.tell("take", at, make(1))
+            here.tell("take", -1)
+        assert await here.call("take", 20, make(3)) == 3
+        assert await here.call("take", 21, make(MAX_FILES)) == MAX_FILES
+        assert got[:20] == [(at, b"0") for at in range(20)]
+        assert got[20:23] == [(20, b"0"), (20, b"1"), (20, b"2")]
+        body, files = await here.call_for_files("give")
+        assert body == "here" and len(files) == 2
+        for number in files:
+            os.close(number)
+        assert await here.call("give") == "here"  # who does not want them does not keep them
+    assert open_files() == before
+
+
+async def test_the_other_ends_end_is_told_to_who_waits() -> None:
+    async def hang(message: Any, files: list[int]) -> None:
+        await trio.sleep_forever()
+
+    async with pair({"hang": hang}) as (here, there):
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(ChannelLost, match="gone"):
+                    await here.call("hang")
+
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            there.close()
+        with pytest.raises(ChannelLost):
+            await here.call("hang")
+        near, far = os.pipe()
+        here.tell("hang", None, [near])  # closed, not kept
+        os.close(far)
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(near)
+
+
+async def test_an_end_within_a_message_is_an_end() -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, {})
+    with theirs:
+        theirs.send(b"\x00\x00\x00\x10\x00")
+    with trio.fail_after(5):
+        await channel.run()
+    assert channel.is_lost

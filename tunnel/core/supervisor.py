@@ -1,0 +1,456 @@
+"""A core of several workers: the process that holds the ports, starts the workers, and is one core to everybody else.
+
+It takes no visitor and no agent itself. What is its own:
+
+- *once for all*: the store's first start and migration, the certificate that is made, the invitation, the ports (those
+  of TCP tunnels too), the pages, the log, the announcement;
+- *the whole*: which names and agents there are (tunnel/core/roster.py), so that limits and names hold over all workers,
+  and which worker a connection is to go to;
+- *life*: a worker that ends is replaced; SIGTERM, SIGHUP and SIGUSR2 mean for all workers what they mean for one core.
+
+Visitors wait in the listening sockets, which stay open whatever becomes of a worker: none of them is reset.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, sections
+from tunnel.core.admin import choose_token, guard
+from tunnel.core.board import Board, Rows, make_board
+from tunnel.core.certificates import Certificates, for_agents, for_visitors
+from tunnel.core.first import FirstToken, ensure_default, leave_invitation
+from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, inherit
+from tunnel.core.ports import OwnPorts, SharedPorts
+from tunnel.core.roster import Roster
+from tunnel.core.server import FORGET_INTERVAL, Address, announce, check_settings
+from tunnel.core.status import Said, status_page, united
+from tunnel.core.store import Store
+from tunnel.core.upgrade import MOVE_SECONDS, Predecessor, Successor, UpgradeError
+from tunnel.errors import ConfigError, Refused
+from tunnel.handler import CoreStatistics, LinkStatistics, Offered, Page, PageAnswer, PageRequest, QuotaStatistics
+from tunnel.http.pages import serve_pages
+from tunnel.link.tasks import open_pair
+from tunnel.log import get_logger
+from tunnel.plugins import Program
+from tunnel.workers.channel import ChannelLost, Handler, WithFiles
+from tunnel.workers.crew import END_SECONDS, Crew, Worker
+
+log = get_logger("tunnel.core")
+
+WAIT_SECONDS = 10.0  #: that a connection waits for a worker which is being replaced: as long as an agent does
+NAMES_POLL = 0.02
+
+
+class Supervisor:
+    """A core with these settings, as `Core` is one. Raises ConfigError for settings that can't work."""
+
+    def __init__(self, settings: CoreSettings) -> None:
+        check_settings(settings)
+        if not sys.platform.startswith("linux"):
+            raise ConfigError("-workers: several processes on one port need Linux")
+        self.settings = settings
+        self.data_dir: Path = data_dir(settings)
+        self.is_orphan = False
+        self.fingerprint = ""
+        self.metrics_address: Address | None = None
+        self.dashboard_address: Address | None = None
+        self._inherited = inherit(os.environ)
+        self._sockets: dict[str, list[socket.socket]] = {}  # by the names of tunnel.core.inherited
+        self._roster = Roster(settings.name_hold)
+        self._draining = trio.Event()
+        self._is_handed_over = False
+        self._is_up = False
+        self._successor: Successor | None = None
+        self._pages: list[trio.CancelScope] = []
+        self._said: list[tuple[Worker, Said]] = []
+        self._nursery: trio.Nursery | None = None
+        public_host = parse_address(settings.public_addr)[0]
+        self._key = secrets.token_bytes(16)
+        self._board_file = make_board(settings.workers)
+        self._board = Board(self._board_file, settings.workers, -1, self._key)
+        self._rows = Rows(self._board)
+        self._ports = SharedPorts(OwnPorts(public_host, parse_ports(settings.tcp_ports), self._inherited))
+        self._crew = Crew(
+            settings.workers,
+            log_level=settings.log_level,
+            log_json=settings.log_json,
+            orders=self._orders,
+            handlers=self._handlers,
+            on_end=self._lose,
+        )
+        self._program = Program("core", sections(settings), self.statistics, list)
+        self._program.workers = _Workers(self, self._crew)
+
+    # What others may ask --------------------------------------------------------------------------------------
+
+    async def say(self) -> Said:
+        """All workers as one."""
+        await self.refresh()
+        checks = {name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._checks().items()}
+        tunnels = united(tunnel for _, said in self._said for tunnel in said.tunnels)
+        return Said(self.statistics(), checks, tunnels, self._program.details())
+
+    async def refresh(self) -> None:
+        """Ask the workers anew; `statistics`, the checks and the details are of this moment then."""
+        self._said = [
+            (worker, msgspec.msgpack.decode(offers["core"], type=Said))
+            for worker, offers in await self._crew.ask("offers", ["core"])
+            if "core" in offers
+        ]
+        self._program.checks.clear()
+        self._program.checks.update(self._checks())
+
+    def statistics(self) -> CoreStatistics:
+        """Of all workers, as of the last `refresh`."""
+        links: list[LinkStatistics] = []
+        total = CoreStatistics(self.settings.max_connections, 0, 0, links, [], {}, held_bytes_limit=0)
+        for _, said in self._said:
+            one = said.statistics
+            links += one.links
+            total.bytes_in += one.bytes_in
+            total.bytes_out += one.bytes_out
+            total.logs_dropped += one.logs_dropped
+            total.protocol_errors += one.protocol_errors
+            total.held_bytes += one.held_bytes
+            total.held_bytes_limit += one.held_bytes_limit
+            for mine, its in ((total.quota_exceeded, one.quota_exceeded), (total.limit_refusals, one.limit_refusals)):
+                for name, count in its.items():
+                    mine[name] = mine.get(name, 0) + count
+            total.certificate_expiry.update(one.certificate_expiry)
+        total.quotas = add_quotas([said.statistics.quotas for _, said in self._said], self._roster.by_account)
+        return total
+
+    def _checks(self) -> dict[str, Any]:
+        """Ready means: one of the workers is. What is not well with another shows in the reasons."""
+        checks: dict[str, Any] = {"draining": self._check_draining, "workers": self._check_workers}
+        for name in dict.fromkeys(name for _, said in self._said for name in said.checks):
+            if name != "draining":
+                checks[name] = partial(self._check, name)
+        return checks
+
+    def _check(self, name: str) -> tuple[bool, str]:
+        answers = [(worker.number, said.checks[name]) for worker, said in self._said if name in said.checks]
+        good = [check["reason"] for _, check in answers if check["ok"]]
+        bad = [f"worker {number}: {check['reason']}" for number, check in answers if not check["ok"]]
+        return bool(good), "; ".join([*good[:1], *bad])
+
+    def _check_workers(self) -> tuple[bool, str]:
+        ready = len(self._crew.ready)
+        is_one = any(all(check["ok"] for check in said.checks.values()) for _, said in self._said)
+        return is_one, f"{ready} of {self._crew.count} workers serve"
+
+    def _check_draining(self) -> tuple[bool, str]:
+        return (False, "shutting down") if self._draining.is_set() else (True, "serving")
+
+    # Life -----------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Begin to shut down, as `Core.drain`."""
+        if self._successor is not None and not self._draining.is_set():
+            self._successor.end()
+            self._successor = None
+        self._draining.set()
+
+    async def reload(self) -> None:
+        """Every worker reads its certificates again."""
+        for _, fingerprint in await self._crew.ask("reload"):
+            self.fingerprint = fingerprint
+
+    async def upgrade(self) -> int:
+        """As `Core.upgrade`: a new supervisor with workers of its own takes over. Raises UpgradeError."""
+        if self._successor is not None or self._draining.is_set() or not self._is_up:
+            raise UpgradeError("this core is starting, shutting down, or has a successor already")
+        successor = self._successor = Successor({**self._sockets, **self._ports.sockets()})
+        log.info("upgrade: successor started", pid=successor.pid)
+        try:
+            await successor.wait_ready()
+        except BaseException:
+            self._successor = None
+            raise
+        for scope in self._pages:
+            scope.cancel()
+        names = self._roster.names()
+        await self._crew.ask("stop taking agents")  # all of them before the first agent dials again
+        await self._crew.ask("send agents away")
+        self.is_orphan = not await successor.wait_moved(names)
+        if self.is_orphan:
+            log.error("upgrade broke off, this core ends too", error="the successor ended after it had taken the ports")
+        self._is_handed_over = True
+        self._draining.set()
+        return successor.pid
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained. Raises ConfigError as `Core.run`, and when a worker can't start."""
+        async with open_pair() as background:
+            self._nursery = background
+            async with self._program.supervised(self.settings.layers, background):
+                first = await self._prepare()
+                await background.start(self._crew.run)
+                background.start_soon(self._forget_names)
+                self._start_pages(background)
+                if self._inherited.channel is not None:
+                    await self._follow(Predecessor(self._inherited.channel))
+                self._crew.open()
+                self._is_up = True
+                self._announce(first)
+                task_status.started()
+                await self._draining.wait()
+                await self._finish()
+            background.cancel_scope.cancel()
+        log.info("stopped")
+
+    async def _prepare(self) -> FirstToken | None:
+        """What is done once: store, first start, certificates, ports."""
+        settings = self.settings
+        try:
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
+        store = Store(settings.database.url, self.data_dir)
+        await store.open()
+        try:
+            first = await ensure_default(store, self.data_dir)
+        finally:
+            await store.close()
+        agent_tls: Certificates | None = for_agents(settings, self.data_dir)
+        for_visitors(settings)
+        self.fingerprint = agent_tls.fingerprint if agent_tls is not None else ""
+        if settings.invite_dir:
+            leave_invitation(Path(settings.invite_dir), self.data_dir / "default.token", self.fingerprint)
+        take = self._inherited.listen
+        self._sockets[PUBLIC] = take(PUBLIC, parse_address(settings.public_addr), "-public-addr")
+        self._sockets[AGENTS] = take(AGENTS, parse_address(settings.agent_addr), "-agent-addr")
+        return first
+
+    async def _follow(self, predecessor: Predecessor) -> None:
+        names = set(await predecessor.ready())
+        with trio.move_on_after(MOVE_SECONDS) as scope:
+            while True:
+                missing = names - self._roster.names().keys()
+                if not missing:
+                    break
+                await trio.sleep(NAMES_POLL)
+        if scope.cancelled_caught:
+            log.warning("upgrade: not all agents came", missing=len(missing), names=sorted(missing)[:10])
+        await predecessor.moved()
+
+    async def _finish(self) -> None:
+        """All workers stop accepting, then finish what they have."""
+        settings = self.settings
+        delay = 0.0 if self._is_handed_over else settings.drain_delay
+        log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s")
+        await trio.sleep(delay)
+        self._crew.end()
+        await self._crew.ask("close", self._is_handed_over)
+        self._ports.close_all()
+        for name in (PUBLIC, AGENTS):
+            for sock in self._sockets[name]:
+                sock.close()
+        if self._successor is not None:
+            await self._successor.go()
+        with trio.move_on_after(settings.drain_timeout + END_SECONDS) as scope:
+            while self._crew.living:
+                await self._crew.wait_change()
+        if scope.cancelled_caught:
+            log.error("workers killed", error="they have not ended in time")
+            self._crew.kill()
+
+    async def _forget_names(self) -> None:
+        while True:
+            await trio.sleep(FORGET_INTERVAL)
+            for name in self._roster.forget_expired():
+                log.info("name is free again", tunnel=name)
+
+    # Workers --------------------------------------------------------------------------------------------------
+
+    def _orders(self, worker: Worker) -> tuple[Any, Sequence[int]]:
+        sockets = [(name, self._sockets[name]) for name in (PUBLIC, AGENTS)]
+        orders = {
+            "settings": msgspec.to_builtins(self.settings),
+            "count": self._crew.count,
+            "sockets": [[name, len(socks)] for name, socks in sockets],
+            "key": self._key,
+            "names": [[other, self._roster.names_of(other)] for other in self._crew.living],
+        }
+        files = [sock.fileno() for _, socks in sockets for sock in socks]
+        return orders, [os.dup(number) for number in (*files, self._board_file)]
+
+    def _lose(self, worker: Worker) -> None:
+        self._roster.lose(worker.number)
+        self._ports.drop(worker.key)
+        self._rows.drop(worker.key)
+        self._board.clear_counts(worker.number)
+        self._crew.tell("names", {"worker": worker.number, "gone": True})
+
+    def _handlers(self, worker: Worker) -> Mapping[str, Handler]:
+        """What this worker may ask for."""
+        crew, roster, ports, rows = self._crew, self._roster, self._ports, self._rows
+
+        def names(message: Any, files: list[int]) -> None:
+            roster.learn(worker.number, [tuple(name) for name in message.get("up", ())], message.get("down", ()))
+            crew.tell("names", {"worker": worker.number, **message}, but=worker)
+
+        async def sync(message: Any, files: list[int]) -> None:
+            await crew.ask("sync")  # answered in its order: what was told before is known then
+
+        def admit(message: Any, files: list[int]) -> Any:
+            return roster.admit(worker.number, *message)
+
+        def drop(message: Any, files: list[int]) -> None:
+            roster.drop(message)
+
+        def port(message: Any, files: list[int]) -> Any:
+            try:
+                sockets = ports.take(worker.key, *message)
+            except Refused as exc:
+                return str(exc)
+            return WithFiles("", [os.dup(sock.fileno()) for sock in sockets])
+
+        def port_back(message: Any, files: list[int]) -> None:
+            ports.give_back(worker.key, *message)
+
+        def visitor(message: Any, files: list[int]) -> None:
+            number, *rest = message
+            target = crew.living.get(number, worker)  # it has been told by now that the other one is gone
+            target.channel.tell("visitor", rest, files)
+
+        async def agent(message: Any, files: list[int]) -> None:
+            number, address = message
+            with trio.move_on_after(WAIT_SECONDS):
+                target = await crew.wait_ready(number)
+                target.channel.tell("agent", address, files)
+                return
+            for number in files:
+                os.close(number)
+
+        def row(message: Any, files: list[int]) -> int:
+            return rows.take(worker.key, message)
+
+        def row_back(message: Any, files: list[int]) -> None:
+            rows.give_back(worker.key, message)
+
+        return {
+            "names": names, "sync": sync, "admit": admit, "drop": drop, "port": port, "port back": port_back,
+            "row": row, "row back": row_back, "visitor": visitor, "agent": agent,
+        }  # fmt: skip
+
+    # Pages ----------------------------------------------------------------------------------------------------
+
+    def _start_pages(self, nursery: trio.Nursery) -> None:
+        settings = self.settings
+        pages = _Pages(self._program.pages, self._crew)
+        if settings.metrics_addr:
+            address = self.metrics_address = self._listen(METRICS, settings.metrics_addr, "-metrics-addr")
+            nursery.start_soon(self._serve_pages, METRICS, pages, address)
+        if settings.dashboard_addr:
+            address = self.dashboard_address = self._listen(DASHBOARD, settings.dashboard_addr, "-dashboard-addr")
+            token, made = choose_token(settings.dashboard_token, address[0], self.data_dir)
+            if made is not None:
+                log.info("the status page needs a token, others can reach it", file=str(made))
+            own = {path: page for path, page in self._program.pages.items() if not path.startswith("/metrics")}
+            page = status_page(self)
+            nursery.start_soon(self._serve_pages, DASHBOARD, guard({**own, "/": page, "/status": page}, token), address)
+
+    def _listen(self, name: str, where: str, what: str) -> Address:
+        sockets = self._sockets[name] = self._inherited.listen(name, parse_address(where), what)
+        address: Address = sockets[0].getsockname()[:2]
+        return address
+
+    async def _serve_pages(self, name: str, pages: Mapping[str, Page], address: Address) -> None:
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in self._sockets[name]]
+        with trio.CancelScope() as scope:
+            self._pages.append(scope)
+            await serve_pages(listeners, pages, bound=address[0])
+
+    def _announce(self, first: FirstToken | None) -> None:
+        public, agents = (self._sockets[name][0].getsockname()[:2] for name in (PUBLIC, AGENTS))
+        announce(
+            self.settings,
+            first,
+            public=public,
+            agents=agents,
+            metrics=self.metrics_address,
+            dashboard=self.dashboard_address,
+            fingerprint=self.fingerprint,
+            workers=self._crew.count,
+        )
+
+
+class _Workers:
+    """`tunnel.handler.Workers` for the supervisor's plug-ins."""
+
+    def __init__(self, supervisor: Supervisor, crew: Crew) -> None:
+        self._supervisor = supervisor
+        self._crew = crew
+
+    @property
+    def count(self) -> int:
+        return self._crew.count
+
+    @property
+    def restarts(self) -> int:
+        return self._crew.restarts
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return [worker.key for worker in self._crew.ready]
+
+    async def ask(self, name: str) -> list[Offered]:
+        found = [
+            Offered(worker.number, worker.key, offers[name])
+            for worker, offers in await self._crew.ask("offers", [name])
+            if name in offers
+        ]
+        return [*found, *self._crew.last_words(name)]
+
+    async def refresh(self) -> None:
+        await self._supervisor.refresh()
+
+
+class _Pages(dict[str, Page]):
+    """The supervisor's own pages, and behind them those that only workers have: `?worker=1` says which is to answer,
+    else it is the first."""
+
+    def __init__(self, own: Mapping[str, Page], crew: Crew) -> None:
+        super().__init__(own)
+        self._crew = crew
+
+    def get(self, path: str, default: Any = None) -> Any:
+        page = super().get(path)
+        return self._ask if page is None and path.startswith("/") else page
+
+    async def _ask(self, request: PageRequest) -> PageAnswer:
+        ready = self._crew.ready
+        wanted = [part[7:] for part in request.query.split("&") if part.startswith("worker=")]
+        chosen = [one for one in ready if not wanted or str(one.number) == wanted[0]]
+        try:
+            answer = await chosen[0].channel.call("page", [request.path, request.query, request.headers])
+        except (IndexError, ChannelLost):
+            return PageAnswer(503, b"no such worker is there now\n")
+        return PageAnswer(*answer) if answer else PageAnswer(404, b"there is no such page\n")
+
+
+def add_quotas(quotas: Sequence[Sequence[QuotaStatistics]], agents: Mapping[str, int]) -> list[QuotaStatistics]:
+    """Those of several workers as one: what is stored once, and what each has not stored yet."""
+    rows: dict[tuple[str, str], QuotaStatistics] = {}
+    for one in (one for worker in quotas for one in worker):
+        key = one.account_id, one.type
+        row = rows.setdefault(key, QuotaStatistics(one.account_id, one.type, -math.inf, one.limit))
+        row.usage = max(row.usage, one.usage - one.pending)
+        row.pending += one.pending
+        row.limit = min(row.limit, one.limit)
+    for row in rows.values():
+        row.usage = agents.get(row.account_id, 0) if row.type == "connection" else row.usage + row.pending
+    return list(rows.values())

@@ -1,0 +1,251 @@
+"""What the processes of one program say to each other: messages over a Unix socket, with open files if need be.
+
+A message is a *call*, which is answered, or is only told. What is told is handled in the order in which it was sent,
+before anything that was sent later; a call whose handler waits is a task of its own. Frame: length of the body, serial
+(0: told), what it is, number of files, body (msgpack). Files travel beside the bytes (SCM_RIGHTS, unix(7)) and are
+ours from the moment they are sent: they are closed here once the kernel has them.
+
+Both ends are ours and start together from one release, so nothing here is versioned.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from inspect import isawaitable
+from typing import Any, NamedTuple
+
+import msgspec
+import trio
+
+from tunnel.errors import TunnelError
+from tunnel.log import get_logger
+
+log = get_logger("tunnel.workers")
+
+MAX_FILES = 250  #: with one message; the kernel's own limit is SCM_MAX_FD, 253
+RECEIVE = 256 * 1024
+_HEADER = struct.Struct("!IIBB")
+_CALL, _ANSWER, _FAILURE = 0, 1, 2
+_FILE = array.array("i").itemsize
+_SPACE = socket.CMSG_SPACE((MAX_FILES + 3) * _FILE)
+
+#: is given the message and the files that came with it, which are its own; what it returns is the answer
+Handler = Callable[[Any, list[int]], Any]
+
+
+class WithFiles(NamedTuple):
+    """An answer that open files go with."""
+
+    body: Any
+    files: Sequence[int]
+
+
+class ChannelLost(TunnelError):
+    """The other process is gone, or it could not do what was asked: the text says which."""
+
+
+class Channel:
+    """One end. handlers: by name of the message. `run` serves it; `tell` and `call` may be used before that."""
+
+    def __init__(self, sock: socket.socket, handlers: Mapping[str, Handler]) -> None:
+        sock.setblocking(False)
+        self.handlers = dict(handlers)
+        self.is_lost = False
+        self._sock = sock
+        self._queue: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._queued = trio.Event()
+        self._serial = 0
+        self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
+        self._buffer = bytearray()
+        self._files: deque[int] = deque()
+
+    # Saying ---------------------------------------------------------------------------------------------------
+
+    def tell(self, name: str, message: Any = None, files: Sequence[int] = ()) -> None:
+        """Say it, now or as soon as the other end takes it. Nothing is said to an end that is gone."""
+        self._send(0, _CALL, [name, message], files)
+
+    async def call(self, name: str, message: Any = None, files: Sequence[int] = ()) -> Any:
+        """The other's answer. Raises ChannelLost."""
+        body, came = await self.call_for_files(name, message, files)
+        _close(came)
+        return body
+
+    async def call_for_files(self, name: str, message: Any = None, files: Sequence[int] = ()) -> WithFiles:
+        """The other's answer, with the files that it sends. Raises ChannelLost."""
+        self._serial += 1
+        serial = self._serial
+        answered = trio.Event()
+        answer: list[Any] = []
+        self._waiting[serial] = (answered, answer)
+        try:
+            self._send(serial, _CALL, [name, message], files)
+            if self.is_lost:
+                raise ChannelLost("the other process is gone")
+            await answered.wait()
+        finally:
+            self._waiting.pop(serial, None)
+        if not answer:
+            raise ChannelLost("the other process is gone")
+        what, body, came = answer
+        if what == _FAILURE:
+            raise ChannelLost(str(body))
+        return WithFiles(body, came)
+
+    def _send(self, serial: int, what: int, body: Any, files: Sequence[int]) -> None:
+        assert len(files) <= MAX_FILES
+        if self.is_lost:
+            _close(files)
+            return
+        data = msgspec.msgpack.encode(body)
+        self._queue.append((memoryview(_HEADER.pack(len(data), serial, what, len(files)) + data), files))
+        if len(self._queue) == 1:
+            self._flush()
+        if self._queue:
+            self._queued.set()
+
+    def _flush(self) -> None:
+        """Send what the kernel takes now. Files go with the first byte of their message."""
+        while self._queue:
+            data, files = self._queue[0]
+            try:
+                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
+                sent = self._sock.sendmsg([data], ancillary)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._lose()
+                return
+            _close(files)
+            if sent < len(data):
+                self._queue[0] = (data[sent:], ())
+            else:
+                self._queue.popleft()
+
+    async def _write(self) -> None:
+        while not self.is_lost:
+            await self._queued.wait()
+            self._queued = trio.Event()
+            while self._queue:
+                try:
+                    await trio.lowlevel.wait_writable(self._sock)
+                except trio.ClosedResourceError:
+                    return
+                self._flush()
+
+    # Hearing --------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until the other end is gone. Calls that are under way then are cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                task_status.started()
+                while await self._receive():
+                    for serial, what, body, files in self._messages():
+                        if what == _CALL:
+                            self._handle(nursery, serial, body, files)
+                        elif serial in self._waiting:
+                            answered, answer = self._waiting[serial]
+                            answer += (what, body, files)
+                            answered.set()
+                        else:
+                            _close(files)  # nobody waits for it any more
+                nursery.cancel_scope.cancel()
+        finally:
+            self._lose()
+
+    async def _receive(self) -> bool:
+        """Whether more has come; False at the end."""
+        while not self.is_lost:
+            try:
+                data, ancillary, _, _ = self._sock.recvmsg(RECEIVE, _SPACE, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_readable(self._sock)
+                except trio.ClosedResourceError:
+                    return False
+                continue
+            except OSError:
+                return False
+            for level, kind, value in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    self._files.extend(array.array("i", value[: len(value) - len(value) % _FILE]))
+            self._buffer += data
+            return bool(data)
+        return False
+
+    def _messages(self) -> list[tuple[int, int, Any, list[int]]]:
+        found = []
+        at, size = 0, len(self._buffer)
+        while size - at >= _HEADER.size:
+            length, serial, what, count = _HEADER.unpack_from(self._buffer, at)
+            end = at + _HEADER.size + length
+            if end > size:
+                break
+            body = msgspec.msgpack.decode(memoryview(self._buffer)[at + _HEADER.size : end].tobytes())
+            found.append((serial, what, body, [self._files.popleft() for _ in range(count)]))
+            at = end
+        del self._buffer[:at]
+        return found
+
+    def _handle(self, nursery: trio.Nursery, serial: int, body: Any, files: list[int]) -> None:
+        name, message = body
+        try:
+            result = self.handlers[name](message, files)
+        except Exception as exc:
+            self._fail(serial, name, exc)
+            return
+        if isawaitable(result):
+            nursery.start_soon(self._finish, serial, name, result)
+        else:
+            self._answer(serial, result)
+
+    async def _finish(self, serial: int, name: str, result: Any) -> None:
+        try:
+            answer = await result
+        except Exception as exc:
+            self._fail(serial, name, exc)
+        else:
+            self._answer(serial, answer)
+
+    def _answer(self, serial: int, result: Any) -> None:
+        body, files = result if isinstance(result, WithFiles) else (result, ())
+        if serial:
+            self._send(serial, _ANSWER, body, files)
+        else:
+            _close(files)
+
+    def _fail(self, serial: int, name: str, exc: Exception) -> None:
+        if not isinstance(exc, TunnelError):
+            log.error("a message between processes broke", message=name, error=exc)
+        if serial:
+            self._send(serial, _FAILURE, str(exc) or type(exc).__name__, ())
+
+    def _lose(self) -> None:
+        """Nothing can be said or heard any more: whoever waits for an answer is told so."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()
+        for _, files in self._queue:
+            _close(files)
+        _close(self._files)
+        self._queue.clear()
+        self._files.clear()
+        for answered, _ in self._waiting.values():
+            answered.set()
+
+    def close(self) -> None:
+        self._lose()
+
+
+def _close(files: Sequence[int] | deque[int]) -> None:
+    for number in files:
+        os.close(number)

@@ -285,6 +285,25 @@ async def test_the_same_over_tls() -> None:
     client.close()
 
 
+@pytest.mark.parametrize("said", [b"", b"x", b"\x16\x03\x01"], ids=["nothing", "a byte", "TLS"])
+@pytest.mark.parametrize("server_side", [True, False])
+async def test_tls_over_a_connection_that_was_reset(
+    pair: tuple[Socket, Socket], said: bytes, server_side: bool
+) -> None:
+    """ssl looks for the peer before any handshake; whoever it is must not be able to break more than the connection."""
+    near, far = pair
+    far.send_nowait(said)
+    far.abort()
+    while near.peer() != GONE:
+        await trio.lowlevel.checkpoint()
+    context = ssl.create_default_context() if not server_side else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secured = near
+    with pytest.raises(trio.BrokenResourceError):
+        secured = net.with_tls(near, context, server_side=server_side, server_name="localhost")
+        await secured.handshake()
+    secured.close()
+
+
 def test_addresses_as_text() -> None:
     assert net.address_text(("127.0.0.1", 80)) == "127.0.0.1:80"
     assert net.address_text(("::ffff:192.0.2.7", 80, 0, 0)) == "192.0.2.7:80"

@@ -419,15 +419,23 @@ def socket_of(number: int) -> Socket:
 
 
 def with_tls(stream: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> Socket:
-    """The same connection under TLS; `handshake()` comes next."""
-    return Socket(
-        context.wrap_socket(
+    """The same connection under TLS; `handshake()` comes next.
+
+    Raises trio.BrokenResourceError when the other end has reset it already; the connection is closed then. ssl would
+    look for the peer itself, and forget to close what it has made of the socket when there is none.
+    """
+    try:
+        stream.sock.getpeername()
+        wrapped = context.wrap_socket(
             stream.sock,
             server_side=server_side,
             do_handshake_on_connect=False,
             server_hostname=None if server_side else server_name,
         )
-    )
+    except OSError as exc:
+        stream.close()
+        raise trio.BrokenResourceError(str(exc)) from exc
+    return Socket(wrapped)
 
 
 def address_text(address: Any) -> str:

@@ -314,3 +314,27 @@ async def test_another_path_is_refused() -> None:
     assert answer.startswith(b"HTTP/1.1 404 ")
     (problem,) = problems
     assert isinstance(problem, WireError)
+
+
+@pytest.mark.parametrize("path", ["/link", "/"])
+async def test_who_leaves_within_the_handshake(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the request and our answer to it: that is a broken connection like any other."""
+    near, far = socket_pair()
+    for name in ("accept", "reject"):
+        plain = getattr(trio_websocket.WebSocketRequest, name)
+
+        async def late(*args: object, plain: object = plain, **more: object) -> object:
+            far.abort()
+            await trio.testing.wait_all_tasks_blocked()
+            return await plain(*args, **more)  # type: ignore[operator]
+
+        monkeypatch.setattr(trio_websocket.WebSocketRequest, name, late)
+    async with trio.open_nursery() as nursery:
+        await far.send(
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        with pytest.raises(trio.BrokenResourceError, match="during the WebSocket handshake"):
+            await transport.accept(nursery, near, lambda message: None)
+        nursery.cancel_scope.cancel()
+    near.close()

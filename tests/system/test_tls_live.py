@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,27 @@ def served(connection: ssl.SSLSocket) -> bool:
 
 def serial(connection: ssl.SSLSocket) -> object:
     return (connection.getpeercert() or {})["serialNumber"]
+
+
+@pytest.mark.parametrize("said", [b"", b"x", b"\x16\x03\x01"], ids=["nothing", "a byte", "the beginning of TLS"])
+def test_who_resets_at_once_breaks_nothing(tmp_path: Path, start_core: Callable[..., RunningCore], said: bytes) -> None:
+    """Connections that are gone before the core looks at them, on each of its TLS ports."""
+    authority = trustme.CA()
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    write(authority, cert, key, "app.localhost")
+    core = start_core("-public-tls", f"-public-cert={cert}", f"-public-key={key}")
+    for where in (core.public, core.agents, core.metrics):
+        core.stop()  # so that it sees them only when they are gone
+        for _ in range(5):
+            with socket.create_connection(where, 10) as hasty:
+                hasty.sendall(said)
+                hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        core.cont()
+    with visitor(authority, core.public, "app.localhost") as late:
+        late.sendall(b"GET / HTTP/1.1\r\nHost: app.localhost\r\nConnection: close\r\n\r\n")
+        assert late.recv(65536).startswith(b"HTTP/1.1 404 ")
+    assert sample(core.metrics, "tunnel_connections_active") == 0
+    assert not [one for one in core.records if one["level"] == "ERROR"]
 
 
 def test_certificates_are_read_again(

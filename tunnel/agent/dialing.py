@@ -46,8 +46,9 @@ async def dial_core(host: str, port: int) -> Socket:
 
 async def secure(socket: Socket, context: ssl.SSLContext, host: str, settings: AgentSettings) -> Socket:
     """TLS on the link, and the pin. Raises TunnelError."""
-    secured = with_tls(socket, context, server_side=False, server_name=host)
+    secured = socket
     try:
+        secured = with_tls(socket, context, server_side=False, server_name=host)
         await secured.handshake()
     except ssl.SSLCertVerificationError as exc:
         secured.close()

@@ -99,6 +99,9 @@ class Door:
         except TooMany as exc:
             place.leave()
             await self._turn_away(socket, exc.limit)
+        except Exception as exc:  # a bug costs this one connection
+            log.error("connection broke", error=exc)
+            socket.close()
         finally:
             place.leave()
 
@@ -168,8 +171,6 @@ class Door:
             await self._requests(visitor)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
-        except Exception as exc:  # a bug costs this one connection
-            log.error("connection broke", error=exc)
         finally:
             self._exchanger.forwarding.leave(visitor)
             self._sweeper.discard(visitor)

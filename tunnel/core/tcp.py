@@ -127,6 +127,9 @@ class Ports:
         except (ProxyHeaderError, trio.BrokenResourceError, trio.TooSlowError) as exc:
             log.warning("connection from a proxy refused", remote=address_text(address), reason=str(exc))
             socket.abort()
+        except Exception as exc:  # a bug costs this one connection
+            socket.abort()
+            log.error("tcp connection broke", tunnel=tunnel.name, error=exc)
         finally:
             place.leave()
             socket.close()
@@ -150,9 +153,6 @@ class Ports:
             self._note(tunnel, exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             socket.abort()
-        except Exception as exc:  # a bug costs this one connection
-            socket.abort()
-            log.error("tcp connection broke", tunnel=tunnel.name, error=exc)
         finally:
             self._exchanger.finished()
 

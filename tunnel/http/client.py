@@ -57,8 +57,8 @@ class Service:
                 raise Failure("local_refused", f"can't connect to {self.address}: {reason_of(exc)}") from exc
             if self._tls is None:
                 return socket
-            socket = with_tls(socket, self._tls, server_side=False, server_name=self.host)
             try:
+                socket = with_tls(socket, self._tls, server_side=False, server_name=self.host)
                 await socket.handshake()
             except (ssl.SSLError, trio.BrokenResourceError) as exc:
                 socket.close()

@@ -39,6 +39,7 @@ PINGS = (0x89, 0x8A)  #: ping and pong, which may stand anywhere
 FIN = 0x80
 MASKED = 0x80
 RECEIVE = 256 * 1024
+CLOSED_EARLY = "the connection was closed during the WebSocket handshake"
 
 OnMessage = Callable[[bytes], None]
 
@@ -271,7 +272,7 @@ async def _while_connected(tap: Tap) -> AsyncIterator[None]:
         if tap.breach:
             raise WireError(tap.breach, "attaching_bytes")
         await trio.sleep(LAST_WORD)
-        raise trio.BrokenResourceError("the connection was closed during the WebSocket handshake")
+        raise trio.BrokenResourceError(CLOSED_EARLY)
 
     async with open_pair() as nursery:
         nursery.start_soon(watch)
@@ -297,12 +298,17 @@ async def accept(
         request = await trio_websocket.wrap_server_stream(
             nursery, tap, max_message_size=MAX_MESSAGE, message_queue_size=16, receive_buffer_size=RECEIVE
         )
-    if request.path.partition("?")[0] != PATH:
-        await request.reject(404, body=b"This is a tunnel core's address for agents; visitors use the public one.\n")
-        raise WireError(f"the WebSocket handshake asks for another path than {PATH}")
-    if tapped:
-        tap.on_message = on_message
-    ws = await request.accept()
+    try:
+        if request.path.partition("?")[0] != PATH:
+            await request.reject(
+                404, body=b"This is a tunnel core's address for agents; visitors use the public one.\n"
+            )
+            raise WireError(f"the WebSocket handshake asks for another path than {PATH}")
+        if tapped:
+            tap.on_message = on_message
+        ws = await request.accept()
+    except trio_websocket.ConnectionClosed:
+        raise trio.BrokenResourceError(CLOSED_EARLY) from None
     return Transport(ws, tap, socket, tapped)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -20,10 +21,11 @@ from typing import Any
 import pytest
 import yaml
 from observing import Prometheus
+from rogue import Rogue, masked
 from running import RunningAgent, RunningCore, poll
 from service import Service
 from visiting import Broken, Connection
-from watching import free_port
+from watching import ask, free_port
 
 from tunnel.monitoring.files import write_alertmanager, write_prometheus
 from tunnel.monitoring.programs import find_programs
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.system
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = {"TunnelCoreDown", "AgentDisconnected", "HighErrorRate", "LocalServiceErrors", "QuotaExceeded"}
+STRANGERS = {"VisitorsHitLimits", "AgentPortUnderLoad", "LinkProtocolErrors", "CapacityLimitReached", "HeldBytesHigh"}
 SECONDS = 40.0  #: an alert has to get through scrape, rule, Alertmanager's grouping and the webhook; it takes about 5
 
 
@@ -106,12 +109,12 @@ def api(address: str, path: str) -> Any:
         return None
 
 
-def without_waiting(rules: Path) -> None:
+def without_waiting(rules: Path, alerts: set[str]) -> None:
     for path in rules.glob("*.yml"):
         document = yaml.safe_load(path.read_text())
         for group in document["groups"]:
             group["interval"] = "1s"
-            group["rules"] = [rule for rule in group["rules"] if "record" in rule or rule["alert"] in ALERTS]
+            group["rules"] = [rule for rule in group["rules"] if "record" in rule or rule["alert"] in alerts]
             for rule in group["rules"]:
                 rule.pop("for", None)
         document["groups"] = [group for group in document["groups"] if group["rules"]]
@@ -153,7 +156,7 @@ def test_real_faults_ring(
     host, port = core.metrics
     targets = {"core": f"{host}:{port}", "agents": f"{first.metrics[0]}:{first.metrics[1]}", "alertmanager": where}
     config = write_prometheus(DEPLOY, tmp_path / "prometheus", targets, "1s")
-    without_waiting(config.parent / "rules")
+    without_waiting(config.parent / "rules", ALERTS)
     prometheus = ending.enter_context(Prometheus(tmp_path, {}, config=config))
     visitors = Visitors(core)
     ending.callback(visitors.join, 10)
@@ -206,3 +209,53 @@ def test_real_faults_ring(
     core.kill()
     rings("TunnelCoreDown", "critical")
     assert hook.firing() == ALERTS
+
+
+def test_strangers_ring(
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service],
+    tmp_path: Path,
+    ending: ExitStack,
+) -> None:
+    """Limits that are reached for real, seen firing in Prometheus: floods at both ports, links that break the protocol,
+    an agent that is full, visitors who do not read."""
+    core = start_core(
+        "-agent-tls=false", "-max-handshakes=2", "-max-streams=8", "-max-buffer=8MiB", "-body-idle-timeout=60s"
+    )
+    start_agent(core, start_service().url, "-subdomain=app")
+    host, port = core.metrics
+    targets = {"core": f"{host}:{port}"}
+    config = write_prometheus(DEPLOY, tmp_path / "prometheus", targets, "1s")
+    without_waiting(config.parent / "rules", STRANGERS)
+    prometheus = ending.enter_context(Prometheus(tmp_path, {}, config=config))
+    poll(
+        lambda: prometheus.value('tunnel_held_bytes_limit{job="tunnel-core"}') == 2**23,
+        "it is scraped",
+        SECONDS,
+        0.2,
+    )
+    assert not firing(prometheus)
+
+    for _ in range(8):  # as many as the agent's link may carry
+        stopped = ending.enter_context(Connection(core.public, "app.localhost"))
+        stopped.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stopped.send(stopped.request("GET /download?size=100000000"))
+    poll(lambda: "HeldBytesHigh" in firing(prometheus), "held bytes ring", SECONDS, 0.2)
+    for _ in range(40):
+        assert ask(core, "GET /echo").status == 503
+    for _ in range(3):
+        rogue = Rogue(core)
+        rogue.write(masked(b"\xff" * 16))
+        rogue.end()
+        rogue.sock.close()
+    for _ in range(200):
+        socket.create_connection(core.agents).close()
+    for _ in range(600):
+        with Connection(core.public, "app.localhost") as visitor:
+            assert visitor.ask("GET /" + "x" * 20_000).status == 414
+    poll(lambda: firing(prometheus) == STRANGERS, "all of them ring", SECONDS, 0.2)
+
+
+def firing(prometheus: Prometheus) -> set[str]:
+    return {labels["alertname"] for labels, _ in prometheus.query('ALERTS{alertstate="firing"}')}

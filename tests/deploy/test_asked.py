@@ -56,6 +56,7 @@ NOT_HERE = {
     "store unreachable": "the store is there",
     "usage not written": "the store is there",
     "store answers again": "the store is there",
+    "the store is away": "the store is there",
     "request broke": "no bug is known",
     "can't start": "they start",
     "db.query": "no query takes half a second",

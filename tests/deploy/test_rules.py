@@ -176,7 +176,10 @@ CASES: dict[str, Case] = {
     "TunnelLatencyBurnSlow": Case(
         first_bytes(57, FIRST_BYTE_DAY), first_bytes(60, FIRST_BYTE_DAY), FIRST_BYTE_DAY - 5
     ),
-    "ScrapeFailing": Case({UP % "tunnel-agent": "1x10 0x30"}, {UP % "tunnel-core": "1x10 0x30"}),
+    "ScrapeFailing": Case(
+        {UP % "tunnel-agent": "1x10 0x30"},
+        {UP % "tunnel-core": "1x10 0x30", UP % "node": "0x60", UP % "tunnel-agents": "1x60"},
+    ),
     "AgentMetricsAbsent": Case({UP % "tunnel-core": "1x60"}, {UP % "tunnel-agents": "1x60"}),
     "ScrapeSlow": Case({f"scrape_duration_seconds{{{CORE}}}": "6x60"}, {f"scrape_duration_seconds{{{CORE}}}": "1x60"}),
     "TooManySamples": Case(
@@ -196,8 +199,8 @@ CASES: dict[str, Case] = {
         1550,
     ),
     "RuleFailures": Case(
-        {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="g"}}': "0+1x60"},
-        {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="g"}}': "3x60"},
+        {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="r.yml;tunnel-x"}}': "0+1x60"},
+        {f'prometheus_rule_evaluation_failures_total{{{SELF},rule_group="r.yml;others"}}': "0+1x60"},
     ),
     "ConfigReloadFailed": Case(
         {f"prometheus_config_last_reload_successful{{{SELF}}}": "0x60"},
@@ -278,6 +281,22 @@ def test_an_alert_fires_when_it_should_and_only_then(name: str, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_firing_alert_says_it_in_words(name: str, tmp_path: Path) -> None:
+    """As Prometheus fills it in: no label that is not there, no number to think about (200m)."""
+    case = CASES[name]
+    test = expectation(case.fires, case.minute, {})
+    test["alert_rule_test"] = [{"eval_time": f"{case.minute}m", "alertname": name, "exp_alerts": []}]  # it says what is
+    files = [str(path) for path in RULES if path.name == "recording.yml" or f"alert: {name}\n" in path.read_text()]
+    every = "5m" if case.minute > 600 else "1m"
+    file = tmp_path / "tests.yml"
+    file.write_text(json.dumps({"rule_files": files, "evaluation_interval": every, "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    said = re.search(r'description="((?:[^"\\]|\\.)*)"', done.stdout + done.stderr)
+    assert said is not None, done.stdout + done.stderr
+    assert not re.search(r"error expanding|<no value>|^ |  | [.,:]|(?<![dh] )\b\d+(\.\d+)?[mun] ", said[1]), said[1]
+
+
 #: a night with little traffic, in which the ratio alone would have rung
 QUIET: dict[str, Series] = {
     "HighErrorRate": {f'tunnel_requests_total{{{CORE},code="200"}}': "0+1x60",
@@ -317,6 +336,19 @@ def test_rules_keep_to_the_craft() -> None:
         assert not re.search(r"_total\b|_count\b|_bucket\b", bare), name
         if "alert" in rule:
             assert "for" in rule or name == "CoreRestarts", name
+
+
+def test_meta_alerts_watch_every_job_of_ours_and_no_other() -> None:
+    """But for the core, whose alert is another; the jobs are those of both sets of targets."""
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    jobs = {one["job_name"] for one in config["scrape_configs"]}
+    for path in [*PROMETHEUS.glob("targets/*.yml"), *(PROMETHEUS.parent / "compose" / "targets").glob("*.yml")]:
+        groups = yaml.safe_load(path.read_text()) or []
+        jobs |= {group["labels"]["job"] for group in groups if "job" in group["labels"]}
+    assert len(jobs) == 9
+    for name, apart in (("ScrapeFailing", {"tunnel-core"}), ("ScrapeSlow", set[str]())):
+        [wanted] = re.findall(r'job=~"([^"]+)"', ALERTS[name]["expr"])
+        assert {job for job in jobs | {"node", "kubelet"} if re.fullmatch(wanted, job)} == jobs - apart
 
 
 def test_memory_alerts_before_the_kernel_kills() -> None:

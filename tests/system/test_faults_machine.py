@@ -6,9 +6,11 @@ import json
 import os
 import re
 import resource
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -102,15 +104,47 @@ def test_logs_that_nobody_takes(tmp_path: Path, output: str) -> None:
                 began = time.monotonic()
                 assert visitor.ask("GET /" + "x" * 7000).status == 404
                 slowest = max(slowest, time.monotonic() - began)
-        if output == "full disk":
-            poll(lambda: dropped() > 0, "lost records are counted", 10, 0.1)
         assert slowest < 1
+        if output == "stopped reader":
+            _flood(public)  # beyond what waits for the reader
+        poll(lambda: dropped() > 0, "lost records are counted", 10, 0.1)
+        if output == "stopped reader":
+            lost = _read_until_lost(read)
+            assert 0 < lost <= dropped()
         core.terminate()
         assert core.wait(15) == 0
     finally:
         core.kill()
         core.wait()
         os.close(read)
+
+
+def _flood(public: int, requests: int = 20_000) -> None:
+    """Many requests for a name that nobody has, one behind the other; each makes a line of some 400 bytes."""
+    with socket.create_connection(("127.0.0.1", public), 30) as visitor:
+        sender = threading.Thread(
+            target=visitor.sendall,
+            args=(b"GET /%b HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n" % (b"x" * 200) * requests,),
+        )
+        sender.start()
+        answers, tail = 0, b""
+        while answers < requests:
+            data = visitor.recv(1 << 20)
+            assert data, f"{answers} answers"
+            answers += (tail + data).count(b"HTTP/1.1 404 ")
+            tail = data[-12:]
+        sender.join()
+
+
+def _read_until_lost(read: int) -> int:
+    """How many records the program says that it has lost, once its output is read again."""
+    data, deadline = b"", time.monotonic() + 20
+    while b"log records dropped" not in data:
+        assert time.monotonic() < deadline
+        data = data[-100_000:] + os.read(read, 1 << 20)
+    data += os.read(read, 1 << 20) if not data.endswith(b"\n") else b""
+    [line] = [json.loads(one) for one in data.splitlines() if b"log records dropped" in one]
+    return int(line["dropped"])
 
 
 def test_a_locked_store(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:

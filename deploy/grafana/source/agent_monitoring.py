@@ -25,6 +25,8 @@ LOCAL = rate("agent_local_requests_total", AGENT)
 LOCAL_ERRORS = rate("agent_local_requests_error", AGENT)
 DURATION = "agent_request_duration_microseconds"
 LOCAL_DURATION = "agent_local_request_duration_microseconds"
+#: an agent that has moved to another core stays listed at its first one, with 0
+LINKED = f"max by (account_id, agent_id) (agent_connection_active{{{AGENT}}})"
 DIRECT = 'job="$job",instance=~"$instance"'  #: of the process that answers the scrape: an agent, or the core for all
 
 
@@ -32,9 +34,9 @@ def now() -> list[Json]:
     return row(
         100, "Now",
         stat(101, "Agents connected", "Agents with a link to a core now.",
-             query(f"count(agent_connection_active{{{AGENT}}} == 1) or vector(0)"), "short", BAD_GOOD),
+             query(f"count({LINKED} == 1) or vector(0)"), "short", BAD_GOOD),
         stat(102, "Agents gone", """Agents that were here in the last 24 hours and have no link now. AgentDisconnected fires after two
-             minutes.""", query(f"count(agent_connection_active{{{AGENT}}} == 0) or vector(0)"), "short", GOOD_BAD),
+             minutes.""", query(f"count({LINKED} == 0) or vector(0)"), "short", GOOD_BAD),
         stat(103, "Requests", "Requests a second that agents accepted.", query(REQUESTS), "reqps", PLAIN),
         stat(104, "Success rate", """Share of requests answered below 500 (or left by the visitor). The rest: the local service could
              not be reached, broke off, or answered 5xx.""",
@@ -65,8 +67,8 @@ def connections() -> list[Json]:
                "Value #A": ("connected", "short"), "Value #B": ("requests/s", "reqps"),
                "Value #C": ("open streams", "short"), "Value #D": ("reconnects", "short")}, width=16, sort="requests/s"),
         graph(202, "Connected agents", "Agents with a link, and those gone (for 24 hours).",
-              [query(f"count(agent_connection_active{{{AGENT}}} == 1) or vector(0)", "connected"),
-               query(f"count(agent_connection_active{{{AGENT}}} == 0) or vector(0)", "gone")], "short", stacked=True,
+              [query(f"count({LINKED} == 1) or vector(0)", "connected"),
+               query(f"count({LINKED} == 0) or vector(0)", "gone")], "short", stacked=True,
               colours={"connected": "green", "gone": "red"}),
         graph(203, "Reconnection rate", """Attempts to get a lost link back, a second, by agent. Without failed ones beside it: the link
               comes and goes (an unstable network, a core that drains, two agents with one name). HighReconnectionRate fires

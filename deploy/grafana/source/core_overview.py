@@ -22,6 +22,8 @@ LAG = ((None, "green"), (0.1, "yellow"), (0.25, "red"))
 
 #: of our rules: a Prometheus that others use too has alerts of theirs
 FIRING = 'ALERTS{alertstate="firing",service=~"core-server|agent|monitoring"}'
+#: an agent that has moved to another core stays listed at its first one, with 0
+LINKED = f"max by (account_id, agent_id) (agent_connection_active{{{AGENTS_BY_ACCOUNT}}})"
 REQUESTS = rate("tunnel_requests_total", CORE)
 FAILURES = rate("tunnel_request_outcomes_total", f'{CORE},outcome=~"{FAILED}"')
 ANSWERED_5XX = rate("tunnel_requests_total", f'{CORE},code=~"5.."')
@@ -53,7 +55,7 @@ def now() -> list[Json]:
              "percentunit", USED, decimals=1),
         stat(107, "Agents gone", """Agents that were here in the last 24 hours and have no link now (AgentDisconnected).
              Which ones: the agents' dashboard.""",
-             query(f"count(agent_connection_active{{{AGENTS_BY_ACCOUNT}}} == 0) or vector(0)"), "short", GOOD_BAD,
+             query(f"count({LINKED} == 0) or vector(0)"), "short", GOOD_BAD,
              link=to_agents),
         stat(108, "Alerts firing", "Alerts of the tunnel's rules that fire now. Each one's runbook says what to do.",
              query(f"count({FIRING}) or vector(0)"), "short", GOOD_BAD),

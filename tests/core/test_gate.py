@@ -293,3 +293,25 @@ async def test_nothing_at_all_has_a_deadline(autojump_clock: trio.testing.MockCl
             await app.gate._serve(near, ("192.0.2.5", 1))
         assert (app.connects[0].outcome, app.connects[0].reason) == ("refused", "timeout")
         assert near.is_closed
+
+
+async def test_the_links_of_one_run_of_an_agent_have_one_place() -> None:
+    async with rig(max_connections=1) as app:
+        first, said = await app.dial("app", instance="run", link="0.0")
+        second, said = await app.dial("app", instance="run", link="1.0")
+        assert isinstance(said, Welcome) and len(app.registry.links) == 2
+        assert (await app.refused("app", instance="other")).reason == "too_many_connections"
+        # The same link again is the same one: the older is ended.
+        third, said = await app.dial("app", instance="run", link="1.0")
+        assert isinstance(said, Welcome)
+        with trio.fail_after(10):
+            await second.ended.wait()
+        assert len(app.registry.links) == 2 and not first.end_reason and not third.end_reason
+        assert len(app.registry.agents) == 1
+
+
+async def test_an_agent_that_knows_no_workers_hears_of_none() -> None:
+    async with rig() as app:
+        _, said = await app.dial("app", capabilities=["workers"])
+        assert isinstance(said, Welcome)
+        assert (said.workers, said.worker, said.capabilities) == (1, 0, [])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tunnel.core.quotas import MONTHS, Account, Limits, QuotaFailure, Use, beginning_of, month_of
+from tunnel.core.quotas import MAX_LINKS_EACH, MONTHS, Account, Limits, QuotaFailure, Use, beginning_of, month_of
 from tunnel.errors import Failure, Refused
 
 NOVEMBER_END = 1_796_083_200.0  # 2026-12-01T00:00:00Z
@@ -243,3 +243,24 @@ def test_settling_brings_in_other_cores_use(make: Any) -> None:
     account.admit_request()  # counted while the batch was on its way
     account.settle("2026-11", Use(50, 7, 8))
     assert (account.month_requests, account.month_bytes) == (51, 15)
+
+
+def test_all_links_of_an_agent_are_one_connection(make: Any) -> None:
+    account = make(max_connections=1)
+    for _ in range(MAX_LINKS_EACH):
+        account.admit_link("run-1")
+    assert (account.links, account.agents) == (MAX_LINKS_EACH, 1)
+    with pytest.raises(Refused, match=f"already has {MAX_LINKS_EACH} links"):
+        account.admit_link("run-1")
+    for other in ("run-2", ""):
+        with pytest.raises(Refused, match="already has 1 connections"):
+            account.admit_link(other)
+    assert account.quotas()[0].usage == 1
+    for _ in range(MAX_LINKS_EACH):
+        account.drop_link("run-1")
+    assert (account.links, account.agents) == (0, 0)
+    account.admit_link()
+    with pytest.raises(Refused):
+        account.admit_link("run-2")
+    account.drop_link()
+    account.admit_link("run-2")

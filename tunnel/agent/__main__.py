@@ -13,10 +13,15 @@ from tunnel.errors import ConfigError
 
 if TYPE_CHECKING:
     from tunnel.agent.client import Agent
+    from tunnel.agent.supervisor import Supervisor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when stopped, 1 when it gives up, 2 when the configuration is wrong."""
+    if "TUNNEL_WORKER" in os.environ:
+        from tunnel.agent.worker import work
+
+        return work()
     try:
         settings = load_agent(sys.argv[1:] if argv is None else argv, os.environ)
     except ConfigError as exc:
@@ -30,8 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     setup(settings.log_level, settings.log_json)
     log = get_logger("tunnel.agent")
+    agent: Agent | Supervisor
     try:
-        agent = Agent(settings)
+        if settings.workers > 1:
+            from tunnel.agent.supervisor import Supervisor
+
+            agent = Supervisor(settings)
+        else:
+            agent = Agent(settings)
         tune_gc()
         trio.run(_serve, agent)
     except ConfigError as exc:
@@ -43,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _serve(agent: Agent) -> None:
+async def _serve(agent: Agent | Supervisor) -> None:
     """The first SIGTERM or SIGINT lets open requests finish; the second ends all now."""
     import trio
 

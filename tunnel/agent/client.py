@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
+import msgspec
 import trio
 import trio_websocket
 
@@ -44,6 +45,7 @@ from tunnel.net import Socket, address_text, listen
 from tunnel.plugins import Program
 from tunnel.wire import control, frames
 from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
+from tunnel.workers.member import Member
 
 log = get_logger("tunnel.agent")
 
@@ -122,11 +124,13 @@ class _Attached(LinkVisit):
 class Agent:
     """An agent with these settings. After `run` has started: `tunnels`, `metrics_address`.
 
-    Raises ConfigError for settings that can't work.
+    member: where this is one of several workers; pages and reports are their supervisor's then. Raises ConfigError for
+    settings that can't work.
     """
 
-    def __init__(self, settings: AgentSettings) -> None:
+    def __init__(self, settings: AgentSettings, member: Member | None = None) -> None:
         self.settings = settings
+        self._member = member
         self.agent_id = settings.agent_id or default_agent_id()
         self.locals = parse_local(settings.local, settings.subdomain)
         self.services = [Service(one.host, one.port, one.scheme == "https") for one in self.locals]
@@ -135,8 +139,8 @@ class Agent:
         #: by the worker of the core that is asked for
         self._tls: dict[int | None, ssl.SSLContext | None] = {None: dialing.tls_context(settings)}
         self._slots = Slots(self._is_served)
-        self._instance = secrets.token_hex(8)
-        self._process = 0  # of those that are one agent together
+        self._instance: str = member.orders["instance"] if member is not None else secrets.token_hex(8)
+        self._process = member.number if member is not None else 0  # of those that are one agent together
         self._attempts: list[_Attempt] = []  # the newest last; those before it have been sent away
         self._draining = False
         self._stopping = trio.Event()
@@ -147,6 +151,9 @@ class Agent:
         self._program.checks["link"] = self._check_link
         self._prober = LocalProber(self.services)
         self._program.set_details("local_services", self._prober.details)
+        self._program.offer("agent", self._say)
+        if member is not None:
+            member.program = self._program
         self._on_up: trio.TaskStatus[None] | None = None
         self._forwarder: Forwarder | None = None
         self._keeping: trio.Nursery | None = None
@@ -179,6 +186,13 @@ class Agent:
             counts.heartbeats_failed + sum(link.heartbeats_failed for link in links),
             self._program.details().get("logs", {}).get("dropped", 0),
         )
+
+    def _say(self) -> bytes:
+        checks = {
+            name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()
+        }
+        said = {"statistics": self.statistics(), "checks": checks, "details": self._program.details()}
+        return msgspec.msgpack.encode(said)
 
     def _take_round_trips(self) -> list[float]:
         taken, self._round_trips = self._round_trips, []
@@ -226,7 +240,7 @@ class Agent:
         self._handle_link = wrap(self._attached, layers)
         nursery.start_soon(self._sweeper.run)
         nursery.start_soon(self._prober.run)
-        if self.settings.metrics_addr:
+        if self.settings.metrics_addr and self._member is None:
             sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
             self.metrics_address = sockets[0].getsockname()[:2]
@@ -435,7 +449,7 @@ class Agent:
         if tunnels == self.tunnels and any(self._is_served(slot) for slot in self._slots.all):
             return  # said by the first of these links
         self.tunnels = tunnels
-        for tunnel in tunnels:
+        for tunnel in tunnels if self._process == 0 else ():
             log.info("tunnel ready", tunnel=tunnel.name, url=tunnel.url, local=tunnel.local)
 
     def _settle(self, visit: _Connect, welcome: Welcome) -> None:
@@ -487,17 +501,30 @@ class Agent:
     async def _reporting(self, attempt: _Attempt):  # type: ignore[no-untyped-def]
         """Send our metrics over the link now and then, while the block runs."""
         async with open_pair() as nursery:
-            nursery.start_soon(self._report, attempt)
+            if self._member is None:
+                nursery.start_soon(self._report, attempt)
             try:
                 yield
             finally:
                 nursery.cancel_scope.cancel()
 
+    def _reporter(self) -> _Attempt | None:
+        """Of several links the one that carries reports."""
+        return next((one for one in self._attempts if one.connected and not one.went_away), None)
+
+    def send_report(self, report: bytes) -> bool:
+        """Send a report of all workers of this agent, if there is a link."""
+        attempt = self._reporter()
+        if attempt is None or attempt.link.session.queued_bytes >= frames.MAX_DATA:
+            return False
+        attempt.link.session.control(frames.REPORT, report)
+        return True
+
     async def _report(self, attempt: _Attempt) -> None:
         link = attempt.link
         while True:
             await trio.sleep(min(1.0, self.settings.metrics.report_interval))
-            first = next((one for one in self._attempts if one.connected and not one.went_away), attempt)
+            first = self._reporter()
             if self._program.make_report is not None and (first is attempt or attempt.went_away):
                 try:
                     report = self._program.make_report()

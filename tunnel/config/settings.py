@@ -260,4 +260,5 @@ class AgentSettings(Settings, frozen=True, kw_only=True):
     tracing: TracingSettings = field(default_factory=TracingSettings)
 
     config: Annotated[str, Option(v.PATH, LIFE, "settings file (TOML)")] = ""
+    workers: Annotated[int, Option(v.integer(1, 16), LIFE, "processes that serve as one agent (Linux)")] = 1
     drain_timeout: Annotated[float, Option(v.duration(0), LIFE, "time that open requests have to finish")] = 30.0

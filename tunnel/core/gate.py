@@ -333,7 +333,7 @@ class Gate:
         await self._supersede(grant, instance, link_name)
         siblings = self._siblings
         if siblings is None:
-            self._check_room()
+            self._check_room(grant, instance)
         for name, request in zip(names, hello.tunnels, strict=True):
             self._registry.check_free(name, request.protocol, grant.account_id)
             if siblings is not None:
@@ -351,8 +351,8 @@ class Gate:
         )
         attached.agent = agent
         if siblings is None:
-            self._check_room()  # others came while we waited
-            account.admit_link()
+            self._check_room(grant, instance)  # others came while we waited
+            account.admit_link(instance)
         else:
             await self._admit(siblings, agent)
         try:
@@ -381,19 +381,22 @@ class Gate:
             ),
         )
 
-    def _check_room(self) -> None:
-        if len(self._registry.links) >= self._max_connections:
+    def _check_room(self, grant: Grant, instance: str) -> None:
+        """An agent that has a link has a place. Raises Refused."""
+        agents = self._registry.agents
+        if len(agents) >= self._max_connections and (grant.account_id, instance) not in agents:
             raise Refused("too_many_connections", f"the core has its {self._max_connections} links; try again later")
 
     async def _admit(self, siblings: Siblings, agent: AgentLink) -> None:
         account = agent.account
+        account.check_links(agent.instance)
         connection_id = agent.visit.connection_id
         try:
             await siblings.admit(account.id, agent.instance, connection_id, account.link_limit, self._max_connections)
         except Refused as exc:
             account.exceeded["connection"] += exc.reason == "connection_quota"
             raise
-        account.links += 1
+        account.add_link(agent.instance)
 
     def _place(self, hello: Hello) -> dict[str, Any]:
         """Where this is, for an agent that keeps a link to each worker."""
@@ -434,7 +437,7 @@ class Gate:
         if agent.withdrawn:
             return
         agent.withdrawn = True
-        agent.account.drop_link()
+        agent.account.drop_link(agent.instance)
         if self._siblings is not None:
             self._siblings.drop(agent.visit.connection_id)
         emptied = self._registry.withdraw(agent)

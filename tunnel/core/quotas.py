@@ -24,6 +24,8 @@ BURST = 0.25
 MIN_WAIT = 0.005
 #: months other than the present one whose use is kept in mind
 MONTHS = 2
+#: links of one agent at one process of the core: as many as it may have workers
+MAX_LINKS_EACH = 16
 #: the types of tunnel_quota_exceeded_total, tunnel_quota_usage, tunnel_quota_limit
 TYPES = ("connection", "bandwidth", "requests")
 
@@ -89,6 +91,7 @@ class Account:
     """
 
     __slots__ = (
+        "_agents",
         "_base_bytes",
         "_base_requests",
         "_byte_cost",
@@ -132,6 +135,7 @@ class Account:
         self.id = id
         self.name = name
         self.links = 0
+        self._agents: dict[str, int] = {}  # links by the agent that says who it is
         self.requests = self.bytes_in = self.bytes_out = 0
         self.is_disabled = self.is_deleted = False
         self.exceeded = exceeded if exceeded is not None else dict.fromkeys(TYPES, 0)
@@ -176,17 +180,42 @@ class Account:
 
     # Links ----------------------------------------------------------------------------------------------------
 
-    def admit_link(self) -> None:
-        """Count a link. Raises Refused("connection_quota") when the account holds as many as it may."""
-        limit = self.link_limit
-        if self.links >= limit:
-            self.exceeded["connection"] += 1
-            raise Refused("connection_quota", f"the account already has {self.links} connections, its limit")
-        self.links += 1
+    @property
+    def agents(self) -> int:
+        """Agents that have links; one that does not say who it is counts by link."""
+        return self.links - sum(self._agents.values()) + len(self._agents)
 
-    def drop_link(self) -> None:
+    def admit_link(self, agent: str = "") -> None:
+        """Count a link. agent: whose it is; all of its links count as one connection, up to MAX_LINKS_EACH.
+
+        Raises Refused("connection_quota") when the account holds as many as it may.
+        """
+        if agent in self._agents:
+            self.check_links(agent)
+        elif self.agents >= self.link_limit:
+            self.exceeded["connection"] += 1
+            raise Refused("connection_quota", f"the account already has {self.agents} connections, its limit")
+        self.add_link(agent)
+
+    def check_links(self, agent: str) -> None:
+        """Raises Refused("connection_quota") when the agent has as many links here as any may have."""
+        if self._agents.get(agent, 0) >= MAX_LINKS_EACH:
+            self.exceeded["connection"] += 1
+            raise Refused("connection_quota", f"this agent already has {MAX_LINKS_EACH} links here, as many as it may")
+
+    def add_link(self, agent: str = "") -> None:
+        """Count a link that has been admitted elsewhere."""
+        self.links += 1
+        if agent:
+            self._agents[agent] = self._agents.get(agent, 0) + 1
+
+    def drop_link(self, agent: str = "") -> None:
         self.links -= 1
         self.seen = self._monotonic()
+        if agent in self._agents:
+            self._agents[agent] -= 1
+            if not self._agents[agent]:
+                del self._agents[agent]
 
     @property
     def link_limit(self) -> float:
@@ -292,7 +321,7 @@ class Account:
         fresh_bytes = fresh.bytes_in + fresh.bytes_out
         most_bytes, most_requests = (math.inf if limit is None else limit for limit in (bandwidth, requests))
         return [
-            QuotaStatistics(self.id, "connection", self.links, self.link_limit),
+            QuotaStatistics(self.id, "connection", self.agents, self.link_limit),
             QuotaStatistics(self.id, "bandwidth", self.month_bytes, most_bytes, fresh_bytes),
             QuotaStatistics(self.id, "requests", self.month_requests, most_requests, fresh.requests),
         ]

@@ -7,6 +7,7 @@ asked only about names that nobody serves here.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from time import monotonic
@@ -83,6 +84,8 @@ class Registry:
     def __init__(self, base_domain: str, hold: float, clock: Callable[[], float] = monotonic) -> None:
         self.links: dict[str, AgentLink] = {}  # by connection id
         self.tunnels: dict[str, Tunnel] = {}
+        #: links by agent: account and instance; one that does not say which run it is counts by link
+        self.agents: Counter[tuple[str, str]] = Counter()
         self._by_instance: dict[str, list[AgentLink]] = {}
         #: hears of each tunnel that gets its first link here (True) or has lost its last one
         self.on_change: Callable[[Tunnel, bool], None] | None = None
@@ -141,6 +144,7 @@ class Registry:
         if self.links.get(agent.visit.connection_id) is not agent:
             self.links[agent.visit.connection_id] = agent
             self._by_instance.setdefault(agent.instance, []).append(agent)
+            self.agents[_agent_of(agent)] += 1
         if len(tunnel.links) == 1 and self.on_change is not None:
             self.on_change(tunnel, True)
         return tunnel
@@ -164,6 +168,9 @@ class Registry:
         if self.links.get(agent.visit.connection_id) is not agent:
             return
         del self.links[agent.visit.connection_id]
+        self.agents[_agent_of(agent)] -= 1
+        if not self.agents[_agent_of(agent)]:
+            del self.agents[_agent_of(agent)]
         others = self._by_instance[agent.instance]
         others.remove(agent)
         if not others:
@@ -180,3 +187,7 @@ class Registry:
         for tunnel in gone:
             del self.tunnels[tunnel.name]
         return gone
+
+
+def _agent_of(link: AgentLink) -> tuple[str, str]:
+    return link.account.id, link.instance or link.visit.connection_id

@@ -39,13 +39,14 @@ from tunnel.core.status import Said, status_page, united
 from tunnel.core.store import Store
 from tunnel.core.upgrade import MOVE_SECONDS, Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError, Refused
-from tunnel.handler import CoreStatistics, LinkStatistics, Offered, Page, PageAnswer, PageRequest, QuotaStatistics
+from tunnel.handler import CoreStatistics, LinkStatistics, Page, QuotaStatistics
 from tunnel.http.pages import serve_pages
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.plugins import Program
-from tunnel.workers.channel import ChannelLost, Handler, WithFiles
+from tunnel.workers.channel import Handler, WithFiles
 from tunnel.workers.crew import END_SECONDS, Crew, Worker
+from tunnel.workers.whole import CrewView, WorkerPages, is_ready, unite
 
 log = get_logger("tunnel.core")
 
@@ -91,7 +92,7 @@ class Supervisor:
             on_end=self._lose,
         )
         self._program = Program("core", sections(settings), self.statistics, list)
-        self._program.workers = _Workers(self, self._crew)
+        self._program.workers = CrewView(self._crew, self.refresh)
 
     # What others may ask --------------------------------------------------------------------------------------
 
@@ -135,21 +136,15 @@ class Supervisor:
     def _checks(self) -> dict[str, Any]:
         """Ready means: one of the workers is. What is not well with another shows in the reasons."""
         checks: dict[str, Any] = {"draining": self._check_draining, "workers": self._check_workers}
-        for name in dict.fromkeys(name for _, said in self._said for name in said.checks):
+        answers = [(worker.number, said.checks) for worker, said in self._said]
+        for name in dict.fromkeys(name for _, one in answers for name in one):
             if name != "draining":
-                checks[name] = partial(self._check, name)
+                checks[name] = partial(unite, name, answers)
         return checks
-
-    def _check(self, name: str) -> tuple[bool, str]:
-        answers = [(worker.number, said.checks[name]) for worker, said in self._said if name in said.checks]
-        good = [check["reason"] for _, check in answers if check["ok"]]
-        bad = [f"worker {number}: {check['reason']}" for number, check in answers if not check["ok"]]
-        return bool(good), "; ".join([*good[:1], *bad])
 
     def _check_workers(self) -> tuple[bool, str]:
         ready = len(self._crew.ready)
-        is_one = any(all(check["ok"] for check in said.checks.values()) for _, said in self._said)
-        return is_one, f"{ready} of {self._crew.count} workers serve"
+        return any(is_ready(said.checks) for _, said in self._said), f"{ready} of {self._crew.count} workers serve"
 
     def _check_draining(self) -> tuple[bool, str]:
         return (False, "shutting down") if self._draining.is_set() else (True, "serving")
@@ -350,7 +345,7 @@ class Supervisor:
 
     def _start_pages(self, nursery: trio.Nursery) -> None:
         settings = self.settings
-        pages = _Pages(self._program.pages, self._crew)
+        pages = WorkerPages(self._program.pages, self._crew)
         if settings.metrics_addr:
             address = self.metrics_address = self._listen(METRICS, settings.metrics_addr, "-metrics-addr")
             nursery.start_soon(self._serve_pages, METRICS, pages, address)
@@ -386,60 +381,6 @@ class Supervisor:
             fingerprint=self.fingerprint,
             workers=self._crew.count,
         )
-
-
-class _Workers:
-    """`tunnel.handler.Workers` for the supervisor's plug-ins."""
-
-    def __init__(self, supervisor: Supervisor, crew: Crew) -> None:
-        self._supervisor = supervisor
-        self._crew = crew
-
-    @property
-    def count(self) -> int:
-        return self._crew.count
-
-    @property
-    def restarts(self) -> int:
-        return self._crew.restarts
-
-    @property
-    def keys(self) -> Sequence[str]:
-        return [worker.key for worker in self._crew.ready]
-
-    async def ask(self, name: str) -> list[Offered]:
-        found = [
-            Offered(worker.number, worker.key, offers[name])
-            for worker, offers in await self._crew.ask("offers", [name])
-            if name in offers
-        ]
-        return [*found, *self._crew.last_words(name)]
-
-    async def refresh(self) -> None:
-        await self._supervisor.refresh()
-
-
-class _Pages(dict[str, Page]):
-    """The supervisor's own pages, and behind them those that only workers have: `?worker=1` says which is to answer,
-    else it is the first."""
-
-    def __init__(self, own: Mapping[str, Page], crew: Crew) -> None:
-        super().__init__(own)
-        self._crew = crew
-
-    def get(self, path: str, default: Any = None) -> Any:
-        page = super().get(path)
-        return self._ask if page is None and path.startswith("/") else page
-
-    async def _ask(self, request: PageRequest) -> PageAnswer:
-        ready = self._crew.ready
-        wanted = [part[7:] for part in request.query.split("&") if part.startswith("worker=")]
-        chosen = [one for one in ready if not wanted or str(one.number) == wanted[0]]
-        try:
-            answer = await chosen[0].channel.call("page", [request.path, request.query, request.headers])
-        except (IndexError, ChannelLost):
-            return PageAnswer(503, b"no such worker is there now\n")
-        return PageAnswer(*answer) if answer else PageAnswer(404, b"there is no such page\n")
 
 
 def add_quotas(quotas: Sequence[Sequence[QuotaStatistics]], agents: Mapping[str, int]) -> list[QuotaStatistics]:

@@ -7,7 +7,8 @@ import pytest
 from tunnel.core.forwarding import MAX_LIST, Forwarding
 from tunnel.core.request import Request
 from tunnel.core.visitor import Visitor
-from tunnel.http.heads import check_forwarded, forwarded_head, parse_request
+from tunnel.http.forwarded import read_forwarded
+from tunnel.http.heads import forwarded_head, parse_request
 
 PROXIES = ("10.0.0.0/8", "2001:db8::/32", "127.0.0.1")
 
@@ -20,7 +21,7 @@ def made(
     raw = "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *fields, "", ""]).encode("latin-1")
     request.head, request.request_id = parse_request(raw, 16384), "r-1"
     own = Forwarding(trusted).fields(request)
-    check_forwarded(forwarded_head(request.head, own, upgrade=False))
+    read_forwarded(forwarded_head(request.head, own, upgrade=False))
     pairs = [line.split(": ", 1) for line in own.decode("latin-1").split("\r\n")[:-1]]
     assert [name for name, _ in pairs] == [
         "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "X-Request-Id"

@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.errors import Failure
-from tunnel.http.heads import CHUNKED, TOKEN, check_forwarded, check_trailers, forwarded_head, parse_request
+from tunnel.http.forwarded import read_forwarded
+from tunnel.http.heads import CHUNKED, TOKEN, check_trailers, forwarded_head, parse_request
 
 MAX_TARGET = 16384
 OWN = b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\nX-Request-Id: r-1\r\n"
@@ -217,7 +218,7 @@ def test_any_bytes_are_parsed_or_refused(raw: bytes) -> None:
 def forwarded(*fields: bytes, first: bytes = b"GET / HTTP/1.1", upgrade: bool = False) -> list[bytes]:
     made = forwarded_head(parse_request(head(first, *fields), MAX_TARGET), OWN, upgrade=upgrade)
     assert made.endswith(OWN)
-    check_forwarded(made)
+    read_forwarded(made)
     return made.removesuffix(OWN).split(b"\r\n")[:-1]
 
 
@@ -281,7 +282,8 @@ def test_whatever_gets_in_is_accepted_at_the_other_end(
     except Failure:
         return
     made = forwarded_head(parsed, OWN, upgrade=upgrade and bool(parsed.upgrade))
-    assert check_forwarded(made) == (method, target)
+    read = read_forwarded(made)
+    assert (read.method, read.target) == (method, target)
     connection = {word for name, value in fields if name.lower() == b"connection" for word in value.lower().split(b",")}
     kept = [(n, v.strip(b" \t")) for n, v in fields if n.lower() == b"x-kept" and b"x-kept" not in connection]
     for name, value in kept:
@@ -299,7 +301,7 @@ def test_whatever_gets_in_is_accepted_at_the_other_end(
 )  # fmt: skip
 def test_the_agent_refuses_what_the_core_would_never_send(made: bytes) -> None:
     with pytest.raises(Failure):
-        check_forwarded(made)
+        read_forwarded(made)
 
 
 @pytest.mark.parametrize(

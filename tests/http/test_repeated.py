@@ -32,7 +32,7 @@ def agree(first: KnownHead, raw: bytes) -> bool:
     target = first.recognise(raw, MAX_TARGET)
     if not target:
         return False
-    assert parsed(raw) == Head(first.head.method, target, *first.head[2:])
+    assert parsed(raw) == first.head.at(target)
     return True
 
 

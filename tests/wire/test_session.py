@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, session
@@ -133,7 +134,7 @@ def test_what_an_end_must_not_do(pair: Pair) -> None:
     with pytest.raises(LocalWireError):
         pair.agent.send_data(there, b"before the head")
     with pytest.raises(LocalWireError):
-        pair.agent.respond(there, OK._replace(head=bytes(frames.MAX_HEAD + 1)))
+        pair.agent.respond(there, replace(OK, head=bytes(frames.MAX_HEAD + 1)))
     pair.agent.respond(there, OK)
     with pytest.raises(LocalWireError):
         pair.agent.send_trailers(there, bytes(frames.MAX_HEAD + 1))
@@ -142,8 +143,8 @@ def test_what_an_end_must_not_do(pair: Pair) -> None:
     with pytest.raises(LocalWireError):
         pair.agent.send_data(there, bytes(STREAM_WINDOW + 1))
     for opened in (
-        OPEN._replace(head=bytes(frames.MAX_HEAD + 1)),
-        OPEN._replace(context=bytes(frames.MAX_CONTEXT + 1)),
+        replace(OPEN, head=bytes(frames.MAX_HEAD + 1)),
+        replace(OPEN, context=bytes(frames.MAX_CONTEXT + 1)),
     ):
         with pytest.raises(LocalWireError):
             pair.core.open(opened)
@@ -195,7 +196,7 @@ def test_a_pile_of_urgent_frames_leaves_in_messages_that_are_not_too_long(pair: 
     bulk, _ = pair.open()
     fill(pair.core, bulk, 2 * MAX_DATA)
     for number in range(100):
-        pair.core.open(OPEN._replace(head=bytes(30_000), tunnel=number))
+        pair.core.open(replace(OPEN, head=bytes(30_000), tunnel=number))
     seen: list[int] = []
     while pair.core.has_queued:
         message, _ = pair.core.take()

@@ -69,7 +69,7 @@ class HeadReader:
         request.known, request.raw = known, raw
         request.marks["head"] = monotonic()
         head = known.head.head
-        request.head = Head(head.method, target, *head[2:])
+        request.head = head.at(target)
         request.method = known.method
         request.target = target.decode("ascii")
         request.request_id = make_request_id()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
 
 import h11
+import msgspec
 
 from tunnel.errors import Failure
 
@@ -27,11 +27,9 @@ _LENGTH = re.compile(rb"(?i)\ncontent-length:([^\r]*)")
 _UPGRADE = re.compile(rb"(?i)\nupgrade: ([^\r]*)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:+/=@\-]{1,128}")
 
-#: request head as it travels: request line, fields, no empty line
-_FORWARDED_REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.1\r\n" + _NORMAL_LINE)
 #: answer head as it travels: reason, fields, exactly as h11 would write them
 _RELAYED = re.compile(rb"[\t -~\x80-\xff]*\r\n" + _NORMAL_LINE)
-_TRAILERS = re.compile(_NORMAL_LINE)
+LINES = re.compile(_NORMAL_LINE)  #: whole field lines
 _NOT_TRAILERS = re.compile(
     rb"(?im)^(?:transfer[-_]encoding|content[-_](?:length|encoding|type|range)|host|connection|trailer"  # RFC 9110,
     rb"|authorization|proxy[-_]authorization|set[-_]cookie|cookie|expect|range|http2[-_]settings"  # 6.5.1
@@ -65,7 +63,7 @@ DROPPED = frozenset(
 MAX_REMEMBERED = 1024  #: bytes of a head whose judgement is kept for the next time that it comes
 
 
-class Head(NamedTuple):
+class Head(msgspec.Struct, frozen=True):
     """A visitor's request head, checked. length: of the body; None: none declared; -2: chunked.
 
     host: the Host field, or the authority of an absolute target. target: origin form, or "*". fields: (lower-case
@@ -81,6 +79,20 @@ class Head(NamedTuple):
     connection: frozenset[bytes]
     upgrade: bytes
     expects_continue: bool
+
+    def at(self, target: bytes) -> Head:
+        """The same head with another address."""
+        return Head(
+            self.method,
+            target,
+            self.host,
+            self.version,
+            self.fields,
+            self.length,
+            self.connection,
+            self.upgrade,
+            self.expects_continue,
+        )
 
 
 CHUNKED = -2
@@ -240,14 +252,6 @@ def forwarded_head(head: Head, own_fields: bytes, *, upgrade: bool) -> bytes:
     return b"\r\n".join(lines)
 
 
-def check_forwarded(head: bytes) -> tuple[bytes, bytes]:
-    """The agent's look at a request head that came over the link: (method, target). Raises Failure."""
-    match = _FORWARDED_REQUEST.fullmatch(head)
-    if match is None:
-        raise Failure("bad_request", "the request head that came over the link is not valid")
-    return match[1], match[2]
-
-
 def check_relayed(head: bytes) -> None:
     """The core's look at an answer's head that came over the link. Raises Failure(local_broken)."""
     if not (_is_relayed_again if len(head) <= MAX_REMEMBERED else _is_relayed)(head):
@@ -264,4 +268,4 @@ _is_relayed_again = lru_cache(256)(_is_relayed)
 
 def check_trailers(fields: bytes) -> bool:
     """Whether trailer fields that came over the link are fields, and none that must not be there."""
-    return _TRAILERS.fullmatch(fields) is not None and _NOT_TRAILERS.search(fields) is None
+    return LINES.fullmatch(fields) is not None and _NOT_TRAILERS.search(fields) is None

@@ -7,12 +7,13 @@ written anew from what h11 understood. Chunked bodies: `tunnel.http.chunks`.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from functools import lru_cache
 
 import h11
+import msgspec
 
 from tunnel.errors import Failure
-from tunnel.http.heads import TOKEN, split_words
+from tunnel.http.heads import MAX_REMEMBERED, TOKEN, split_words
 
 NO_BODY, UNKNOWN = -1, -2  # lengths that are no number, as the link has them (tunnel/SPEC.md, "Body lengths")
 
@@ -33,7 +34,7 @@ _BARE_END = re.compile(rb"\n\r?\n")
 _KEPT_WORDS = frozenset({b"close", b"keep-alive", b"upgrade"})
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """head: reason, CRLF, fields to pass on. length: of the body in the wire's terms (NO_BODY, UNKNOWN, or bytes).
 
     chunked: the body comes in chunks. keep_alive: the connection may be used again. upgrade: the value of Upgrade.
@@ -62,9 +63,22 @@ def find_head(data: bytes) -> int:
 
 def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
     """Read the head that ends at `end`. Raises Failure(local_broken)."""
-    match = _NORMAL.fullmatch(data, 0, end)
-    if match is None:
+    head = data[:end]
+    parsed = (_parse_again if end <= MAX_REMEMBERED else _parse)(head, method)
+    if parsed is None:
         return _parse_leniently(data, end, method)
+    status, kept, length, chunked, keep_alive, upgrade = parsed
+    return Answer(status, kept, length, chunked, keep_alive, upgrade, data[end:])
+
+
+Parsed = tuple[int, bytes, int, bool, bool, bytes]  #: an Answer but for what came behind the head
+
+
+def _parse(head: bytes, method: bytes) -> Parsed | None:
+    """A well-formed head, None for any other."""
+    match = _NORMAL.fullmatch(head)
+    if match is None:
+        return None
     minor, status_text, head = match.groups()
     status = int(status_text)
     length = -3
@@ -107,7 +121,11 @@ def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
         length = length if length >= 0 else NO_BODY
     elif length == -3:
         length, keep_alive = UNKNOWN, False
-    return Answer(status, head, length, chunked, keep_alive, upgrade, data[end:])
+    return status, head, length, chunked, keep_alive, upgrade
+
+
+#: busy services say the same many times a second
+_parse_again = lru_cache(256)(_parse)
 
 
 def has_no_body(method: bytes, status: int) -> bool:
@@ -135,7 +153,9 @@ def _parse_leniently(data: bytes, end: int, method: bytes) -> Answer:
     if _NORMAL.fullmatch(rewritten) is None:
         raise Failure("local_broken", "the local service's answer has a field that can't be passed on")
     answer = parse_answer(rewritten, len(rewritten), method)
-    return answer._replace(rest=parser.trailing_data[0] + data[end:])  # h11 may see the head's end before we do
+    return msgspec.structs.replace(
+        answer, rest=parser.trailing_data[0] + data[end:]
+    )  # h11 may see the head's end before we do
 
 
 def _client(method: bytes) -> h11.Connection:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+
+import msgspec
 
 from tunnel.errors import WireError
 
@@ -56,7 +57,7 @@ LEAST_WINDOW = 64 * 1024  #: the smallest that a WELCOME may name
 MOST_WINDOW = 2**31 - 1
 
 
-class Open(NamedTuple):
+class Open(msgspec.Struct, frozen=True, gc=False):
     """An OPEN's payload. `head`: request line and fields, each line ended by CRLF, no empty line, no framing fields."""
 
     protocol: int
@@ -67,7 +68,7 @@ class Open(NamedTuple):
     head: bytes
 
 
-class Response(NamedTuple):
+class Response(msgspec.Struct, frozen=True, gc=False):
     """A RESPONSE's payload. `head`: reason phrase, CRLF, then fields as in Open."""
 
     status: int
@@ -97,8 +98,9 @@ def split(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def pack_open(opened: Open, body: bytes = b"") -> bytes:
-    protocol, tunnel, deadline, length, context, head = opened
-    return b"".join((OPEN_HEAD.pack(protocol, tunnel, deadline, length, len(context), len(head)), context, head, body))
+    context, head = opened.context, opened.head
+    fixed = OPEN_HEAD.pack(opened.protocol, opened.tunnel, opened.deadline_ms, opened.length, len(context), len(head))
+    return b"".join((fixed, context, head, body))
 
 
 def unpack_open(payload: bytes) -> tuple[Open, bytes]:
@@ -116,8 +118,9 @@ def unpack_open(payload: bytes) -> tuple[Open, bytes]:
 
 
 def pack_response(response: Response, body: bytes = b"") -> bytes:
-    status, length, agent_us, local_us, head = response
-    return RESPONSE_HEAD.pack(status, length, agent_us, local_us, len(head)) + head + body
+    head = response.head
+    fixed = RESPONSE_HEAD.pack(response.status, response.length, response.agent_us, response.local_us, len(head))
+    return b"".join((fixed, head, body))
 
 
 def unpack_response(payload: bytes) -> tuple[Response, bytes]:

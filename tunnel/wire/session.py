@@ -15,7 +15,7 @@ from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, states
 from tunnel.wire.frames import END, HEADER, Open, Response
 from tunnel.wire.held import Held
-from tunnel.wire.stream import Stream
+from tunnel.wire.stream import NOTHING, Stream
 from tunnel.wire.windows import EARLY, EARLY_LINK, FLOOR, SHARE, Windows
 
 SMALL_FRAME = 4 * 1024  #: a frame up to this size passes the bulk of other streams
@@ -149,7 +149,7 @@ class Session:
             ):  # the local service's doing, so it costs this stream only
                 self.reset(stream, OUTCOMES["local_broken"].code, "too many interim responses")
             else:
-                stream.interims.append(response)
+                stream.interims = [*stream.interims, response]
         else:
             stream.inn = states.after_receiving(stream.inn, states.HEAD)
             stream.head = response
@@ -176,7 +176,9 @@ class Session:
                 raise WireError("more body came than the window allows", "stream_buffer")
             self._take_in(size)
             inbox = stream.inbox
-            if size < CRUMB and inbox and len(inbox[-1]) < SMALL_FRAME:
+            if inbox is NOTHING:
+                stream.inbox = deque((payload,))
+            elif size < CRUMB and inbox and len(inbox[-1]) < SMALL_FRAME:
                 inbox[-1] += payload
             else:
                 inbox.append(payload)
@@ -465,6 +467,8 @@ class Session:
                 self._queue(part)
                 return
             self._ring.append(stream)
+        if stream.pending is NOTHING:
+            stream.pending = deque()
         stream.pending.append(part)
         stream.pending_bytes += len(part)
         self.queued_bytes += len(part)

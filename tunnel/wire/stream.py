@@ -7,6 +7,10 @@ from collections import deque
 from tunnel.wire import states
 from tunnel.wire.frames import STREAM_WINDOW, Open, Response
 
+#: stands for a queue or list that nothing was put into yet: most streams need none, and each would cost 0.6 KiB
+NOTHING: deque[bytes] = deque(maxlen=0)
+NO_INTERIMS: list[Response] = []
+
 
 class Stream:
     """`head` is what the other end began its half with: an Open at the acceptor, the final Response at the opener.
@@ -40,12 +44,12 @@ class Stream:
         self.credit = STREAM_WINDOW  # bytes we may still send
         self.receivable = STREAM_WINDOW  # bytes the other end may still send
         self.consumed = 0  # bytes taken, not yet given back as credit
-        self.inbox: deque[bytes] = deque()
+        self.inbox = NOTHING
         self.inbox_bytes = 0
-        self.pending: deque[bytes] = deque()
+        self.pending = NOTHING
         self.pending_bytes = 0
         self.head: Open | Response | None = None
-        self.interims: list[Response] = []
+        self.interims = NO_INTERIMS
         self.ended = False
         self.trailers = b""
         self.failure: tuple[int, str] | None = None

@@ -42,7 +42,7 @@ class Socket(trio.abc.HalfCloseableStream):
     Raises trio.BrokenResourceError when the connection failed, trio.ClosedResourceError when we closed it.
     """
 
-    __slots__ = ("_eager", "_ended", "_receiving", "_sending", "is_closed", "sock")
+    __slots__ = ("_eager", "_ended", "_poll", "_receiving", "_sending", "is_closed", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -51,6 +51,7 @@ class Socket(trio.abc.HalfCloseableStream):
         self._receiving = False
         self._sending = False
         self._ended = False  # our direction
+        self._poll: Any = None  # for `is_stale`
 
     # Receiving
 
@@ -83,10 +84,16 @@ class Socket(trio.abc.HalfCloseableStream):
 
     async def recv_later(self, size: int = RECV_SIZE) -> bytes:
         """As `recv`, where nothing can be there yet: waits first, which saves the kernel's word that it is so."""
-        if type(self.sock) is socket.socket:  # TLS may hold bytes that the kernel knows nothing of
-            await trio.lowlevel.wait_readable(self.sock)
-            self._eager = 0
-        return await self.recv(size)
+        sock = self.sock
+        if type(sock) is not socket.socket:  # TLS may hold bytes that the kernel knows nothing of
+            return await self.recv(size)
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            data = sock.recv(size)
+        except OSError:  # nothing after all, or an error: `recv` knows what to say
+            return await self.recv(size)
+        self._eager = len(data) + _EAGER_EACH
+        return data
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
@@ -231,6 +238,11 @@ class Socket(trio.abc.HalfCloseableStream):
 
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used again: the other end closed it or said something unasked."""
+        if type(self.sock) is socket.socket and hasattr(select, "poll"):
+            if self._poll is None:  # asking it costs half of a read that finds nothing
+                self._poll = select.poll()
+                self._poll.register(self.sock, select.POLLIN)
+            return bool(self._poll.poll(0))
         try:
             self.sock.recv(1)
         except _WOULD_BLOCK:

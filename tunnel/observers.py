@@ -11,6 +11,7 @@ for twenty of them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import trio
@@ -44,9 +45,9 @@ class Observers:
 
     def __init__(self, guards: Sequence[Guard]) -> None:
         self._guards = guards
-        self._begins: dict[str, tuple[tuple[Guard, Begin], ...]] = {}
-        self._ends: dict[str, tuple[tuple[Guard, End], ...]] = {}
-        self._late: dict[str, tuple[tuple[Guard, End], ...]] = {}
+        self._begins: defaultdict[str, tuple[tuple[Guard, Begin], ...]] = defaultdict(tuple)
+        self._ends: defaultdict[str, tuple[tuple[Guard, End], ...]] = defaultdict(tuple)
+        self._late: defaultdict[str, tuple[tuple[Guard, End], ...]] = defaultdict(tuple)
         self._over: list[tuple[Visit, BaseException | None]] = []  # not told yet
         self._wake = trio.Event()
         self._gather()
@@ -69,7 +70,7 @@ class Observers:
         begins = self._begins
 
         async def observed(visit: Visit) -> None:
-            for guard, begin in begins.get(visit.kind, ()):
+            for guard, begin in begins[visit.kind]:
                 try:
                     begin(visit)
                 except Exception as exc:
@@ -86,24 +87,25 @@ class Observers:
     def _end(self, visit: Visit, raised: BaseException | None) -> None:
         visit.ended = monotonic()
         kind = visit.kind
-        for guard, end in self._ends.get(kind, ()):
+        for guard, end in self._ends[kind]:
             try:
                 end(visit, raised)
             except Exception as exc:
                 self._switch_off(guard, exc)
-        if self._late.get(kind):
+        if self._late[kind]:
             over = self._over
             over.append((visit, raised))
-            if len(over) == 1:
+            count = len(over)
+            if count == 1:
                 self._wake.set()
-            elif len(over) >= MOST:
+            elif count >= MOST:
                 self.settle()
 
     def settle(self) -> None:
         """Tell now what is to be told late."""
         over, self._over = self._over, []
         for visit, raised in over:
-            for guard, end in self._late.get(visit.kind, ()):
+            for guard, end in self._late[visit.kind]:
                 try:
                     end(visit, raised)
                 except Exception as exc:

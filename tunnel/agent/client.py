@@ -39,7 +39,7 @@ from tunnel.link.link import Link
 from tunnel.link.stream import Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
-from tunnel.link.workers import Workers
+from tunnel.link.workers import Cancellable, Workers
 from tunnel.log import get_logger
 from tunnel.net import Socket, address_text, listen
 from tunnel.plugins import Program
@@ -547,7 +547,7 @@ class Agent:
             attempt.workers = Workers(stream.link.nursery, self._serve_stream)
         attempt.workers.submit(stream)
 
-    async def _serve_stream(self, stream: Stream, scope: trio.CancelScope) -> None:
+    async def _serve_stream(self, stream: Stream, scope: Cancellable) -> None:
         assert self._forwarder is not None
         await self._forwarder.serve(stream.link, stream, self.services, self.agent_id, scope)
 

@@ -22,6 +22,7 @@ from tunnel.http.client import Service
 from tunnel.http.forwarded import read_forwarded
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.sweeper import Sweeper
+from tunnel.link.workers import Cancellable
 from tunnel.log import get_logger
 from tunnel.wire import frames
 from tunnel.wire.frames import UNKNOWN, Open, Response
@@ -45,7 +46,7 @@ class Forwarder:
         self._sweeper = sweeper
 
     async def serve(
-        self, link: Link, stream: Stream, services: Sequence[Service], agent_id: str, scope: trio.CancelScope
+        self, link: Link, stream: Stream, services: Sequence[Service], agent_id: str, scope: Cancellable
     ) -> None:
         """One stream from its opening to its end. `scope` is around this call: cancelled when the stream fails."""
         opened = stream.head
@@ -157,6 +158,7 @@ class Forwarder:
 def _read_context(visit: ServedStream, context: bytes) -> None:
     for line in context.decode("latin-1").split("\r\n"):
         name, found, value = line.partition(": ")
-        if found:
+        if name == "request-id":
+            visit.request_id = value
+        elif found:
             visit.headers[name] = value
-    visit.request_id = visit.headers.pop("request-id", "")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import trio
-
 from tunnel.handler import LocalVisit, StreamVisit
 from tunnel.http.client import Service
 from tunnel.http.forwarded import Forwarded
 from tunnel.link.stream import Stream
+from tunnel.link.workers import Cancellable
 from tunnel.net import Socket
 from tunnel.wire import frames
 from tunnel.wire.frames import Open
@@ -20,7 +19,7 @@ class ServedStream(StreamVisit):
 
     __slots__ = ("deadline", "opened", "scope", "service", "stream", "timed_out")
 
-    def __init__(self, stream: Stream, opened: Open, service: Service, scope: trio.CancelScope) -> None:
+    def __init__(self, stream: Stream, opened: Open, service: Service, scope: Cancellable) -> None:
         super().__init__(None, frames.PROTOCOLS[opened.protocol])
         self.stream = stream
         self.opened = opened

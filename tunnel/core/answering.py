@@ -53,13 +53,23 @@ class Answerer:
             await self._upgraded(visit, response)
             return
         request.status = status
-        request.visitor.begin(BODY, self._idle_timeout)
         if has_no_body(request.method.encode(), status):
-            await self._write_head(request, self._compose(request, response, bodiless=True))
+            data = self._compose(request, response, bodiless=True)
         elif stream.ended and not stream.trailers and stream.inbox_bytes <= SMALL_BODY:
-            await self._write_whole(request, stream, response)
+            data, delay = self._whole(request, stream, response)
+            if delay:
+                request.visitor.begin(BODY, self._idle_timeout)
+                await pause(request, delay)
         else:
+            request.visitor.begin(BODY, self._idle_timeout)
             await self._relay(request, stream, response)
+            return
+        request.head_written = True
+        sent = request.visitor.socket.send_nowait(data)
+        if sent < len(data):
+            request.visitor.phase = BODY
+            await self._write_rest(request, data, sent)
+        request.marks["first_byte"] = monotonic()
 
     async def _final(self, request: Request, stream: Stream) -> Response:
         """The final answer's head; interim ones are passed on."""
@@ -126,23 +136,20 @@ class Answerer:
             text += f"traceresponse: 00-{request.trace_id}-{request.span_id}-{'01' if request.sampled else '00'}\r\n"
         return text.encode()
 
-    async def _write_whole(self, request: Request, stream: Stream, response: Response) -> None:
-        """The common small answer: all of it is here, and leaves in one write."""
+    def _whole(self, request: Request, stream: Stream, response: Response) -> tuple[bytes, float]:
+        """The common small answer, all of which is here, and the seconds to wait before it leaves. Raises Failure."""
         session = stream.link.session
         body = session.next_part(stream)
-        while part := session.next_part(stream):
-            body += part
-        size = len(body)
-        self._check_length(response, size, ended=True)
-        request.bytes_out = size
+        while stream.inbox:
+            body += session.next_part(stream)
+        size = request.bytes_out = len(body)
         head = self._compose(request, response, bodiless=False)
-        if response.length == UNKNOWN and request.http_version == "1.1":
-            body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if size else b"0\r\n\r\n"
+        if size != response.length:
+            self._check_length(response, size, ended=True)
+            if response.length == UNKNOWN and request.http_version == "1.1":
+                body = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body) if size else b"0\r\n\r\n"
         assert request.account is not None
-        delay = request.account.take_bytes(0, size)
-        if delay:
-            await pause(request, delay)
-        await self._write_head(request, head + body)
+        return head + body, request.account.take_bytes(0, size)
 
     def _check_length(self, response: Response, size: int, *, ended: bool) -> None:
         """Raises Failure when the body is not as long as its head said."""
@@ -201,21 +208,24 @@ class Answerer:
 
     async def _write(self, request: Request, data: bytes) -> None:
         """To the visitor; a visitor who takes nothing is cut off by the deadline."""
-        visitor = request.visitor
-        sent = visitor.socket.send_nowait(data)
+        sent = request.visitor.socket.send_nowait(data)
         if sent < len(data):
-            request.writing = True
-            visitor.deadline = monotonic() + self._idle_timeout
-            try:
-                # In slices, so that the deadline moves on as long as the visitor takes something.
-                rest = memoryview(data)[sent:]
-                while rest:
-                    await visitor.socket.send(bytes(rest[:COALESCE]))
-                    rest = rest[COALESCE:]
-                    visitor.deadline = monotonic() + self._idle_timeout
-            finally:
-                request.writing = False
-        visitor.wrote = monotonic()
+            await self._write_rest(request, data, sent)
+        request.visitor.wrote = monotonic()
+
+    async def _write_rest(self, request: Request, data: bytes, sent: int) -> None:
+        visitor = request.visitor
+        request.writing = True
+        visitor.deadline = monotonic() + self._idle_timeout
+        try:
+            # In slices, so that the deadline moves on as long as the visitor takes something.
+            rest = memoryview(data)[sent:]
+            while rest:
+                await visitor.socket.send(bytes(rest[:COALESCE]))
+                rest = rest[COALESCE:]
+                visitor.deadline = monotonic() + self._idle_timeout
+        finally:
+            request.writing = False
 
     async def _upgraded(self, visit: RequestStream, response: Response) -> None:
         """After a 101: raw bytes both ways until both directions ended."""

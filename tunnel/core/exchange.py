@@ -189,7 +189,8 @@ class Exchanger:
         account = tunnel.links[0].account
         request.account = account
         request.account_id = account.id
-        self.check_memory()
+        if self._held.is_full:
+            self.check_memory()
         account.admit_request()
         if self._max_body and head.length is not None and head.length > self._max_body:
             raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
@@ -338,7 +339,7 @@ class Exchanger:
             request.bytes_in = len(visit.body)
             assert request.account is not None
             request.account.take_bytes(request.bytes_in, 0)  # what it owes is waited for with the answer
-        request.stream = stream  # type: ignore[assignment]  # made by Link._make_stream
+        request.stream = stream  # type: ignore[assignment]  # the link's own kind
         visit.stream_id = stream.id
         request.marks["opened"] = monotonic()
         request.visitor.begin(ANSWER, self._request_timeout)

@@ -107,10 +107,12 @@ class Registry:
 
     def find(self, host: str) -> Tunnel | None:
         """The tunnel in service or held under this host name."""
-        name = self.name_of(host)
-        if name == host and "." not in host:
-            return None  # a bare word is no host name of ours
-        return self._find_name(name)
+        tunnel = self.tunnels.get(self.name_of(host))
+        if tunnel is None or (tunnel.name == host and "." not in host):  # a bare word is no host name of ours
+            return None
+        if not tunnel.links and self._clock() > tunnel.held_until:
+            return None
+        return tunnel
 
     def _find_name(self, name: str) -> Tunnel | None:
         tunnel = self.tunnels.get(name)

@@ -13,36 +13,38 @@ from functools import lru_cache
 import msgspec
 
 from tunnel.errors import Failure
-from tunnel.http.heads import LINES, MAX_REMEMBERED, TOKEN
+from tunnel.http.heads import LINES, MAX_REMEMBERED, TOKEN, VALUE
 from tunnel.http.response import UNKNOWN
 
+_LAST_LINE = re.compile(rb"(?:(" + TOKEN + rb"): " + VALUE + rb"\r\n)?")
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/1\.1\r\n")
 
 
 class Forwarded(msgspec.Struct, frozen=True, gc=False):
-    """A head that is valid. fields: all behind the request line; names: of these, lower case."""
+    """A head that is valid. fields: all behind the request line. names: of all of them but the last, lower case; last:
+    the last one's."""
 
     method: bytes
     target: bytes
     line: bytes
     fields: bytes
-    names: tuple[frozenset[bytes], frozenset[bytes]]  # of all lines but the last, and of the last
+    names: frozenset[bytes]
+    last: bytes
 
 
 def read_forwarded(head: bytes) -> Forwarded:
     """The agent's look at a request head that came over the link. Raises Failure."""
     at = head.find(b"\r\n") + 2
     line, fields = head[:at], head[at:]
+    end = fields.rfind(b"\r\n", 0, -2)
+    size = end + 2 if end >= 0 else 0  # of all lines but the last
     match = _REQUEST_LINE.fullmatch(line)
-    last = fields.rfind(b"\r\n", 0, -2) + 2 if len(fields) > 2 else 0
-    if last < 2:
-        last = 0
-    before = fields[:last]
-    names = (_names_again if last <= MAX_REMEMBERED else _names)(before)
-    last_name = _names(fields[last:])
-    if match is None or names is None or last_name is None:
+    names = (_names_again if size <= MAX_REMEMBERED else _names)(fields[:size])
+    last = _LAST_LINE.fullmatch(fields, size)
+    if match is None or names is None or last is None:
         raise Failure("bad_request", "the request head that came over the link is not valid")
-    return Forwarded(match[1], match[2], line, fields, (names, last_name))
+    method, target = match.groups()
+    return Forwarded(method, target, line, fields, names, (last[1] or b"").lower())
 
 
 def _names(lines: bytes) -> frozenset[bytes] | None:
@@ -61,10 +63,9 @@ def local_head(head: Forwarded, extra: Mapping[str, str], length: int) -> bytes:
     extra: names in lower case. length: of the body, in the wire's terms.
     """
     fields = head.fields
-    before, last = head.names
     for name, value in extra.items():
         field = name.encode("latin-1", "replace")
-        if field in before or field in last:
+        if field in head.names or field == head.last:
             fields = re.sub(rb"(?im)^" + re.escape(field) + rb": [^\r\n]*\r\n", b"", fields)
         fields += b"%b: %b\r\n" % (field, value.encode("latin-1", "replace"))
     if length >= 0:

@@ -17,7 +17,8 @@ from tunnel.errors import Failure
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = rb"(?:" + TOKEN + rb":[\t -~\x80-\xff]*\r\n)*"
-_NORMAL_LINE = rb"(?:" + TOKEN + rb": (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?\r\n)*"
+VALUE = rb"(?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?"  # without space around it
+_NORMAL_LINE = rb"(?:" + TOKEN + rb": " + VALUE + rb"\r\n)*"
 
 #: request line and fields, each line ended by CRLF, then the empty line (RFC 9112, 2.1); no obs-fold, no bare LF
 _REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~\x80-\xff]+) HTTP/(\d\.\d)\r\n" + _LINE + rb"\r\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 import trio
@@ -50,7 +51,7 @@ class Link:
         on_opened: Callable[[Stream], None] | None = None,
         held: Held | None = None,
     ) -> None:
-        self.session = Session(opens, self._make_stream, self._on_queued, held)
+        self.session = Session(opens, partial(Stream, link=self), self._on_queued, held)
         self.rtt = 0.0
         self.offset = 0.0
         self.round_trips: deque[float] = deque(maxlen=1000)
@@ -78,9 +79,6 @@ class Link:
         self._control_bytes = 0
         self._controls_changed = trio.Event()
 
-    def _make_stream(self, id: int) -> Stream:
-        return Stream(id, self)
-
     # The reader -----------------------------------------------------------------------------------------------
 
     def on_message(self, message: bytes) -> None:
@@ -97,7 +95,7 @@ class Link:
             for kind, stream, value in events:
                 if kind == OPENED:
                     if self.on_opened is not None:
-                        self.on_opened(stream)  # type: ignore[arg-type]  # made by _make_stream
+                        self.on_opened(stream)  # type: ignore[arg-type]  # made by `Stream` above
                 elif kind == CONTROL:
                     self._on_control(*value)  # type: ignore[misc]
                 else:
@@ -174,7 +172,7 @@ class Link:
                 await transport.send(message)
             if drained:
                 for stream in drained:
-                    stream.wake_sender()  # type: ignore[attr-defined]  # made by _make_stream
+                    stream.wake_sender()  # type: ignore[attr-defined]  # made by `Stream` above
                 await trio.lowlevel.checkpoint()  # urgent frames queued meanwhile go before the next bulk
 
     # Life -----------------------------------------------------------------------------------------------------
@@ -235,7 +233,7 @@ class Link:
     def fail_streams(self, outcome: str, text: str) -> None:
         unsent = self.session.unsent_opens()
         for stream in list(self.session.streams.values()):
-            stream.unsent = stream.id in unsent  # type: ignore[attr-defined]  # made by _make_stream
+            stream.unsent = stream.id in unsent  # type: ignore[attr-defined]  # made by `Stream` above
             self.session.fail(stream, OUTCOMES[outcome].code, text)
             stream.wake()
 

@@ -28,7 +28,7 @@ class Stream(WireStream):
     __slots__ = ("_receiver", "_sender", "link", "on_failure", "unsent")
 
     def __init__(self, id: int, link: Link) -> None:
-        super().__init__(id)
+        WireStream.__init__(self, id)
         self.link = link
         self.on_failure: Callable[[], object] | None = None  # called when it fails, for who waits on something else
         self.unsent = False  # it failed before its OPEN had left: the other end never heard of it

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import trio
 from outcome import Value
@@ -19,10 +19,31 @@ MAX_IDLE = 64  #: workers kept for the next job
 Job = TypeVar("Job")
 
 
+class Cancellable(Protocol):
+    """What a job needs of a cancel scope."""
+
+    def cancel(self) -> None: ...
+
+
+class _Scope:
+    """A worker's scope, which knows that it was used: Trio's own answer looks at deadlines and costs as much as a
+    wake-up."""
+
+    __slots__ = ("is_spent", "scope")
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.scope = scope
+        self.is_spent = False
+
+    def cancel(self) -> None:
+        self.is_spent = True
+        self.scope.cancel()
+
+
 class Workers(Generic[Job]):
     """Runs `serve(job, scope)` for each job, in tasks of `nursery`. A job must drop the scope when it has ended."""
 
-    def __init__(self, nursery: trio.Nursery, serve: Callable[[Job, trio.CancelScope], Awaitable[None]]) -> None:
+    def __init__(self, nursery: trio.Nursery, serve: Callable[[Job, Cancellable], Awaitable[None]]) -> None:
         self._nursery = nursery
         self._serve = serve
         self._idle: deque[Task] = deque()
@@ -36,8 +57,9 @@ class Workers(Generic[Job]):
     async def _work(self, first: Job) -> None:
         job: Job | None = first
         while True:
-            with trio.CancelScope() as scope:
-                while not scope.cancel_called:
+            with trio.CancelScope() as around:
+                scope = _Scope(around)
+                while not scope.is_spent:
                     if job is None:
                         if len(self._idle) >= MAX_IDLE:
                             return

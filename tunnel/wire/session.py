@@ -55,6 +55,7 @@ class Session:
         self._window = Windows()  # the same in both directions
         self._credit = self._receivable = self._window.link
         self._consumed = 0  # of the link's credit, not given back
+        self._short = self._window.short
         self._set_short(False)
         self._urgent: list[bytes] = []
         self._ring: deque[Stream] = deque()  # streams with pending frames, each once
@@ -69,6 +70,7 @@ class Session:
             raise WireError(f"windows of {stream} bytes a stream and {link} a link are not possible")
         wider, link_wider = stream - self._window.stream, link - self._window.link
         self._window = Windows(stream, link)
+        self._short = self._window.short
         self._credit += link_wider
         self._receivable += link_wider
         for one in self.streams.values():
@@ -174,7 +176,9 @@ class Session:
             stream.receivable -= size
             if stream.receivable < 0:
                 raise WireError("more body came than the window allows", "stream_buffer")
-            self._take_in(size)
+            self._receivable -= size
+            if self._receivable < self._short:
+                self._run_short()
             inbox = stream.inbox
             if inbox is NOTHING:
                 stream.inbox = deque((payload,))
@@ -244,15 +248,19 @@ class Session:
 
     def _take_in(self, size: int) -> None:
         self._receivable -= size
-        if self._receivable < self._window.short:
-            if self._receivable < 0:
-                raise WireError("more body came than the window allows", "link_buffer")
-            if not self._is_short:
-                self._set_short(True)
-                for stream in self.streams.values():
-                    if stream.consumed >= EARLY:
-                        self._return_credit(stream)
-                self._give_back(0)
+        if self._receivable < self._short:
+            self._run_short()
+
+    def _run_short(self) -> None:
+        """Little is left of the link's window, or less than nothing: that raises WireError."""
+        if self._receivable < 0:
+            raise WireError("more body came than the window allows", "link_buffer")
+        if not self._is_short:
+            self._set_short(True)
+            for stream in self.streams.values():
+                if stream.consumed >= EARLY:
+                    self._return_credit(stream)
+            self._give_back(0)
 
     def _set_short(self, is_short: bool) -> None:
         """While little is left of the link's window every bit of credit counts, else few frames do."""
@@ -299,14 +307,15 @@ class Session:
             raise LocalWireError("this end can't open a stream")
         if len(opened.head) > frames.MAX_HEAD or len(opened.context) > frames.MAX_CONTEXT:
             raise LocalWireError("the request's head is longer than the link carries")
-        self._last_id += 1
-        stream = self._make_stream(self._last_id)
+        stream_id = self._last_id = self._last_id + 1
+        stream = self._make_stream(stream_id)
         stream.credit = stream.receivable = self._window.stream
         stream.out = states.DONE if end else states.BODY
-        self._spend(stream, len(body))
-        self.streams[stream.id] = stream
+        if body:
+            self._spend(stream, len(body))
+        self.streams[stream_id] = stream
         payload = frames.pack_open(opened, body)
-        self._queue(HEADER.pack(frames.OPEN, END if end else 0, stream.id, len(payload)) + payload)
+        self._queue(HEADER.pack(frames.OPEN, END if end else 0, stream_id, len(payload)) + payload)
         return stream
 
     def can_carry(self, stream: Stream | None, size: int) -> bool:
@@ -454,9 +463,10 @@ class Session:
     def _queue(self, part: bytes) -> None:
         if self._is_closed:
             return
+        size = len(part)
         self._urgent.append(part)
-        self.queued_bytes += len(part)
-        self.held.bytes += len(part)
+        self.queued_bytes += size
+        self.held.bytes += size
         self._on_queued()
 
     def _queue_in_order(self, stream: Stream, part: bytes) -> None:

@@ -70,13 +70,16 @@ _FIELDS = Line.__struct_fields__[3:]
 _OPTIONAL = frozenset(Line.__struct_fields__[-6:])
 
 
+_SHORT = tuple(f"{number / 100:.2f}ms" for number in range(1001))
+
+
 def duration_text(seconds: float) -> str:
     """A duration that LogQL compares: "1.204s", "35ms", "0.42ms"."""
+    if seconds < 0.01:
+        return _SHORT[int(seconds * 1e5 + 0.5) if seconds > 0 else 0]
     if seconds >= 1:
         return f"{seconds:.3f}s"
-    if seconds >= 0.01:
-        return f"{int(seconds * 1000)}ms"
-    return f"{max(seconds, 0.0) * 1000:.2f}ms"
+    return f"{int(seconds * 1000)}ms"
 
 
 def path_of(target: str) -> str:
@@ -105,7 +108,7 @@ class AccessLog:
         event stream at its first byte; `lasted` then says how long it all was."""
         if not visit.method:  # nothing was read
             return
-        error = _error(visit, raised)
+        error = _error(visit, raised) if visit.error or raised is not None or visit.status >= 500 else ""
         level = "ERROR" if error else "INFO"
         if not error and self._level > logging.INFO:
             return
@@ -142,6 +145,8 @@ class AccessLog:
 
     def local(self, visit: LocalVisit, raised: BaseException | None) -> None:
         """The record of a request to a local service: at level debug, or ERROR when it failed."""
+        if self._level > logging.DEBUG and not visit.error and raised is None and visit.status < 500:
+            return  # nearly always
         error = _error(visit, raised)
         if not error and self._level > logging.DEBUG:
             return
@@ -170,7 +175,7 @@ class AccessLog:
 
     def _write(self, line: Line, ended: float) -> None:
         """`ended`: monotonic seconds, what the line's time is made of."""
-        at = time.time() + (ended - monotonic())
+        at = _wall(ended)
         formatter, put = self._formatter, self._put
         if formatter is None or put is None:
             self._write_slowly(line, at)
@@ -201,6 +206,23 @@ class AccessLog:
                 _log.handle(record)
             return
         self._put(f"{self._formatter.format(record)}\n".encode("utf-8", "backslashreplace"))
+
+
+class _Wall:
+    """Monotonic seconds to seconds since 1970; the clocks are compared once a second."""
+
+    def __init__(self) -> None:
+        self._until = self._offset = 0.0
+
+    def __call__(self, ended: float) -> float:
+        if ended >= self._until:
+            now = monotonic()
+            self._offset = time.time() - now
+            self._until = now + 1
+        return ended + self._offset
+
+
+_wall = _Wall()
 
 
 def _error(visit: Visit, raised: BaseException | None) -> str:

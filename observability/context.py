@@ -143,7 +143,8 @@ class Propagation:
             (self.b3 or self.b3_multi, _B3_FIELDS),
         ):
             wanted |= fields if is_on else set()
-        self._is_plain = self.w3c and not (self.b3 or self.b3_multi)
+        #: traceparent alone says it all
+        self.is_plain = self.w3c and not (self.b3 or self.b3_multi)
         self._wanted = frozenset(wanted)
         self._lengths = frozenset(map(len, wanted))  # most fields are told apart by their length alone
 
@@ -161,7 +162,7 @@ class Propagation:
                 found.setdefault(lower.decode(), []).append(value.decode("latin-1").strip(" \t"))
         if found is None:
             return NOTHING
-        if self._is_plain and len(found) == 1 and (values := found.get("traceparent")) and len(values) == 1:
+        if self.is_plain and len(found) == 1 and (values := found.get("traceparent")) and len(values) == 1:
             return Incoming(parse_traceparent(values[0]), "", "", False)  # nearly always
         return self._read(found)
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import getrandbits
 from typing import Any
@@ -38,7 +39,12 @@ from tunnel.handler import Begin, Handler, Host, Layer, Observer, RequestVisit, 
 
 log = logging.getLogger("observability")
 
+_REMEMBERED = 4096  # heads
 VISITOR_CONTEXTS = ("join", "link", "ignore")
+
+#: a context that is not recorded; ids of nothing but zeros are none
+_NOT_SAMPLED = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-00").fullmatch
+_TRACEPARENT = {"traceparent"}
 
 _running: dict[str, Exporter] = {}
 
@@ -66,6 +72,7 @@ class Tracer:
         self._propagation = propagation
         self._visitor_context = visitor_context
         self._enter: Enter | None = None
+        self._bare: dict[int, Sequence[tuple[bytes, bytes]]] = {}  # heads without context: a connection's are often one
         self._leaves: dict[Visit, Callable[[], None]] = {}  # of visits whose span is the current one
         begins: dict[str, Begin] = {
             "request": self.start_request,
@@ -102,11 +109,16 @@ class Tracer:
 
     def start_request(self, visit: RequestVisit) -> None:
         """A visitor's request: joins, links or ignores the context it brought."""
-        incoming = self._propagation.extract(visit.request_headers)
-        if incoming is NOTHING:
-            self.start_root(visit)
-        else:
-            self._start_with(visit, incoming)
+        headers = visit.request_headers
+        if self._bare.get(id(headers)) is not headers:
+            incoming = self._propagation.extract(headers)
+            if incoming is not NOTHING:
+                self._start_with(visit, incoming)
+                return
+            if len(self._bare) >= _REMEMBERED:
+                self._bare.clear()
+            self._bare[id(headers)] = headers
+        self.start_root(visit)
 
     def _start_with(self, visit: RequestVisit, incoming: Incoming) -> None:
         mode, context = self._visitor_context, incoming.context
@@ -136,20 +148,26 @@ class Tracer:
             self.start_root(visit)
             headers["traceparent"] = format_traceparent(visit.trace_id, visit.span_id, visit.sampled)
             return
-        carried = parent.headers
-        self._start_child(visit, parent)
+        if parent.sampled:
+            self._start_child(visit, parent)
+        else:
+            visit.trace_id, visit.span_id = parent.trace_id, parent.span_id
         # the most important first, the longest last: the room for context in an open frame is bounded
         headers["traceparent"] = format_traceparent(visit.trace_id, visit.span_id, visit.sampled)
-        if "tracestate" in carried:
-            headers["tracestate"] = carried["tracestate"]
-        if "baggage" in carried:
-            headers["baggage"] = carried["baggage"]
+        if carried := parent.headers:
+            if "tracestate" in carried:
+                headers["tracestate"] = carried["tracestate"]
+            if "baggage" in carried:
+                headers["baggage"] = carried["baggage"]
 
     def start_agent_stream(self, visit: StreamVisit) -> None:
         """The agent's end: the core has decided. A trace of its own only where the core sent no context."""
         if visit.protocol == "probe":
             return
         value = visit.headers.get("traceparent")
+        if value is not None and _NOT_SAMPLED(value) is not None:  # as the core writes it, nearly always
+            visit.trace_id, visit.span_id = value[3:35], value[36:52]
+            return
         context = parse_traceparent(value) if value else None
         if context is None:
             self.start_root(visit)
@@ -166,6 +184,10 @@ class Tracer:
         """The request to the local service, which is handed the context in the formats that were chosen."""
         parent = visit.parent
         if parent is None or not parent.trace_id:
+            return
+        if not parent.sampled and self._propagation.is_plain and parent.headers.keys() == _TRACEPARENT:
+            visit.trace_id, visit.span_id = parent.trace_id, parent.span_id
+            visit.headers["traceparent"] = parent.headers["traceparent"]  # what crossed the link goes on as it is
             return
         self._start_child(visit, parent)
         self._propagation.inject(visit.headers, parent.headers, visit.trace_id, visit.span_id, visit.sampled)

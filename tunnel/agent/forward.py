@@ -8,6 +8,7 @@ it was; 5 cancels the task and with it the connection to the service.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = get_logger("tunnel.agent")
 
+_USUAL_CONTEXT = re.compile(rb"request-id: ([!-~]*)\r\n(?:traceparent: ([!-~]*)\r\n)?")
 NO_TEXT = b"OK\r\n"
 
 
@@ -156,6 +158,12 @@ class Forwarder:
 
 
 def _read_context(visit: ServedStream, context: bytes) -> None:
+    if (usual := _USUAL_CONTEXT.fullmatch(context)) is not None:
+        request_id, traceparent = usual.groups()
+        visit.request_id = request_id.decode("ascii")
+        if traceparent is not None:
+            visit.headers["traceparent"] = traceparent.decode("ascii")
+        return
     for line in context.decode("latin-1").split("\r\n"):
         name, found, value = line.partition(": ")
         if name == "request-id":

@@ -35,6 +35,7 @@ _REDACTIONS = (
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN = re.compile(r"[!#-\[\]-~]+")  # text values that need no quotes
 _NAME = re.compile(r"[^A-Za-z0-9_]")
+_MILLISECONDS = tuple(f".{number:03d}Z" for number in range(1000))
 _encode = msgspec.json.Encoder().encode
 
 
@@ -123,12 +124,12 @@ class LineFormatter(logging.Formatter):
 
     def stamp(self, created: float) -> str:
         """RFC 3339 in UTC with milliseconds, of seconds since the epoch."""
-        second, millisecond = divmod(round(created * 1000), 1000)
+        second, millisecond = divmod(int(created * 1000 + 0.5), 1000)
         known, text = self._second
         if known != second:
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = (second, text)
-        return f"{text}.{millisecond:03d}Z"
+        return text + _MILLISECONDS[millisecond]
 
     def facts(self, record: logging.LogRecord) -> dict[str, Any]:
         """All keys and safe values of the record's line, in order."""

@@ -13,6 +13,7 @@ from tunnel.link.link import MAX_CONTROL, MAX_PONGS, Link
 from tunnel.link.sweeper import Sweeper
 from tunnel.wire import control, frames
 from tunnel.wire.frames import HTTP, MAX_MESSAGE, NO_BODY, Open
+from tunnel.wire.session import LAST_ID, SPARE_IDS
 
 
 class Clocks:
@@ -86,6 +87,18 @@ async def test_any_message_counts_as_a_sign_of_life(clocks: Clocks) -> None:
 async def there_sends(agent: Link, there: Any) -> None:
     agent.session.respond(there, frames.Response(102, NO_BODY, 0, 0, b"\r\n"))
     await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_link_ends_before_its_stream_numbers_do(clocks: Clocks) -> None:
+    async with linked() as pair:
+        pair.core.session._last_id = LAST_ID - SPARE_IDS
+        pair.core.tick(clocks.now)
+        assert not pair.core.end_reason
+        pair.core.session._last_id += 1
+        pair.agent.session._last_id = LAST_ID  # whoever opens none does not mind
+        pair.agent.tick(clocks.now)
+        pair.core.tick(clocks.now)
+        assert pair.core.end_reason == "it has used up its stream numbers" and not pair.agent.end_reason
 
 
 async def test_a_ping_without_a_pong_is_counted(clocks: Clocks) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from running import RunningAgent, RunningCore, poll
@@ -155,3 +158,27 @@ def test_another_agent_serves_while_ones_service_is_down(
     assert [status_of(core) for _ in range(10)] == [200] * 10
     assert len(service.requests) == 10
     assert sample(core.metrics, "tunnel_request_outcomes_total", outcome="local_refused") == 0
+
+
+def test_a_service_that_resets_at_once_costs_its_own_requests_only(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    """Before TLS begins, at every connection, also those by which the agent looks whether it is up."""
+    core, service = start_core(), start_service()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reset_all() -> None:
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as hasty:
+                        hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        thread = threading.Thread(target=reset_all)
+        thread.start()
+        agent = start_agent(core, f"app={service.url},hasty=https://127.0.0.1:{listener.getsockname()[1]}")
+        answers = [ask(core, "GET /", host="hasty.localhost") for _ in range(30)]
+        assert {(one.status, one.outcome) for one in answers} == {(502, "local_refused")}
+        assert status_of(core) == 200
+        assert agent.is_running and not [one for one in agent.records if "broke" in one["msg"]]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)

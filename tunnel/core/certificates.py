@@ -220,7 +220,7 @@ def read_pair(pair: Pair) -> Loaded:
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         dns = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
-    except (x509.ExtensionNotFound, ValueError):
+    except Exception:  # none, or one that OpenSSL takes and cryptography does not: then it is chosen by no name
         dns = ()
     return Loaded(context, dns, leaf.not_valid_after_utc.timestamp(), "sha256:" + leaf.fingerprint(SHA256()).hex())
 

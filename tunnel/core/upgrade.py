@@ -76,7 +76,10 @@ class Successor:
 
     def __init__(self, sockets: Mapping[str, Sequence[socket.socket]]) -> None:
         """Start it. Raises UpgradeError."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as exc:
+            raise UpgradeError(f"can't talk to a successor ({exc.strerror})") from exc
         numbers = {name: [sock.fileno() for sock in socks] for name, socks in sockets.items()}
         environ = {name: value for name, value in os.environ.items() if name not in _OURS}
         environ[HANDOVER] = json.dumps({"channel": theirs.fileno(), "sockets": numbers})

@@ -246,6 +246,8 @@ class Link:
         if now - self._last_heard > self._heartbeat_timeout:
             self.heartbeats_failed += 1
             self.end(f"no heartbeat for {self._heartbeat_timeout:g} s")
+        elif self.session.is_used_up:
+            self.end("it has used up its stream numbers")
         elif now >= self._next_ping:
             self._next_ping = now + self._heartbeat
             self._token += 1

@@ -22,6 +22,9 @@ SMALL_FRAME = 4 * 1024  #: a frame up to this size passes the bulk of other stre
 CRUMB = 512  #: parts below this are joined where they wait: an object a byte would hold 40 times the window
 BULK_PER_MESSAGE = 64 * 1024  #: bulk in one message; more waits for the next, behind what is urgent by then
 
+LAST_ID = 0xFFFFFFFF  #: the greatest number of a stream
+SPARE_IDS = 1 << 20  #: that a link has left when it is given up for want of them: far more than it takes until then
+
 # Kinds of event: (kind, stream or None, value).
 OPENED, ANSWERED, BODY, FAILED, CONTROL = "opened", "answered", "body", "failed", "control"
 Event = tuple[str, Stream | None, object]
@@ -303,7 +306,7 @@ class Session:
 
     def open(self, opened: Open, body: bytes = b"", end: bool = False) -> Stream:
         """Open a stream, with the beginning (at most SMALL_BODY) or all of its body. Raises LocalWireError."""
-        if not self._opens or self._last_id == 0xFFFFFFFF:
+        if not self._opens or self._last_id == LAST_ID:
             raise LocalWireError("this end can't open a stream")
         if len(opened.head) > frames.MAX_HEAD or len(opened.context) > frames.MAX_CONTEXT:
             raise LocalWireError("the request's head is longer than the link carries")
@@ -317,6 +320,11 @@ class Session:
         payload = frames.pack_open(opened, body)
         self._queue(HEADER.pack(frames.OPEN, END if end else 0, stream_id, len(payload)) + payload)
         return stream
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nearly all numbers of streams are taken (tunnel/SPEC.md, "Streams"): this link had better end."""
+        return self._opens and self._last_id > LAST_ID - SPARE_IDS
 
     def can_carry(self, stream: Stream | None, size: int) -> bool:
         """Whether a body of this size may ride in the stream's first frame."""

@@ -24,8 +24,8 @@ from tunnel.handler import Offered
 
 LOOK_SECONDS = 5.0  #: between two looks at the workers, if nobody asks for the page
 
-#: for gauges that are not ours; all others are added up
-RULES = {"process_start_time_seconds": "own", "process_max_fds": "min"}
+#: for gauges that are not ours; all others are added up. Each process has its own descriptors: the fullest one counts
+RULES = {"process_start_time_seconds": "own", "process_open_fds": "max", "process_max_fds": "min"}
 _OURS: dict[str, Family] = {
     **core_metrics.FAMILIES, **core_metrics.WORKER_FAMILIES, **agent_metrics.FAMILIES, **agent_metrics.WORKER_FAMILIES,
     **runtime.FAMILIES, **runtime.GO_FAMILIES,

@@ -80,6 +80,15 @@ agent_spans_exported_total | counter
 agent_spans_dropped_total | counter
 agent_logs_dropped_total | counter
 """
+#: where there are several processes (-workers), in addition
+WORKERS = """
+tunnel_workers | gauge
+tunnel_workers_active | gauge
+tunnel_worker_restarts_total | counter
+agent_workers | gauge
+agent_workers_active | gauge
+agent_worker_restarts_total | counter
+"""
 RUNTIME = f"""
 process_virtual_memory_bytes | gauge
 process_resident_memory_bytes | gauge

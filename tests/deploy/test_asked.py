@@ -59,6 +59,8 @@ NOT_HERE = {
     "the store is away": "the store is there",
     "request broke": "no bug is known",
     "can't start": "they start",
+    "worker ended": "there is one process of each",
+    "worker killed": "there is one process of each",
     "db.query": "no query takes half a second",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from contract import AGENT, CORE, RUNTIME, table
+from contract import AGENT, CORE, RUNTIME, WORKERS, table
 
 from tunnel.errors import LIMITS
 
@@ -77,7 +77,9 @@ NOT_SHOWN = {"process_virtual_memory_bytes": "resident memory is what counts"}
 
 def test_every_metric_is_on_a_dashboard() -> None:
     text = "".join(path.read_text() for path in FILES)
-    assert {name for name in table(CORE, AGENT, RUNTIME) if not re.search(rf"\b{name}", text)} == NOT_SHOWN.keys()
+    assert {
+        name for name in table(CORE, AGENT, RUNTIME, WORKERS) if not re.search(rf"\b{name}", text)
+    } == NOT_SHOWN.keys()
 
 
 def test_every_limit_is_in_a_panel() -> None:

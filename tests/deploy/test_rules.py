@@ -151,6 +151,14 @@ CASES: dict[str, Case] = {
         {f"process_start_time_seconds{{{CORE}}}": "100x5 200x5 300x5 400x20"},
         {f"process_start_time_seconds{{{CORE}}}": "100x5 200x5 300x30"},
     ),
+    "WorkersMissing": Case(
+        {f"tunnel_workers{{{CORE}}}": "4x60", f"tunnel_workers_active{{{CORE}}}": "4x20 3x40"},
+        {f"tunnel_workers{{{CORE}}}": "4x60", f"tunnel_workers_active{{{CORE}}}": "4x28 3 4x40"},
+    ),
+    "WorkerRestarts": Case(
+        {f"agent_worker_restarts_total{{{AGENTS}}}": "0x10 1x5 2x5 3x5 4x40"},
+        {f"tunnel_worker_restarts_total{{{CORE}}}": "0x10 1x5 2x40"},
+    ),
     "LogsDropped": Case(
         {f"agent_logs_dropped_total{{{AGENTS}}}": "0+5x60"}, {f"agent_logs_dropped_total{{{AGENTS}}}": "500x60"}
     ),
@@ -335,7 +343,7 @@ def test_rules_keep_to_the_craft() -> None:
         bare = re.sub(r"agent_requests_total\{[^}]*\} or", "", bare)  # asked whether it is there
         assert not re.search(r"_total\b|_count\b|_bucket\b", bare), name
         if "alert" in rule:
-            assert "for" in rule or name == "CoreRestarts", name
+            assert "for" in rule or name in ("CoreRestarts", "WorkerRestarts"), name
 
 
 def test_meta_alerts_watch_every_job_of_ours_and_no_other() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from contract import AGENT, CORE, RUNTIME, table
+from contract import AGENT, CORE, RUNTIME, WORKERS, table
 from runbooks import (
     PAGES,
     ROOT,
@@ -64,7 +64,7 @@ def index() -> str:
 def known_series() -> dict[str, set[str]]:
     """Sample names of the contract with their labels, targets' and agents' labels aside."""
     found: dict[str, set[str]] = {}
-    for name, row in table(CORE, AGENT, RUNTIME).items():
+    for name, row in table(CORE, AGENT, RUNTIME, WORKERS).items():
         if row.type == "histogram":
             found |= {f"{name}_{part}": {*row.labels} for part in ("sum", "count")}
             found[f"{name}_bucket"] = {*row.labels, "le"}

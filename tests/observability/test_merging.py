@@ -88,16 +88,17 @@ def test_gauges_by_their_rule() -> None:
         GaugeMetricFamily("process_start_time_seconds", "x", 5),
         GaugeMetricFamily("process_max_fds", "x", 100),
     )
+    opened = {key: GaugeMetricFamily("process_open_fds", "x", n) for key, n in (("0.1", 60), ("1.2", 70))}
     for key, n in (("0.1", 1.0), ("1.2", 2.0)):
         merger.take(
             [offered(key, lag.metric(((), n)), tasks.metric(((), n)), limit.metric(((), 1000)),
-                     expiry.metric((("agent",), 100 * n)), build.metric((("1", "3"), 1)), start, files)],
+                     expiry.metric((("agent",), 100 * n)), build.metric((("1", "3"), 1)), start, files, opened[key])],
             ["0.1", "1.2"],
         )  # fmt: skip
     assert values(merger, GaugeMetricFamily("process_start_time_seconds", "x", 3)) == {
         ("trio_run_loop_lag_seconds", ()): 2, ("trio_tasks_living", ()): 3, ("tunnel_connections_limit", ()): 1000,
         ("tunnel_certificate_expiry_timestamp_seconds", ("agent",)): 100, ("tunnel_build_info", ("1", "3")): 1,
-        ("process_start_time_seconds", ()): 3, ("process_max_fds", ()): 100,
+        ("process_start_time_seconds", ()): 3, ("process_max_fds", ()): 100, ("process_open_fds", ()): 70,
     }  # fmt: skip
 
 

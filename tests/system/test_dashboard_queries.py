@@ -30,12 +30,21 @@ RIGHTLY_EMPTY = {
     ("tunnel-core", "Alerts"): "no rules are loaded, so no alert fires",
     ("tunnel-agents", "Alerts"): "no rules are loaded, so no alert fires",
     ("tunnel-core", "Restarts"): "the core is not restarted",
+    ("tunnel-core", "Workers of cores"): "one process",
+    ("tunnel-core", "Workers of agents"): "one process",
+    ("tunnel-core", "Replaced workers"): "one process",
 }
 #: series that alerts look at → why there are none here
 NO_SERIES = {
     "prometheus_notifications_errors_total": "no Alertmanager is configured",
     "alertmanager_notifications_failed_total": "no Alertmanager runs",
     "alertmanager_config_last_reload_successful": "no Alertmanager runs",
+    "tunnel_workers": "one process",
+    "tunnel_workers_active": "one process",
+    "tunnel_worker_restarts_total": "one process",
+    "agent_workers": "one process",
+    "agent_workers_active": "one process",
+    "agent_worker_restarts_total": "one process",
 }
 PATHS = ("/echo", "/status/404", "/status/500", "/garbage", "/slow?ms=120", "/download?size=70000", "/sse?n=2&ms=5")
 

@@ -30,6 +30,12 @@ ABSENT = {
     "ALERTS": "nothing fires",
     "alertmanager_notifications_failed_total": "no Alertmanager runs",
     "alertmanager_config_last_reload_successful": "no Alertmanager runs",
+    "tunnel_workers": "one process",
+    "tunnel_workers_active": "one process",
+    "tunnel_worker_restarts_total": "one process",
+    "agent_workers": "one process",
+    "agent_workers_active": "one process",
+    "agent_worker_restarts_total": "one process",
     "prometheus_notifications_errors_total": "Prometheus knows none",
 }
 _CURL = re.compile(r"http://127\.0\.0\.1:(\d+)(/\S*) \| jq (?:-c )?'([^']*)'")

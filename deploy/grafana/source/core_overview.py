@@ -234,8 +234,10 @@ def accounts() -> list[Json]:
 def saturation() -> list[Json]:
     return row(
         800, "Saturation",
-        graph(801, "CPU", "Processor seconds a second of each core. One core process has one CPU: near 100 % everything waits.",
-              [query(f"rate(process_cpu_seconds_total{{{CORE}}}{RATE})", "{{instance}}")], "percentunit", width=6,
+        graph(801, "CPU", """Processor seconds a second, as a share of what the core can use: one processor, or one for each of its
+              -workers. Near 100 % everything waits.""",
+              [query(f"rate(process_cpu_seconds_total{{{CORE}}}{RATE}) / on (job, instance) (tunnel_workers{{{CORE}}} or up{{{CORE}}} > 0)",
+                     "{{instance}}")], "percentunit", width=6,
               steps=((None, "green"), (0.7, "yellow"), (0.9, "red"))),
         graph(802, "Run-loop lag", """How late the run loop woke a task, the worst of the last 15 seconds: what every request had to
               wait at that moment. Above 5 s /healthz fails.""",
@@ -266,6 +268,22 @@ def saturation() -> list[Json]:
         graph(810, "Stalled streams", """Open streams whose window is used up. visitor: somebody downloads more slowly than the local
               service sends. agent: a local service takes an upload more slowly than it comes. Neither slows others.""",
               [query(f"sum by (side) (tunnel_streams_stalled{{{CORE}}})", "waits for the {{side}}")], "short", width=12),
+    )  # fmt: skip
+
+
+def workers() -> list[Json]:
+    return row(
+        1300, "Workers (only where -workers is more than 1)",
+        graph(1301, "Workers of cores", "Processes that serve, and how many there should be. WorkersMissing watches it.",
+              [query(f"tunnel_workers_active{{{CORE}}}", "serving {{instance}}"),
+               query(f"tunnel_workers{{{CORE}}}", "wanted {{instance}}")], "short"),
+        graph(1302, "Workers of agents", "The same at agents that have several, as they report it.",
+              [query(f"agent_workers_active{{{AGENTS_BY_ACCOUNT}}}", "serving {{agent_id}}"),
+               query(f"agent_workers{{{AGENTS_BY_ACCOUNT}}}", "wanted {{agent_id}}")], "short"),
+        graph(1303, "Replaced workers", """Workers that ended and were replaced, in the dashboard's time range. The log says why each ended
+              ("worker ended", "worker killed"). WorkerRestarts watches it.""",
+              [query(f"increase(tunnel_worker_restarts_total{{{CORE}}}[$__range])", "core {{instance}}"),
+               query(f"increase(agent_worker_restarts_total{{{AGENTS_BY_ACCOUNT}}}[$__range])", "agent {{agent_id}}")], "short"),
     )  # fmt: skip
 
 
@@ -383,6 +401,6 @@ def build() -> Json:
             annotation("Restarts", "blue", f"changes(process_start_time_seconds{{{CORE}}}[$__rate_interval]) > 0",
                        "Core started", "{{instance}}"),
         ],
-        [now(), requests(), latency(), time_spent(), links(), streams(), accounts(), saturation(), limits(), store(), watching(),
+        [now(), requests(), latency(), time_spent(), links(), streams(), accounts(), saturation(), workers(), limits(), store(), watching(),
          log_lines()],
     )  # fmt: skip

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from documents import DASHBOARDS, picture_of, rows_of
+from documents import DASHBOARDS, has_picture, picture_of, rows_of
 
 COLUMNS = 24
 WIDTH = 12.0  # inches
@@ -399,10 +399,10 @@ def draw_all(url: str, directory: Path, minutes: float) -> list[Path]:
     for path in sorted(DASHBOARDS.glob("*.json")):
         board = json.loads(path.read_text(encoding="utf-8"))
         for title, panels in rows_of(board):
-            if kept := place(panels):
+            if has_picture(title, panels):
                 written.append(directory / picture_of(board["uid"], title))
                 job = board["uid"] if board["uid"] == "tunnel-core" else "tunnel-agents"
-                Picture(job, kept, source, minutes).draw(written[-1])
+                Picture(job, place(panels), source, minutes).draw(written[-1])
     for old in {*directory.glob("tunnel-*.png")} - {*written}:
         old.unlink()
     return written

@@ -7,17 +7,24 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any, cast
 
 from framing import answers, requestcases
 from framing.answerreaders import h11_reads, we_read
 from framing.comparing import compare
 
+from tunnel.core.forwarding import Forwarding
 from tunnel.core.proxied import ProxyHeaderError, parse_v1, parse_v2
+from tunnel.core.request import Request
+from tunnel.core.visitor import Visitor
 from tunnel.errors import Failure, WireError
 from tunnel.http.chunks import MAX_LINE, MAX_TRAILERS, Chunks
-from tunnel.http.heads import check_relayed, check_trailers
+from tunnel.http.forwarded import read_forwarded
+from tunnel.http.heads import check_relayed, check_trailers, parse_request
+from tunnel.http.repeated import know
+from tunnel.link.transport import Tap
 from tunnel.wire import control, frames
-from tunnel.wire.frames import NO_BODY, UNKNOWN, Open, Response
+from tunnel.wire.frames import MAX_MESSAGE, NO_BODY, UNKNOWN, Open, Response
 from tunnel.wire.session import Session
 
 
@@ -172,6 +179,81 @@ def check_proxy(raw: bytes) -> None:
         assert str(ip_address(behind.address)) == behind.address
 
 
+# Heads that repeat, and what trusted proxies say -------------------------------------------------------------------
+
+_GET = b"GET /a HTTP/1.1\r\nHost: a.example\r\nAccept: */*\r\n\r\n"
+_POST = b"POST /a?b HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nX: y\r\n\r\n"
+_TARGET_BYTES = 100
+
+
+def check_repeated(raw: bytes) -> None:
+    """Two heads: if the second is recognised by the first, it is what the parser says of it on its own."""
+    first, end, second = raw.partition(b"\r\n\r\n")
+    try:
+        head = parse_request(first + end, _TARGET_BYTES)
+    except Failure:
+        return
+    known = know(first + end, head)
+    target = known.recognise(second, _TARGET_BYTES) if known is not None else b""
+    if target:
+        assert parse_request(second, _TARGET_BYTES) == head.at(target)
+
+
+def check_proxied(raw: bytes) -> None:
+    """Whatever a trusted proxy says, the agent takes the head, and each field of ours is in it once."""
+    request = Request(Visitor(cast(Any, None), "127.0.0.1", "http"))
+    try:
+        request.head = parse_request(raw, 1000)
+    except Failure:
+        return
+    request.request_id = "r-1"
+    forwarding = Forwarding(("127.0.0.1", "10.0.0.0/8"), 1)
+    head = forwarding.head(request, upgrade=False)
+    read_forwarded(head)
+    names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:-1]]
+    for name in (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-request-id", b"host"):
+        assert names.count(name) == 1, (name, head)
+    assert not {b"connection", b"transfer-encoding", b"content-length", b"te", b"keep-alive"} & set(names)
+    forwarding.leave(request.visitor)
+    assert forwarding._guests.total == 0
+
+
+# The link's WebSocket frames ----------------------------------------------------------------------------------------
+
+
+def _tapped(client: bool, raw: bytes, cuts: Sequence[int]) -> tuple[list[bytes], bytes]:
+    """(messages, what goes on to trio-websocket or waits for more) of bytes that come in these pieces."""
+    tap, found, rest, at = Tap(cast(Any, None), client), list[bytes](), b"", 0
+    tap.on_message = found.append
+    for cut in [*cuts, len(raw)]:
+        piece, at = raw[at:cut], cut
+        if piece:
+            rest += piece if tap._aside else tap._add(piece)
+        assert sum(map(len, tap._parts)) <= len(raw) and (tap._aside or tap._need <= MAX_MESSAGE + 14)
+    return found, rest + (b"" if tap._aside else b"".join(tap._parts))
+
+
+def check_tap(raw: bytes) -> None:
+    """The same in any cut, at either end."""
+    chance = random.Random(len(raw))
+    cuts = sorted(chance.randrange(len(raw) + 1) for _ in range(chance.randrange(6)))
+    for client in (True, False):
+        whole = _tapped(client, raw, ())
+        assert _tapped(client, raw, cuts) == whole == _tapped(client, raw, range(1, len(raw)))
+
+
+def _frames(key: bytes) -> bytes:
+    bit = 0x80 if key else 0
+    words = (b"first", b"", b"x" * 130)
+    bodies = [bytes(byte ^ key[at % 4] for at, byte in enumerate(word)) if key else word for word in words]
+    return (
+        bytes((0x82, bit | 5)) + key + bodies[0]
+        + bytes((0x89, bit)) + key
+        + bytes((0x82, bit | 126, 0, 130)) + key + bodies[2]
+        + bytes((0x88, bit)) + key
+    )  # fmt: skip
+
+
 _HELLO = control.Hello([1], "0.1", "agent", "tt_secret", [control.TunnelRequest("app", "http", "x")])
 _WELCOME = control.Welcome(1, "0.1", "c-1", "acme", "agent", [control.TunnelGrant("app", "http", "http://a")])
 
@@ -198,6 +280,19 @@ TARGETS = {
             ],
             check_proxy,
         ),
+        Target("repeated", [_GET * 2, _POST * 2, _GET + _GET.replace(b"/a", b"/b?c"), _GET + _POST], check_repeated),
+        Target(
+            "proxied",
+            [
+                _GET.replace(b"Accept: */*", b"X-Forwarded-For: 203.0.113.1, 10.0.0.1\r\nX-Forwarded-Proto: https"),
+                _GET.replace(b"Accept: */*", b'Forwarded: for="[2001:db8::1]:80";proto=https\r\nX-Forwarded-Host: b'),
+                _POST.replace(
+                    b"X: y", b"X-Forwarded-For: [2001:db8::1]:80\r\nX-Real-IP: 10.0.0.2\r\nConnection: x-real-ip"
+                ),
+            ],
+            check_proxied,
+        ),
+        Target("tap", [_frames(b""), _frames(b"\1\2\3\4"), b"\x82\x7f" + bytes(5) + b"\x10\0\0xx"], check_tap),
         Target("control", [control.encode(one) for one in (_HELLO, _WELCOME)] + [bytes(24)], check_control),
     )
 }

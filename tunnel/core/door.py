@@ -171,6 +171,8 @@ class Door:
             await self._requests(visitor)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except Exception as exc:  # a bug costs this one connection
+            log.error("connection broke", error=exc)
         finally:
             self._exchanger.forwarding.leave(visitor)
             self._sweeper.discard(visitor)
@@ -215,7 +217,7 @@ class Door:
             if not await exchanger.serve(visitor):
                 break
             visitor.half_since, visitor.probed = 0.0, False
-            if visitor.guest:
+            if visitor.guest is not None:
                 exchanger.forwarding.leave(visitor)
         await self._close(visitor)
 

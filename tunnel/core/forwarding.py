@@ -65,9 +65,9 @@ class Forwarding:
 
     def leave(self, visitor: Visitor) -> None:
         """The request that this proxy's connection brought is over."""
-        if visitor.guest:
+        if visitor.guest is not None:
             self._guests.leave(visitor.guest)
-            visitor.guest = ""
+            visitor.guest = None
 
     def is_trusted(self, address: str) -> bool:
         """Whether this is the address of one of the proxies."""
@@ -91,7 +91,7 @@ class Forwarding:
         chain = [one.strip().decode("latin-1") for one in _last(seen[b"x-forwarded-for"]).split(b",")]
         chain = [one for one in chain if one] + [visitor.address]
         client = next((one for one in reversed(chain) if not self.is_trusted(one)), chain[0])
-        request.client = _address(client)
+        request.client = _address(client) or visitor.address
         self._enter(visitor, request.client)
         proto = seen[b"x-forwarded-proto"].decode("latin-1").split(",")[-1].strip()
         if proto in ("http", "https"):

@@ -68,7 +68,7 @@ class Visitor:
         self.probed = False
         self.wrote = 0.0
         self.known: Known | None = None  # what its last head said, where the next may say it again
-        self.guest = ""  # for whom a trusted proxy asks now, as counted by tunnel.core.forwarding
+        self.guest: str | None = None  # for whom a trusted proxy asks now, as counted by tunnel.core.forwarding
         self.hops = 0  # how often one process of this core has passed the connection to another
         self.forwarded: tuple[bytes, bytes] = (b"", b"")  # the last Host and the fields made for it
 

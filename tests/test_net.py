@@ -241,6 +241,39 @@ async def test_who_waits_on_a_socket_that_is_closed_here_is_told(pair: tuple[Soc
         one.close()
 
 
+async def test_waiting_first_hears_the_same(pair: tuple[Socket, Socket]) -> None:
+    one, other = pair
+    await other.send(b"there already")
+    assert await one.recv_later() == b"there already"
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            assert await one.recv_later() == b"later"
+            with pytest.raises(trio.BrokenResourceError):
+                await one.recv_later()
+            one.close()
+            with pytest.raises(trio.ClosedResourceError):
+                await one.recv_later()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        await other.send(b"later")
+        other.abort()
+
+
+async def test_who_waits_first_on_a_socket_that_is_closed_here_is_told(pair: tuple[Socket, Socket]) -> None:
+    one, _ = pair
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await one.recv_later()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        one.close()
+
+
 async def test_an_idle_connection_is_stale_once_anything_happened(pair: tuple[Socket, Socket]) -> None:
     one, other = pair
     assert not one.is_stale()

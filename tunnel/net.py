@@ -85,13 +85,15 @@ class Socket(trio.abc.HalfCloseableStream):
     async def recv_later(self, size: int = RECV_SIZE) -> bytes:
         """As `recv`, where nothing can be there yet: waits first, which saves the kernel's word that it is so."""
         sock = self.sock
-        if type(sock) is not socket.socket:  # TLS may hold bytes that the kernel knows nothing of
+        if self.is_closed or type(sock) is not socket.socket:  # TLS may hold bytes that the kernel knows nothing of
             return await self.recv(size)
         await trio.lowlevel.wait_readable(sock)
         try:
             data = sock.recv(size)
-        except OSError:  # nothing after all, or an error: `recv` knows what to say
+        except BlockingIOError:
             return await self.recv(size)
+        except OSError as exc:
+            raise self._failed(exc) from exc
         self._eager = len(data) + _EAGER_EACH
         return data
 

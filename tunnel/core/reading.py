@@ -66,7 +66,7 @@ class HeadReader:
             return False
         visitor.buffer = rest
         visitor.deadline = FOREVER
-        request.known, request.raw = known, raw
+        request.known = known
         request.marks["head"] = monotonic()
         head = known.head.head
         request.head = head.at(target)
@@ -120,7 +120,7 @@ class HeadReader:
             data += part
         visitor.buffer = data[end:]
         visitor.deadline = FOREVER
-        raw = request.raw = data[:end]
+        raw = data[:end]
         try:
             head = parse_request(raw, self._max_target)
         except Failure:

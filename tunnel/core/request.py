@@ -40,7 +40,6 @@ class Request(RequestVisit):
         "head_written",
         "keep_alive",
         "known",
-        "raw",
         "reading",
         "refusal",
         "stream",
@@ -52,7 +51,6 @@ class Request(RequestVisit):
         super().__init__(visitor.address, visitor.proto)
         self.visitor = visitor
         self.head: Head | None = None
-        self.raw = b""  # its bytes, as the visitor sent them
         self.accept = b""
         self.account: Account | None = None
         self.stream: Stream | None = None

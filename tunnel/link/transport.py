@@ -56,6 +56,7 @@ class Tap(trio.abc.Stream):
         self._have = 0  # bytes in them
         self._need = 0  # bytes at which it is whole, as far as is known
         self._aside = False
+        self._is_more = True  # the last read was full, or the first
         self._said_close = False
         self.allowance: int | None = None  # bytes it may still send; None: any number
         self.breach = ""  # how the other end went beyond its allowance
@@ -65,11 +66,14 @@ class Tap(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
+            size = RECEIVE if self.allowance is None else min(RECEIVE, self.allowance + 1)
+            receive = self._socket.recv if self._is_more else self._socket.recv_later
             try:
-                data = await self._socket.recv(RECEIVE if self.allowance is None else min(RECEIVE, self.allowance + 1))
+                data = await receive(size)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self.lost.set()
                 raise
+            self._is_more = len(data) == size
             if not data:
                 self.lost.set()
             if self.allowance is not None:
@@ -122,9 +126,12 @@ class Tap(trio.abc.Stream):
             async with lock:
                 await self._send(data)
             return
+        sent = self._socket.send_nowait(data)
+        if sent == len(data):  # nearly always
+            return
         lock.acquire_nowait()
         try:
-            await self._send(data)
+            await self._send(data[sent:])
         finally:
             lock.release()
 

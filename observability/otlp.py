@@ -51,12 +51,22 @@ def _field(tag: bytes, payload: bytes) -> bytes:
     return tag + _size(len(payload)) + payload
 
 
-@lru_cache(8192)
+@lru_cache(1024)
 def _before_value(tag: bytes, key: str, wire: bytes, size: int) -> bytes:
     """All of a KeyValue, as a field with this tag, that precedes the last `size` bytes: its lengths depend on them."""
     any_value = len(wire) + size
     name = _field(b"\x0a", key.encode())
     return tag + _size(len(name) + 1 + len(_size(any_value)) + any_value) + name + b"\x12" + _size(any_value) + wire
+
+
+@lru_cache(1024)
+def _before_double(tag: bytes, key: str) -> bytes:
+    return _before_value(tag, key, b"\x21", 8)
+
+
+@lru_cache(8192)
+def _before_text(tag: bytes, key: str, size: int) -> bytes:
+    return _before_value(tag, key, b"\x0a" + _size(size), size)
 
 
 @lru_cache(1024)
@@ -74,16 +84,14 @@ def _name(name: str, kind: int) -> bytes:
 def _attributes(out: list[bytes], tag: bytes, attributes: Attributes) -> None:
     """Append each as a KeyValue, a field with this tag, in pieces."""
     for key, value in attributes.items():
-        if isinstance(value, str):
+        if type(value) is float:
+            out.append(_before_double(tag, key) + _double(value))
+        elif isinstance(value, str):
             text = value.encode()
-            size = len(text)
-            wire = b"\x0a" + _size(size)
-            out += (_before_value(tag, key, wire, size), text)
-        elif isinstance(value, int):
-            number = _VARINTS[value] if 0 <= value < 4096 else varint(value & 0xFFFFFFFFFFFFFFFF)
-            out += (_before_value(tag, key, b"\x18", len(number)), number)
+            out.append(_before_text(tag, key, len(text)) + text)
         else:
-            out += (_before_value(tag, key, b"\x21", 8), _double(value))
+            number = _VARINTS[value] if 0 <= value < 4096 else varint(value & 0xFFFFFFFFFFFFFFFF)
+            out.append(_before_value(tag, key, b"\x18", len(number)) + number)
 
 
 class Encoder:
@@ -128,7 +136,7 @@ class Encoder:
                 _attributes(pieces, b"\x1a", {"exception.type": what})
                 parts.append(_field(b"\x5a", b"".join(pieces)))
             else:
-                parts += (_before_time(event), _fixed64(at))
+                parts.append(_before_time(event) + _fixed64(at))
         if facts.link is not None:
             pieces = [b"\x0a\x10", unhex(facts.link.trace_id), b"\x12\x08", unhex(facts.link.span_id)]
             _attributes(pieces, b"\x22", {"tunnel.link": "visitor"})

@@ -14,11 +14,13 @@ from benchmarks import measures, results
 from benchmarks.attribution.attribute import attribute
 from benchmarks.compare import ROUNDS, compare
 from benchmarks.figures import Figures
+from benchmarks.growth import growth
 from benchmarks.measures import FULL, QUICK, Effort
 from benchmarks.others import FILE, Entry, Misnamed, read_entries, start_other
 from benchmarks.processes import Failed
 from benchmarks.results import Part
 from benchmarks.servers import Servers, start_servers
+from benchmarks.soak import soak
 from benchmarks.tunnels import Ours, direct, floor, start_tunnel
 
 
@@ -39,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     against.add_argument("old", metavar="REV")
     against.add_argument("new", metavar="REV", nargs="?", default="", help="instead of the files as they are")
     against.add_argument("-rounds", type=int, default=ROUNDS)
+    long = commands.add_parser("soak", help="does it grow with time? minutes of everything at once; writes nothing")
+    long.add_argument("minutes", type=float, nargs="?", default=5.0)
+    commands.add_parser("growth", help="as run growth: more agents, more tunnels, bursts")
     return made
 
 
@@ -66,6 +71,7 @@ def measure_part(servers: Servers, ours: Ours, name: str, effort: Effort, guests
             "memory": lambda: measures.memory(servers, effort),
             "layers": lambda: measures.layers(servers, effort),
             "startup": lambda: measures.startup(servers, effort),
+            "growth": lambda: growth(servers, effort),
         }
         figures = work[name]()
         return Part(figures, [f"{one.name} gave up: {one.gave_up}" for one in others if one.gave_up])
@@ -84,10 +90,14 @@ def run(given: argparse.Namespace, servers: Servers) -> int:
         attribute(servers, given.connections, given.seconds, given.flags.split())
     elif given.command == "compare":
         return 0 if compare(servers, given.old, given.new, given.rounds) else 1
+    elif given.command == "soak":
+        return 0 if soak(servers, given.minutes) else 1
     elif given.command == "quick":
         found = measure(servers, ["rates", "latency"], QUICK, ())
         print("\n" + "\n".join(results.reach(part.figures for part in found.values())))
     else:
+        if given.command == "growth":
+            given = parser().parse_args(["run", "growth"])
         effort = Effort(given.rounds, FULL.seconds)
         parts = given.parts or list(results.TITLES)
         document = results.save(measure(servers, parts, effort, installed(given.others)))

@@ -6,13 +6,14 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.processes import Failed, Process, poll
 from benchmarks.servers import Servers
 from benchmarks.tunnels import Ours
 
+IDLE_AGENTS = Path(__file__).with_name("idleagents.py")
 MANY_AGENTS = Path(__file__).parents[1] / "system" / "manyagents.py"
 
 
@@ -25,15 +26,23 @@ def sample(metrics_url: str, name: str) -> float:
     raise Failed(f"{metrics_url} has no {name}")
 
 
+def idle_agents(servers: Servers, tunnel: Ours, count: int, tunnels: int = 1) -> AbstractContextManager[None]:
+    """`count` agents with so many tunnels each (many0, many1, …; many0x0, many0x1, …), which only keep their links."""
+    return _attached(servers, tunnel, count, str(IDLE_AGENTS), str(tunnel.link_port), str(count), str(tunnels))
+
+
+def serving_agents(servers: Servers, tunnel: Ours, count: int) -> AbstractContextManager[None]:
+    """`count` whole agents in one process, that serve many0, many1, … from nginx."""
+    local = f"http://127.0.0.1:{servers.nginx_port}"
+    return _attached(servers, tunnel, count, str(MANY_AGENTS), str(tunnel.link_port), "-", local, str(count))
+
+
 @contextmanager
-def many_agents(servers: Servers, tunnel: Ours, count: int, tunnels: int = 1) -> Iterator[Process]:
-    """`count` agents with so many tunnels each (many0, many1, …; many0x0, many0x1, …), beside those that there are."""
+def _attached(servers: Servers, tunnel: Ours, count: int, *command: str) -> Iterator[None]:
+    """Until so many more links are there, and until the block ends."""
     before = sample(tunnel.metrics_url, "tunnel_connections_active")
     token = tunnel.token_file.read_text().strip()
-    process = Process(
-        sys.executable, str(MANY_AGENTS), str(tunnel.link_port), "-", f"http://127.0.0.1:{servers.nginx_port}",
-        str(count), str(tunnels), directory=servers.directory, env={"AGENT_TOKEN": token},
-    )  # fmt: skip
+    process = Process(sys.executable, *command, directory=servers.directory, env={"AGENT_TOKEN": token})
     try:
 
         def attached() -> bool:
@@ -41,8 +50,9 @@ def many_agents(servers: Servers, tunnel: Ours, count: int, tunnels: int = 1) ->
                 raise Failed(f"agents ended: {process.output()[-2000:]}")
             return sample(tunnel.metrics_url, "tunnel_connections_active") >= before + count
 
-        poll(attached, f"{count} agents are attached", 120, 0.25)
-        yield process
+        # Rarely: the page that is asked lists every link.
+        poll(attached, f"{count} agents are attached", 120, count / 2000)
+        yield
     finally:
         process.stop(30)
 

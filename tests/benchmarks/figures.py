@@ -56,8 +56,22 @@ MEASURES: dict[str, Measure] = {
     "help core": Measure("core --help", "s"),
     "help agent": Measure("agent --help", "s"),
     "core ready": Measure("core, start to ready", "s"),
+    "growth cpu": Measure("core's CPU, all requests to one agent", "µs/request", base="1 agent"),
+    "spread cpu": Measure("core's CPU, requests over many agents", "µs/request", base="over 32 agents"),
+    "crowd attach": Measure("until 5,000 agents are attached", "s"),
+    "crowd scrape": Measure("a page of metrics with 5,000 agents", "ms"),
+    "crowd cpu": Measure("core's CPU, 5,000 idle agents", "% of one"),
+    "crowd rss": Measure("core with 5,000 idle agents", "MiB"),
+    "crowd rss each": Measure("for each of them", "KiB"),
+    "burst rss core": Measure("core, bursts of 1,000 visitors", "MiB", base="before"),
+    "burst rss agent": Measure("agent, bursts of 1,000 visitors", "MiB", base="before"),
     "first request": Measure("agent, start to first request served", "s"),
 }
+
+
+def note(figures: Figures, measure: str, contender: str, value: float) -> None:
+    """Another round's."""
+    figures.setdefault(measure, {}).setdefault(contender, []).append(value)
 
 
 class Spread(NamedTuple):
@@ -141,5 +155,9 @@ REACH = (
     Reach("idle agent on the core", 30, 60, _median("rss per agent"), "KiB"),
     Reach("idle visitor on the core", 10, 20, _median("rss per visitor"), "KiB"),
     Reach("agent --help", 0.25, 0.5, _median("help agent"), "s"),
+    Reach("core's CPU a request with 1,000 agents, to 1", 1.15, 1.15, _ratio("growth cpu", "1,000 agents", "1 agent")),
+    Reach(
+        "core's CPU a request with 10,000 tunnels, to 1", 1.15, 1.15, _ratio("growth cpu", "10,000 tunnels", "1 agent")
+    ),
     Reach("agent, start to first request served", 0.7, 1.5, _median("first request"), "s"),
 )

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.processes import Failed, Process, which
 
@@ -21,11 +22,24 @@ class Load:
     bad: int
 
 
-def wrk(port: int, host: str, connections: int, seconds: int, path: str = "/k1", *, reconnect: bool = False) -> Load:
-    """wrk for so long (whole seconds). Connections are kept alive, or each is used for one request only."""
+def wrk(
+    port: int,
+    host: str,
+    connections: int,
+    seconds: int,
+    path: str = "/k1",
+    *,
+    reconnect: bool = False,
+    script: Path | None = None,
+) -> Load:
+    """wrk for so long (whole seconds). Connections are kept alive, or each is used for one request only.
+
+    script: makes the requests instead.
+    """
     command = [
         which("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s",
-        "-H", f"Host: {host}", *(("-H", "Connection: close") if reconnect else ()), f"http://127.0.0.1:{port}{path}",
+        "-H", f"Host: {host}", *(("-H", "Connection: close") if reconnect else ()),
+        *(("-s", str(script)) if script else ()), f"http://127.0.0.1:{port}{path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
     return read_wrk(done.stdout)

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.crowds import idle_visitors, many_agents
-from benchmarks.figures import ALL_TRACED, CONNECTIONS, MEASURED_LOGGED, NONE, OURS, TENTH_TRACED, Figures
+from benchmarks.crowds import idle_agents, idle_visitors
+from benchmarks.figures import ALL_TRACED, CONNECTIONS, MEASURED_LOGGED, NONE, OURS, TENTH_TRACED, Figures, note
 from benchmarks.load import cost, wrk
 from benchmarks.openloop import paced
 from benchmarks.others import serves
@@ -61,10 +61,6 @@ def excused(one: Contender, figures: Figures) -> Iterator[None]:
             values.pop(one.name, None)
 
 
-def _note(figures: Figures, measure: str, contender: str, value: float) -> None:
-    figures.setdefault(measure, {}).setdefault(contender, []).append(value)
-
-
 def rates(contenders: Sequence[Contender], effort: Effort) -> Figures:
     """Requests a second with kept connections, and what each process pays for one."""
     figures: Figures = {}
@@ -75,10 +71,10 @@ def rates(contenders: Sequence[Contender], effort: Effort) -> Figures:
             with excused(one, figures):
                 processes = list(one.processes.values())
                 load, paid = cost(partial(wrk, one.port, one.host, connections, effort.seconds), processes)
-                _note(figures, f"rps {connections}", one.name, load.rps)
-                _note(figures, f"p50 {connections}", one.name, load.p50)
+                note(figures, f"rps {connections}", one.name, load.rps)
+                note(figures, f"p50 {connections}", one.name, load.p50)
                 for role, micros in zip(one.processes, paid, strict=True):
-                    _note(figures, f"{role} cpu {connections}", one.name, micros)
+                    note(figures, f"{role} cpu {connections}", one.name, micros)
     return figures
 
 
@@ -88,9 +84,9 @@ def latency(contenders: Sequence[Contender], effort: Effort) -> Figures:
     for one in turns(contenders, effort.rounds):
         with excused(one, figures):
             found = paced(one.port, one.host, RATE, effort.seconds * 2)
-            _note(figures, "paced p50", one.name, found.p50)
-            _note(figures, "paced p99", one.name, found.p99)
-            _note(figures, "paced late", one.name, found.late_p99)
+            note(figures, "paced p50", one.name, found.p50)
+            note(figures, "paced p99", one.name, found.p99)
+            note(figures, "paced late", one.name, found.late_p99)
     return figures
 
 
@@ -102,7 +98,7 @@ def fresh(contenders: Sequence[Contender], effort: Effort) -> Figures:
             load = wrk(one.port, one.host, 8, effort.seconds, reconnect=True)
             if load.bad:
                 raise Failed(f"{one.name}: {load.bad} of {load.requests} on new connections failed")
-            _note(figures, "fresh", one.name, load.rps)
+            note(figures, "fresh", one.name, load.rps)
     return figures
 
 
@@ -115,9 +111,9 @@ def bulk(contenders: Sequence[Contender], servers: Servers, effort: Effort) -> F
                 processes = list(one.processes.values())
                 before = [process.cpu() for process in processes]
                 size, seconds = curl(one, servers, direction)
-                _note(figures, direction, one.name, size / seconds / 1e6)
+                note(figures, direction, one.name, size / seconds / 1e6)
                 for role, process, start in zip(one.processes, processes, before, strict=True):
-                    _note(figures, f"{direction} {role} cpu", one.name, (process.cpu() - start) * 1000 / (size / MIB))
+                    note(figures, f"{direction} {role} cpu", one.name, (process.cpu() - start) * 1000 / (size / MIB))
     return figures
 
 
@@ -145,9 +141,9 @@ def mixed(contenders: Sequence[Contender], servers: Servers, effort: Effort) -> 
         with excused(one, figures):
             with downloads(one, servers, 4):
                 found = paced(one.port, one.host, RATE, effort.seconds * 2)
-            _note(figures, "mixed p50", one.name, found.p50)
-            _note(figures, "mixed p99", one.name, found.p99)
-            _note(figures, "mixed late", one.name, found.late_p99)
+            note(figures, "mixed p50", one.name, found.p50)
+            note(figures, "mixed p99", one.name, found.p99)
+            note(figures, "mixed late", one.name, found.late_p99)
     return figures
 
 
@@ -176,19 +172,19 @@ def memory(servers: Servers, effort: Effort) -> Figures:
         with start_tunnel(servers, core_flags=("-max-handshakes=0", "-max-connections=2000")) as tunnel:
             wrk(tunnel.port, tunnel.host, 8, 1)
             wait_calm(list(tunnel.processes.values()))
-            _note(figures, "rss core", OURS, tunnel.core.rss() / MIB)
-            _note(figures, "rss agent", OURS, tunnel.agent.rss() / MIB)
+            note(figures, "rss core", OURS, tunnel.core.rss() / MIB)
+            note(figures, "rss agent", OURS, tunnel.agent.rss() / MIB)
             before = tunnel.core.rss()
             with idle_visitors(tunnel, 2000):
                 wait_calm([tunnel.core])
-                _note(figures, "rss per visitor", OURS, (tunnel.core.rss() - before) / 2000 / 1024)
+                note(figures, "rss per visitor", OURS, (tunnel.core.rss() - before) / 2000 / 1024)
         with start_tunnel(servers, core_flags=("-max-handshakes=0", "-max-connections=2000")) as tunnel:
             wrk(tunnel.port, tunnel.host, 8, 1)
             wait_calm(list(tunnel.processes.values()))
             before = tunnel.core.rss()
-            with many_agents(servers, tunnel, 1000):
+            with idle_agents(servers, tunnel, 1000):
                 wait_calm([tunnel.core])
-                _note(figures, "rss per agent", OURS, (tunnel.core.rss() - before) / 1000 / 1024)
+                note(figures, "rss per agent", OURS, (tunnel.core.rss() - before) / 1000 / 1024)
     return figures
 
 
@@ -211,7 +207,7 @@ def layers(servers: Servers, effort: Effort) -> Figures:
             wrk(pairs[-1].port, pairs[-1].host, 8, 1)
         for one in turns(pairs, effort.rounds * 2):
             _, paid = cost(partial(wrk, one.port, one.host, 32, effort.seconds), list(one.processes.values()))
-            _note(figures, "layers cpu", one.name, sum(paid))
+            note(figures, "layers cpu", one.name, sum(paid))
     return figures
 
 
@@ -220,14 +216,14 @@ def startup(servers: Servers, effort: Effort) -> Figures:
     figures: Figures = {}
     for _ in range(effort.rounds):
         for role in ("core", "agent"):
-            _note(figures, f"help {role}", OURS, timed(partial(run_help, servers, role)))
+            note(figures, f"help {role}", OURS, timed(partial(run_help, servers, role)))
         began = time.monotonic()
         with start_core(servers) as core:
-            _note(figures, "core ready", OURS, time.monotonic() - began)
+            note(figures, "core ready", OURS, time.monotonic() - began)
             began = time.monotonic()
             with start_agent(servers, core, until_ready=False):
                 poll(partial(serves, core.port, "app.localhost"), "the first request is served", 20)
-                _note(figures, "first request", OURS, time.monotonic() - began)
+                note(figures, "first request", OURS, time.monotonic() - began)
     return figures
 
 

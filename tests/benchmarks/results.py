@@ -38,6 +38,10 @@ TITLES: dict[str, tuple[str, str]] = {
     ),
     "memory": ("Memory", "Resident, metrics and logs on."),
     "layers": ("What observing costs", "Core and agent together, 32 connections; ratios are to none."),
+    "growth": (
+        "Growth",
+        "32 connections. A burst is 1,000 visitors, 16 downloads and 8 uploads at once; memory is that of afterwards.",
+    ),
     "startup": ("Start", "Until everything works, on a machine that has run it before."),
 }
 

@@ -1,7 +1,7 @@
-"""Many agents in one process: `manyagents.py CORE_PORT FINGERPRINT LOCAL COUNT [TUNNELS]`, the token in AGENT_TOKEN.
+"""Many agents in one process: `manyagents.py CORE_PORT FINGERPRINT LOCAL COUNT`, the token in AGENT_TOKEN.
 
-Each is a whole `tunnel.agent.client.Agent` with its own link and the name many0, many1, …, or with so many TUNNELS and
-the names many0x0, many0x1, …; SIGTERM ends them all. They have no layers and no pages: the core is what is measured.
+Each is a whole `tunnel.agent.client.Agent` with its own link and the name many0, many1, …; SIGTERM ends them all.
+They have no layers and no pages: the core is what is measured.
 FINGERPRINT "-": no TLS.
 """
 
@@ -18,16 +18,12 @@ from tunnel.config import load_agent
 from tunnel.log import setup
 
 
-def make(port: str, fingerprint: str, local: str, number: int, tunnels: int) -> Agent:
-    names = [f"many{number}x{index}" for index in range(tunnels)]
+def make(port: str, fingerprint: str, local: str, number: int) -> Agent:
     flags = [
         f"-server=127.0.0.1:{port}",
         "-tls=false" if fingerprint == "-" else f"-server-fingerprint={fingerprint}",
-        *(
-            [f"-local={','.join(f'{name}={local}' for name in names)}"]
-            if tunnels > 1
-            else [f"-local={local}", f"-subdomain=many{number}"]
-        ),
+        f"-local={local}",
+        f"-subdomain=many{number}",
         f"-agent-id=many{number}",
         "-metrics-addr=",
         "-layers=",
@@ -35,8 +31,8 @@ def make(port: str, fingerprint: str, local: str, number: int, tunnels: int) -> 
     return Agent(load_agent(flags, os.environ))
 
 
-async def main(port: str, fingerprint: str, local: str, count: str, tunnels: str = "1") -> None:
-    agents = [make(port, fingerprint, local, number, int(tunnels)) for number in range(int(count))]
+async def main(port: str, fingerprint: str, local: str, count: str) -> None:
+    agents = [make(port, fingerprint, local, number) for number in range(int(count))]
     async with trio.open_nursery() as nursery:
         for agent in agents:
             nursery.start_soon(agent.run)

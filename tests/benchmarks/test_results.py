@@ -53,6 +53,7 @@ def test_each_figure_to_reach_comes_from_something_that_is_measured() -> None:
     everything: Figures = {
         key: {name: [1.0] for name in (FLOOR, OURS, measure.base)} for key, measure in MEASURES.items()
     }
+    everything["growth cpu"] = {name: [1.0] for name in ("1 agent", "1,000 agents", "10,000 tunnels")}
     everything["layers cpu"] = {name: [1.0] for name in ("none", "+ 10 % traced", "+ 100 % traced")}
     assert [one.title for one in REACH if one.value(everything) is None] == []
 

@@ -18,6 +18,8 @@ TABLE = {
     "tunnel.http.answers": EMIT,
     "tunnel.http.pages": EMIT,
     "tunnel.http.client": HANDLING,
+    "tunnel.http.forwarded:local_head": EMIT,
+    "tunnel.workers": HANDLING,
     "tunnel.core": HANDLING,
     "tunnel.core.reading": PARSE,
     "tunnel.core.answering": EMIT,

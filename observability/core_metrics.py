@@ -45,6 +45,8 @@ LIMITS = (
     "link_streams", "stream_buffer", "link_buffer", "buffer",
     "attaching", "attaching_bytes", "attaching_time", "handshakes", "failed_logins",
 )  # fmt: skip
+#: how orders for certificates end; tunnel.core.issuing.authority.RESULTS
+ORDERS = ("ok", "invalid", "rate_limited", "refused", "unreachable", "broken", "timeout")
 LISTENERS = ("agent", "public")  #: that may have TLS
 CODES = (200, 404, 429, 499, 500, 502, 503, 504)  #: status codes with a series from start-up
 MAX_CONNECTING = 100  #: series of links that have not authenticated yet: strangers must not make series at will
@@ -88,6 +90,14 @@ FAMILIES = families(
         "When the first certificate of a listener with TLS expires.",
         ("listener",),
         "min",
+    ),
+    Family("tunnel_acme_orders_total", "counter", "Orders for certificates by how they ended.", ("result",)),
+    Family(
+        "tunnel_acme_names_failing",
+        "gauge",
+        "Names whose certificate is missed or due, and whose orders fail.",
+        (),
+        "max",
     ),
     Family("tunnel_build_info", "gauge", "Version of the tunnel and of Python.", ("version", "python"), "max"),
 )
@@ -217,6 +227,9 @@ class CoreMetrics:
         yield one["tunnel_certificate_expiry_timestamp_seconds"].metric(
             *(((name,), expiry[name]) for name in LISTENERS if name in expiry)
         )
+        orders = statistics.acme_orders
+        yield one["tunnel_acme_orders_total"].metric(*(((result,), orders.get(result, 0)) for result in ORDERS))
+        yield one["tunnel_acme_names_failing"].metric(((), statistics.acme_failing))
         yield one["tunnel_build_info"].metric(((label_value(self._host.version), platform.python_version()), 1))
 
     def _links(self, statistics: CoreStatistics) -> Iterator[Metric]:

@@ -237,6 +237,23 @@ def test_certificates_come_in_pairs(tmp_path: pathlib.Path) -> None:
     assert core("-public-tls", "-public-cert", pem, "-public-key", pem).public_key == pem
 
 
+def test_certificates_from_an_authority() -> None:
+    given = ("-public-tls", "-http-addr=:80", "-acme-agree")
+    acme = core(*given, "-acme-names=WWW.Example.com.,b.example.com", "-acme-email=a@b.example").acme
+    assert acme.agree and acme.names == ("www.example.com", "b.example.com") and acme.email == "a@b.example"
+    assert acme.directory == "https://acme-v02.api.letsencrypt.org/directory" and acme.on_demand == "served"
+    assert "-http-addr" in fails(core, "-public-tls", "-acme-agree")
+    assert "-public-tls" in fails(core, "-http-addr=:80", "-acme-agree")
+    assert "-acme-agree" in fails(core, "-public-tls")
+    assert "accept" in fails(core, "-public-tls", "-http-addr=:80", TUNNEL_ACME_EMAIL="a@b.example")
+    assert fails(core, "-http-addr=:80") == "-http-addr needs -public-tls: it sends visitors there"
+    assert "DNS challenge" in fails(core, *given, "-acme-names=*.example.com")
+    assert "full host names" in fails(core, *given, "-acme-names=localhost")
+    assert "https://" in fails(core, *given, "-acme-directory=http://ca.example.com/directory")
+    assert "e-mail" in fails(core, *given, "-acme-email=nobody")
+    assert "served, reserved, off" in fails(core, *given, "-acme-on-demand=all")
+
+
 def test_contradictions_about_the_cores_certificate() -> None:
     pin = "AB:" * 31 + "AB"
     assert agent(f"-server-fingerprint=sha256:{pin}").server_fingerprint == "ab" * 32

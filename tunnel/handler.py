@@ -415,6 +415,8 @@ class CoreStatistics:
     protocol_errors: int = 0  # links and would-be links that broke the protocol
     held_bytes: int = 0  # unread bodies and what waits to be sent, on all links
     held_bytes_limit: float = math.inf  # how many there may be
+    acme_orders: dict[str, int] = field(default_factory=dict)  # for certificates, by result, since start; empty: none
+    acme_failing: int = 0  # names that should have a certificate, or a newer one, and whose orders fail
 
 
 @dataclass(slots=True)

@@ -195,9 +195,38 @@ def test_what_counts_as_a_pair(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     (tmp_path / "f").mkdir()
     (tmp_path / "f/fullchain.pem").touch()
-    assert [pair.cert.relative_to(tmp_path).as_posix() for pair in pairs_in(tmp_path)] == [
-        "a.crt", "b.pem", "f/fullchain.pem"
+    (tmp_path / "g.pem").write_text("-----BEGIN PRIVATE KEY-----")  # both in one file, as HAProxy keeps them
+    (tmp_path / "h.pem").mkdir()
+    found = pairs_in(tmp_path)
+    assert [pair.cert.relative_to(tmp_path).as_posix() for pair in found] == [
+        "a.crt", "b.pem", "f/fullchain.pem", "g.pem"
     ]  # fmt: skip
+    assert found[-1].key == found[-1].cert
+
+
+async def test_certificates_that_come_and_go(tmp_path: Path) -> None:
+    asked: list[str] = []
+    default = write(tmp_path / "default", "default.example", "*.t.example")
+    certificates = Certificates("public", default, [tmp_path / "d"])
+    certificates.on_missing = asked.append
+    for name in ("New.Example", "default.example", "a.t.example", "b.a.t.example"):
+        assert seen(certificates, name) == "default.example"
+    assert seen(certificates, None) == "default.example"
+    assert asked == ["new.example", "b.a.t.example"], "what the default is for is not missed"
+    pair = write(tmp_path / "d" / "new", "new.example")
+    loaded = await certificates.add(pair)
+    assert seen(certificates, "new.example") == "new.example" and len(asked) == 2
+    assert certificates.loaded_from(pair.cert.parent) == [(pair, loaded)]
+    assert loaded.begin < loaded.expiry
+    await certificates.reload()
+    assert seen(certificates, "new.example") == "new.example", "the directory has it"
+    pair.key.write_text("no key")
+    with pytest.raises(ValueError, match=r"PEM|KEY"):
+        await certificates.add(pair)
+    assert seen(certificates, "new.example") == "new.example"
+    certificates.forget(pair)
+    certificates.forget(default)  # which stays all the same
+    assert seen(certificates, "new.example") == "default.example"
 
 
 def test_names_that_are_no_ascii_print_nothing(

@@ -47,6 +47,8 @@ NOT_HERE = {
     "can't use a certificate": "they can",
     "certificate is not trusted": "agents pin it",
     "certificates read again": "no SIGHUP",
+    "certificate not issued": "the core gets none here",
+    "certificate waits": "the core gets none here",
     "too_many_connections": "there are few",
     "crashed": "nothing does",
     "can't accept": "they can",

@@ -165,6 +165,11 @@ CASES: dict[str, Case] = {
     "SpansDropped": Case(
         {f"agent_spans_dropped_total{{{AGENTS}}}": "0+5x60"}, {f"tunnel_spans_dropped_total{{{CORE}}}": "0x26 500x30"}
     ),
+    "CertificateOrdersFail": Case(
+        {f"tunnel_acme_names_failing{{{CORE}}}": "2x500"},
+        {f"tunnel_acme_names_failing{{{CORE}}}": "0x100 1x300 0x100"},
+        480,
+    ),
     "CertificateExpiresSoon": Case(certificate(13), certificate(15), 120),
     "CertificateAboutToExpire": Case(certificate(-1), certificate(4), 120),
     "AgentDisconnected": Case(

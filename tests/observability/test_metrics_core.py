@@ -11,7 +11,8 @@ import trio
 from fakehost import FakeHost
 from prometheus_client.core import Metric
 
-from observability.core_metrics import LIMITS, MAX_CONNECTING, MAX_OPERATIONS, UPSTREAM, CoreMetrics
+from observability.core_metrics import LIMITS, MAX_CONNECTING, MAX_OPERATIONS, ORDERS, UPSTREAM, CoreMetrics
+from tunnel.core.issuing.authority import RESULTS
 from tunnel.errors import LIMITS as TABLE_LIMITS
 from tunnel.errors import OUTCOMES, REFUSALS
 from tunnel.errors import UPSTREAM as TABLE_UPSTREAM
@@ -59,6 +60,7 @@ def handle(metrics: CoreMetrics) -> Callable[[Visit], Awaitable[None]]:
 def test_upstream_is_the_outcome_tables() -> None:
     assert UPSTREAM == TABLE_UPSTREAM
     assert LIMITS == TABLE_LIMITS
+    assert ORDERS == RESULTS
 
 
 def test_closed_label_sets_exist_at_zero(metrics: CoreMetrics) -> None:
@@ -75,6 +77,8 @@ def test_closed_label_sets_exist_at_zero(metrics: CoreMetrics) -> None:
         assert numbers["tunnel_quota_exceeded_total", type] == 0
     for limit in TABLE_LIMITS:
         assert numbers["tunnel_limit_refusals_total", limit] == 0
+    for result in RESULTS:
+        assert numbers["tunnel_acme_orders_total", result] == 0
     for direction in ("in", "out"):
         assert numbers["tunnel_bytes_total", direction] == 0
 
@@ -290,6 +294,7 @@ def test_statistics_are_read_at_the_scrape(metrics: CoreMetrics, fake: FakeHost)
     fake.core.logs_dropped = 9
     fake.core.limit_refusals = {"head_time": 5}
     fake.core.protocol_errors, fake.core.held_bytes, fake.core.held_bytes_limit = 6, 7, 8
+    fake.core.acme_orders, fake.core.acme_failing = {"ok": 8, "invalid": 1}, 2
     fake.round_trips = [0.001, 0.002]
     read(metrics)
     numbers = read(metrics)
@@ -302,6 +307,8 @@ def test_statistics_are_read_at_the_scrape(metrics: CoreMetrics, fake: FakeHost)
     assert numbers["tunnel_protocol_errors_total",] == 6
     assert numbers["tunnel_held_bytes",] == 7
     assert numbers["tunnel_held_bytes_limit",] == 8
+    assert numbers["tunnel_acme_orders_total", "ok"] == 8 and numbers["tunnel_acme_orders_total", "timeout"] == 0
+    assert numbers["tunnel_acme_names_failing",] == 2
     assert numbers["tunnel_connection_rtt_seconds_count",] == 2
 
 

@@ -232,6 +232,7 @@ class RunningCore(Program):
             raise
         self.public = address(ready["public"])
         self.agents = address(ready["agents"])
+        self.http = address(ready["http"]) if "http" in ready else ("", 0)
         self.metrics = address(ready["metrics"])
         self.dashboard = address(ready["status"])
         self.fingerprint: str = ready["fingerprint"] if ready["fingerprint"].startswith("sha256:") else ""

@@ -231,6 +231,30 @@ def _domain(value: Any) -> str:
     return parse_domain(_text(value))
 
 
+def _hosts(value: Any) -> tuple[str, ...]:
+    names = _words(value)
+    if any("*" in name for name in names):
+        raise ValueError("expected host names without a wildcard: those need a DNS challenge (DEPLOYMENT.md)")
+    found = tuple(parse_domain(name) for name in names)
+    if not all("." in name for name in found):
+        raise ValueError("expected full host names such as www.example.com")
+    return found
+
+
+def _https(value: Any) -> str:
+    text = _url(value)
+    if not text.startswith("https://"):
+        raise ValueError("expected a URL that begins with https://")
+    return text
+
+
+def _email(value: Any) -> str:
+    text = _text(value)
+    if text and not re.fullmatch(r"[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,253}", text):
+        raise ValueError("expected an e-mail address such as admin@example.com")
+    return text
+
+
 TEXT = Kind("TEXT", _text)
 SECRET = Kind("SECRET", _text, secret=True)
 SWITCH = Kind("true|false", _switch, _switch_text, _show_switch, switch=True)
@@ -248,7 +272,10 @@ PROPAGATORS = Kind("WORDS", _propagators, show=",".join, repeats=True)
 LOCAL = Kind("SERVICES", _text, repeats=True)
 SUBDOMAIN = Kind("NAME", _subdomain)
 DOMAIN = Kind("DOMAIN", _domain)
+HOSTS = Kind("NAMES", _hosts, show=",".join, repeats=True)
+EMAIL = Kind("ADDRESS", _email)
 URL = Kind("URL", _url)
+HTTPS = Kind("URL", _https)
 DATABASE = Kind("URL", _database, secret=True)  # it may hold a password
 FINGERPRINT = Kind("SHA256", _fingerprint)
 IDENTIFIER = Kind("NAME", _identifier)

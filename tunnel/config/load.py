@@ -49,10 +49,7 @@ def load_core(argv: Sequence[str], env: Mapping[str, str]) -> CoreSettings:
     _check_heartbeat(options, given, settings)
     _check_pair(options, given, "agent_cert", "agent_key")
     _check_pair(options, given, "public_cert", "public_key")
-    if settings.public_tls and not (settings.public_cert or settings.public_cert_dir):
-        raise ConfigError(
-            f"{_name(options, given, 'public_tls')} needs -public-cert and -public-key, or -public-cert-dir"
-        )
+    _check_public_tls(options, given, settings)
     if settings.max_target > settings.max_head:
         raise ConfigError(
             f"{_name(options, given, 'max_target')} must not be larger than {_name(options, given, 'max_head')}"
@@ -237,6 +234,23 @@ def _check_heartbeat(options: Program, given: Values, settings: CoreSettings | A
             f"{_name(options, given, 'heartbeat')} ({show_duration(settings.heartbeat)}) must be shorter than "
             f"{_name(options, given, 'heartbeat_timeout')} ({show_duration(settings.heartbeat_timeout)})"
         )
+
+
+def _check_public_tls(options: Program, given: Values, settings: CoreSettings) -> None:
+    tls, plain, agree = (_name(options, given, name) for name in ("public_tls", "http_addr", "acme.agree"))
+    if settings.acme.agree:
+        if not settings.public_tls:
+            raise ConfigError(f"{agree} needs -public-tls: certificates are for visitors who come to the core by TLS")
+        if not settings.http_addr:
+            raise ConfigError(f"{agree} needs -http-addr, such as :80, where the authority comes to look")
+    elif others := [name for name in given if name.startswith("acme.") and name != "acme.agree"]:
+        raise ConfigError(
+            f"{given[others[0]].origin} needs -acme-agree, which says that you accept the authority's terms"
+        )
+    if settings.http_addr and not settings.public_tls:
+        raise ConfigError(f"{plain} needs -public-tls: it sends visitors there")
+    if settings.public_tls and not (settings.public_cert or settings.public_cert_dir or settings.acme.agree):
+        raise ConfigError(f"{tls} needs -public-cert and -public-key, or -public-cert-dir, or -acme-agree")
 
 
 def _check_pair(options: Program, given: Values, first: str, second: str) -> None:

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from tunnel.config.settings import (
+    AcmeSettings,
     AgentSettings,
     CoreSettings,
     DatabaseSettings,
@@ -21,6 +22,7 @@ from tunnel.config.settings import (
 )
 
 SECTIONS: dict[str, type[Settings]] = {
+    "acme": AcmeSettings,
     "database": DatabaseSettings,
     "metrics": MetricsSettings,
     "tracing": TracingSettings,

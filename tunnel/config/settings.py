@@ -53,6 +53,38 @@ class DatabaseSettings(Settings, frozen=True, kw_only=True):
     wait: Annotated[float, Option(v.duration(0), STATE, "at the start, for a store that is away")] = 60.0
 
 
+class AcmeSettings(Settings, frozen=True, kw_only=True):
+    agree: Annotated[
+        bool,
+        Option(
+            v.SWITCH,
+            PUBLIC,
+            "get certificates from the authority below, and accept its terms of service; needs -http-addr",
+        ),
+    ] = False
+    email: Annotated[str, Option(v.EMAIL, PUBLIC, "where the authority may write to about them")] = ""
+    directory: Annotated[str, Option(v.HTTPS, PUBLIC, "the authority (ACME directory); default: Let's Encrypt")] = (
+        "https://acme-v02.api.letsencrypt.org/directory"
+    )
+    ca_cert: Annotated[
+        str, Option(v.FILE, PUBLIC, "who signed the directory's own certificate (PEM); empty: a public authority")
+    ] = ""
+    names: Annotated[
+        tuple[str, ...], Option(v.HOSTS, PUBLIC, "host names to have certificates for from the start; no wildcards")
+    ] = ()
+    on_demand: Annotated[
+        str,
+        Option(
+            v.choice("served", "reserved", "off"),
+            PUBLIC,
+            "certificates for tunnels when visitors first ask: all that are served, reserved names only, none",
+        ),
+    ] = "served"
+    max_orders: Annotated[
+        int, Option(v.integer(1), LIMITS, "certificates that visitors' asking may bring about in an hour")
+    ] = 10
+
+
 class MetricsSettings(Settings, frozen=True, kw_only=True):
     go_names: Annotated[
         bool, Option(v.SWITCH, SEE, "also export the four go_* metric names", flag="go_metric_names")
@@ -105,6 +137,15 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         str,
         Option(v.DIRECTORY, PUBLIC, "certificates by name: NAME.crt with NAME.key, or certbot's directory 'live'"),
     ] = ""
+    http_addr: Annotated[
+        str,
+        Option(
+            v.ADDRESS_OR_NONE,
+            PUBLIC,
+            "beside TLS: plain HTTP that sends visitors to https, and answers ACME challenges",
+        ),
+    ] = ""
+    acme: AcmeSettings = field(default_factory=AcmeSettings)
     base_domain: Annotated[str, Option(v.DOMAIN, PUBLIC, "tunnels are reached as <subdomain>.<base domain>")] = (
         "localhost"
     )

@@ -236,6 +236,10 @@ class Accounts:
         """
         return await self._holds.owner_of(name, parent)
 
+    async def is_reserved(self, name: str) -> bool:
+        """Whether the name is reserved for an account. Asks the store each time. Raises StoreError."""
+        return await self._store.query("name.reserved", lambda conn: records.is_reserved(conn, name))
+
     async def claim(self, names: Collection[str], account_id: str) -> None:
         """Take names for an account, all or none. Raises Refused (name_reserved, name_taken) or StoreError."""
         await self._holds.claim(names, account_id)

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunnel.core.first import write_secret
+from tunnel.core.private import write_secret
 from tunnel.errors import ConfigError
 from tunnel.handler import Page, PageAnswer, PageRequest
 from tunnel.http.hosts import is_loopback

@@ -1,19 +1,22 @@
-"""The certificate of a core that was given none: self-signed, kept in the data directory, pinned by its fingerprint."""
+"""The certificate of a core that was given none: self-signed, kept in the data directory, pinned by its fingerprint.
+
+Visitors get another one of that kind until the core has got certificates for them (tunnel/core/issuing).
+"""
 
 from __future__ import annotations
 
 import datetime
 from pathlib import Path
 
-from tunnel.core.first import write_secret
+from tunnel.core.private import write_secret
 from tunnel.errors import ConfigError
 
 YEARS = 20
 
 
-def ensure_certificate(data_dir: Path) -> tuple[Path, Path]:
+def ensure_certificate(data_dir: Path, name: str = "agent-link") -> tuple[Path, Path]:
     """(certificate, key), made on the first start. Raises ConfigError."""
-    cert, key = data_dir / "agent-link.crt", data_dir / "agent-link.key"
+    cert, key = data_dir / f"{name}.crt", data_dir / f"{name}.key"
     try:
         if not (cert.exists() and key.exists()):
             _make(cert, key)
@@ -49,4 +52,4 @@ def _make(cert: Path, key: Path) -> None:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ).decode(),
     )
-    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    write_secret(cert, made.public_bytes(serialization.Encoding.PEM).decode())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tunnel.log import get_logger
 log = get_logger("tunnel.core")
 
 MAX_CERTIFICATES = 10_000  #: of a directory that are looked at
+MAX_PEM = 64 * 1024  #: bytes of a file in which a key is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A pair that was read. names: the DNS names that it is for; expiry: seconds since 1970."""
+    """A pair that was read. names: the DNS names that it is for; begin, expiry: seconds since 1970."""
 
     context: ssl.SSLContext
     names: tuple[str, ...]
+    begin: float
     expiry: float
     fingerprint: str
 
@@ -55,8 +57,11 @@ class Certificates:
     def __init__(self, listener: str, default: Pair | None, directories: Sequence[Path] = ()) -> None:
         self.listener = listener
         self.context: ssl.SSLContext
+        #: hears of names (lower case) that visitors ask for and no certificate is for, within the handshake
+        self.on_missing: Callable[[str], None] | None = None
         self._by_name: dict[str, Loaded] = {}
         self._default = default
+        self._default_names: frozenset[str] = frozenset()
         self._directories = directories
         self._loaded: dict[Pair, Loaded] = {}
         self._lock = trio.Lock()
@@ -84,7 +89,23 @@ class Certificates:
     def covers(self, name: str) -> Loaded | None:
         """The certificate for a host name, the default aside."""
         found = self._by_name.get(name)
-        return found if found is not None else self._by_name.get("*." + name.partition(".")[2])
+        return found if found is not None else self._by_name.get(wildcard_of(name))
+
+    def loaded_from(self, directory: Path) -> list[tuple[Pair, Loaded]]:
+        """What was read from this directory."""
+        return [(pair, loaded) for pair, loaded in self._loaded.items() if pair.cert.parent == directory]
+
+    async def add(self, pair: Pair) -> Loaded:
+        """Read one that is new, or has changed, and use it from now on. Raises ValueError."""
+        async with self._lock:
+            loaded = await trio.to_thread.run_sync(read_pair, pair)
+            self._install({**self._loaded, pair: loaded})
+        return loaded
+
+    def forget(self, pair: Pair) -> None:
+        """Use it no more; the default stays."""
+        if pair != self._default:
+            self._install({one: loaded for one, loaded in self._loaded.items() if one != pair})
 
     async def reload(self) -> None:
         """Read the files again. What is wrong with them is logged; never raises."""
@@ -125,19 +146,22 @@ class Certificates:
         self._loaded = found
         default = found[self._default] if self._default is not None else None
         self._by_name = by_name(loaded for pair, loaded in found.items() if pair != self._default)
+        self._default_names = frozenset(default.names if default is not None else ())
         context = default.context if default is not None else _server_context()
-        if self._by_name or default is None:
+        if self._by_name or self._directories or default is None:
             context.sni_callback = self._choose
         self.context = context
 
     def _choose(self, connection: Any, name: str | None, _: ssl.SSLContext) -> int | None:
         """OpenSSL asks during a handshake; whatever is returned is an alert."""
-        found = self.covers(name.lower().removesuffix(".")) if name else None
+        wanted = name.lower().removesuffix(".") if name else ""
+        found = self.covers(wanted)
         if found is not None:
             connection.context = found.context
-        elif self._default is None:
-            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
-        return None
+            return None
+        if wanted and self.on_missing is not None and self._default_names.isdisjoint({wanted, wildcard_of(wanted)}):
+            self.on_missing(wanted)
+        return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME if self._default is None else None
 
     def _complain(self, problems: Iterable[tuple[Pair, str]]) -> None:
         for pair, reason in problems:
@@ -164,15 +188,23 @@ def for_agents(settings: CoreSettings, data_dir: Path) -> Certificates | None:
     return Certificates("agent", Pair(*ensure_certificate(data_dir)))
 
 
-def for_visitors(settings: CoreSettings) -> Certificates | None:
-    """None without TLS. Raises ConfigError."""
+def for_visitors(settings: CoreSettings, issued: Path | None = None) -> Certificates | None:
+    """issued: where certificates lie that the core gets itself; until it has them a self-made one is the default.
+
+    None without TLS. Raises ConfigError.
+    """
     if not settings.public_tls:
         return None
     default = _pair(settings.public_cert, settings.public_key) if settings.public_cert else None
-    directory = settings.public_cert_dir
-    made = Certificates("public", default, [Path(directory)] if directory else [])
+    directories = [Path(settings.public_cert_dir)] if settings.public_cert_dir else []
+    if issued is not None:
+        default = default or Pair(*ensure_certificate(issued.parent, "self-signed"))
+        directories.append(issued)
+    made = Certificates("public", default, directories)
     if made.expiry is None:
-        raise ConfigError(f"-public-cert-dir: there is no certificate with its key in {directory} that can be used")
+        raise ConfigError(
+            f"-public-cert-dir: there is no certificate with its key in {settings.public_cert_dir} that can be used"
+        )
     return made
 
 
@@ -181,9 +213,10 @@ def _pair(cert: str, key: str) -> Pair:
 
 
 def pairs_in(directory: Path) -> list[Pair]:
-    """The pairs of a directory: NAME.crt or NAME.pem with NAME.key, and NAME/fullchain.pem with NAME/privkey.pem.
+    """The pairs of a directory: NAME.crt or NAME.pem with NAME.key, NAME.pem that holds both, and NAME/fullchain.pem
+    with NAME/privkey.pem.
 
-    The second is how certbot keeps them (/etc/letsencrypt/live). Raises OSError.
+    The last is how certbot keeps them (/etc/letsencrypt/live). Raises OSError.
     """
     pairs: list[Pair] = []
     for path in sorted(directory.iterdir())[:MAX_CERTIFICATES]:
@@ -191,9 +224,19 @@ def pairs_in(directory: Path) -> list[Pair]:
             continue
         if path.suffix in (".crt", ".pem") and path.with_suffix(".key").exists():
             pairs.append(Pair(path, path.with_suffix(".key")))
+        elif path.suffix == ".pem" and _has_key(path):
+            pairs.append(Pair(path, path))
         elif (path / "fullchain.pem").exists():
             pairs.append(Pair(path / "fullchain.pem", path / "privkey.pem"))
     return pairs
+
+
+def _has_key(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b"PRIVATE KEY-----" in file.read(MAX_PEM)
+    except OSError:
+        return False
 
 
 def by_name(certificates: Iterable[Loaded]) -> dict[str, Loaded]:
@@ -204,6 +247,10 @@ def by_name(certificates: Iterable[Loaded]) -> dict[str, Loaded]:
             if name not in found or found[name].expiry < one.expiry:
                 found[name] = one
     return found
+
+
+def wildcard_of(name: str) -> str:
+    return "*." + name.partition(".")[2]
 
 
 def read_pair(pair: Pair) -> Loaded:
@@ -222,7 +269,8 @@ def read_pair(pair: Pair) -> Loaded:
         dns = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
     except Exception:  # none, or one that OpenSSL takes and cryptography does not: then it is chosen by no name
         dns = ()
-    return Loaded(context, dns, leaf.not_valid_after_utc.timestamp(), "sha256:" + leaf.fingerprint(SHA256()).hex())
+    begin, expiry = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+    return Loaded(context, dns, begin, expiry, "sha256:" + leaf.fingerprint(SHA256()).hex())
 
 
 def _server_context() -> ssl.SSLContext:

@@ -19,6 +19,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tunnel.core.private import make_private
 from tunnel.core.tables import REVISIONS
 from tunnel.errors import ConfigError, TunnelError
 
@@ -237,8 +238,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 def _make_file(path: str) -> None:
     """An empty database file that only its owner reads, from its first moment; one that exists stays as it is."""
     try:
-        if not Path(path).parent.is_dir():
-            Path(path).parent.mkdir(mode=0o700, parents=True)
+        make_private(Path(path).parent)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as exc:
         if Path(path).is_file():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket as stdlib_socket
 import ssl
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 from tunnel.core.certificates import Certificates
-from tunnel.core.exchange import Exchanger
-from tunnel.core.limits import Place, Rate, Shares
+from tunnel.core.forwarding import Forwarding
+from tunnel.core.limits import Counts, Place, Rate, Shares
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.request import make_request_id
 from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
@@ -39,13 +39,26 @@ class TooMany(TunnelError):
         self.limit = limit
 
 
+class Serving(Protocol):
+    """What a door needs of who serves its connections: the Exchanger, or the plain side."""
+
+    @property
+    def refusals(self) -> Counts: ...
+
+    @property
+    def forwarding(self) -> Forwarding: ...
+
+    async def serve(self, visitor: Visitor) -> bool: ...
+
+
 class Door:
-    """tls: for visitors, None for plain HTTP. proxies: who sends PROXY protocol headers. handshake_timeout: seconds for
-    these and TLS; keepalive_timeout: seconds between requests. shares: all visitors' connections, TCP ports' too."""
+    """serving: who answers the requests. tls: for visitors, None for plain HTTP. proxies: who sends PROXY protocol
+    headers. handshake_timeout: seconds for these and TLS; keepalive_timeout: seconds between requests. shares: all
+    visitors' connections, other doors' and TCP ports' too."""
 
     def __init__(
         self,
-        exchanger: Exchanger,
+        serving: Serving,
         sweeper: Sweeper,
         *,
         tls: Certificates | None,
@@ -56,13 +69,13 @@ class Door:
         rate: Rate | None = None,
     ) -> None:
         self.visitors: set[Visitor] = set()
-        self._exchanger = exchanger
+        self._serving = serving
         self._sweeper = sweeper
         self._tls = tls
         self._proxies = proxies
         self._handshake_timeout = handshake_timeout
         self._keepalive_timeout = keepalive_timeout
-        self._refusals = exchanger.refusals
+        self._refusals = serving.refusals
         self._shares = shares or Shares(0, 0)
         self._rate = rate or Rate(0)
         self._refused = 0  # connections that are being told so
@@ -107,7 +120,7 @@ class Door:
 
     def _enter(self, place: Place, host: str) -> None:
         """Raises TooMany. A proxy comes for many: it has no limits of its own, those whom it announces have."""
-        is_proxy = self._exchanger.forwarding.is_trusted(host) or self._proxies.expects(host)
+        is_proxy = self._serving.forwarding.is_trusted(host) or self._proxies.expects(host)
         limit = place.take(host, is_proxy)
         if not limit and self._tls is not None and not is_proxy and not self._rate.take(host):
             limit = "handshakes"
@@ -117,20 +130,22 @@ class Door:
     async def _turn_away(self, socket: Socket, limit: str) -> None:
         """Say why, if that costs little: not under TLS, and not to many at a time."""
         self._refusals[limit] += 1
-        if self._tls is None and self._refused < MAX_REFUSED:
-            self._refused += 1
-            _, head, body = make_answer("overloaded", request_id=make_request_id(), detail=REASONS[limit], close=True)
-            try:
-                socket.send_nowait(head + body)
-                socket.shutdown()
-                with trio.move_on_after(LINGER):
-                    while await socket.recv():
-                        pass
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-            finally:
-                self._refused -= 1
-        socket.close()
+        if self._tls is not None or self._refused >= MAX_REFUSED:
+            socket.close()
+            return
+        self._refused += 1
+        _, head, body = make_answer("overloaded", request_id=make_request_id(), detail=REASONS[limit], close=True)
+        try:
+            socket.send_nowait(head + body)
+            socket.shutdown()
+            with trio.move_on_after(LINGER):
+                while await socket.recv():
+                    pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._refused -= 1
+            socket.close()
 
     async def _welcome(self, socket: Socket, host: str, address: Any, place: Place) -> None:
         proto = "http"
@@ -174,7 +189,7 @@ class Door:
         except Exception as exc:  # a bug costs this one connection
             log.error("connection broke", error=exc)
         finally:
-            self._exchanger.forwarding.leave(visitor)
+            self._serving.forwarding.leave(visitor)
             self._sweeper.discard(visitor)
             self.visitors.discard(visitor)
             visitor.socket.close()
@@ -202,7 +217,7 @@ class Door:
         return secured, host, "https"
 
     async def _requests(self, visitor: Visitor) -> None:
-        exchanger = self._exchanger
+        serving = self._serving
         receive = visitor.socket.recv
         while True:
             if not visitor.buffer:
@@ -214,11 +229,11 @@ class Door:
             else:
                 await trio.lowlevel.checkpoint()  # pipelined: refusals wait for nothing, and others want to run
             visitor.phase = HEAD
-            if not await exchanger.serve(visitor):
+            if not await serving.serve(visitor):
                 break
             visitor.half_since, visitor.probed = 0.0, False
             if visitor.guest is not None:
-                exchanger.forwarding.leave(visitor)
+                serving.forwarding.leave(visitor)
         await self._close(visitor)
 
     async def _close(self, visitor: Visitor) -> None:

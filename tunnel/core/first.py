@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from tunnel.core import records
+from tunnel.core.private import write_secret
 from tunnel.core.store import Store
 from tunnel.errors import ConfigError
 
@@ -62,17 +61,3 @@ def leave_invitation(directory: Path, token_file: Path, fingerprint: str) -> Non
             write_secret(directory / "fingerprint", fingerprint + "\n")
     except OSError as exc:
         raise ConfigError(f"-invite-dir: can't write to {directory} ({exc.strerror}); give another one") from None
-
-
-def write_secret(path: Path, text: str) -> None:
-    """A file that only its owner can read, from its first moment, whole or not at all."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from tunnel.errors import ConfigError
 from tunnel.net import listen
 
 HANDOVER = "TUNNEL_HANDOVER"  #: JSON: {"channel": file descriptor, "sockets": {name: [file descriptors]}}
-PUBLIC, AGENTS, METRICS, DASHBOARD = "public", "agents", "metrics", "dashboard"
-NAMES = (PUBLIC, AGENTS, METRICS, DASHBOARD)
+PUBLIC, HTTP, AGENTS, METRICS, DASHBOARD = "public", "http", "agents", "metrics", "dashboard"
+NAMES = (PUBLIC, HTTP, AGENTS, METRICS, DASHBOARD)
 _FIRST = 3  # SD_LISTEN_FDS_START
 
 

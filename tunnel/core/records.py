@@ -246,6 +246,10 @@ def list_names(conn: sa.Connection, account_id: str | None = None) -> list[dict[
     return sorted(rows, key=lambda row: (row["name"], not row["reserved"]))
 
 
+def is_reserved(conn: sa.Connection, name: str) -> bool:
+    return conn.execute(sa.select(tunnels.c.account_id).where(tunnels.c.name == name)).first() is not None
+
+
 def name_owner(conn: sa.Connection, name: str, held_since: float) -> str | None:
     """The id of the account that has reserved the name, or holds it: in use at `held_since` or later."""
     owner = conn.execute(sa.select(tunnels.c.account_id).where(tunnels.c.name == name)).scalar()

@@ -13,6 +13,7 @@ import socket
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,14 @@ from tunnel.core.exchange import Exchanger
 from tunnel.core.first import FirstToken, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
-from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, Inherited, adopt, inherit
+from tunnel.core.inherited import AGENTS, DASHBOARD, HTTP, METRICS, PUBLIC, Inherited, adopt, inherit
+from tunnel.core.issuing.challenges import Challenges
+from tunnel.core.issuing.issuer import Issuer
+from tunnel.core.issuing.making import CERTIFICATES, make_issuer, place_for
 from tunnel.core.limits import Rate, Shares, no_refusals
+from tunnel.core.plain import PlainSide
 from tunnel.core.ports import OwnPorts, PortSource
+from tunnel.core.private import make_private
 from tunnel.core.probing import Prober
 from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.registry import Registry, Tunnel
@@ -77,6 +83,7 @@ class Core:
         self.settings = settings
         self.data_dir: Path = data_dir(settings)
         self.public_address: Address = ("", 0)
+        self.http_address: Address | None = None
         self.agent_address: Address = ("", 0)
         self.metrics_address: Address | None = None
         self.dashboard_address: Address | None = None
@@ -101,6 +108,7 @@ class Core:
         self._listening = False
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
         self._certificates: list[Certificates] = []
+        self._issuer: Issuer | None = None
         self._program = Program("core", sections(settings), self.statistics, self._take_round_trips, self.reports.all)
         self._prober = Prober(self.registry, settings.heartbeat_timeout)
         self._program.set_details("tunnels", self._prober.details)
@@ -152,6 +160,8 @@ class Core:
             self._gate.protocol_errors if self._gate else 0,
             self._held.bytes,
             self._part(self.settings.max_buffer) or math.inf,
+            dict(self._issuer.results) if self._issuer else {},
+            self._issuer.failing if self._issuer else 0,
         )
 
     def _take_round_trips(self) -> list[float]:
@@ -161,15 +171,18 @@ class Core:
         """What visitors type for a tunnel."""
         if tunnel.protocol == "tcp":
             return f"tcp://{self.settings.base_domain}:{tunnel.port}"
-        outside = self._public_url
-        scheme = outside.scheme or ("https" if self.settings.public_tls else "http")
-        port = outside.port if outside.scheme else self.public_address[1]
+        scheme = self._public_url.scheme or ("https" if self.settings.public_tls else "http")
         default = 443 if scheme == "https" else 80
-        suffix = f":{port}" if port and port != default else ""
+        port = self._outside_port(default)
+        suffix = f":{port}" if port != default else ""
         return f"{scheme}://{self.registry.host_of(tunnel.name)}{suffix}"
 
     async def say(self) -> Said:
         return said_by(self)
+
+    def _outside_port(self, default: int = 443) -> int:
+        """The port that visitors type."""
+        return (self._public_url.port if self._public_url.scheme else self.public_address[1]) or default
 
     def _check_draining(self) -> tuple[bool, str]:
         return (False, "shutting down") if self._draining.is_set() else (True, "serving")
@@ -255,7 +268,7 @@ class Core:
     async def _opened_store(self, layers: Sequence[Layer]) -> AsyncIterator[Store | None]:
         """None when a drain began while it was away."""
         try:
-            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.data_dir)
         except OSError as exc:
             raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
         store = Store(self.settings.database.url, self.data_dir, layers)
@@ -303,7 +316,14 @@ class Core:
             rows=SiblingRows(siblings) if siblings is not None else None,
         )
         accounts.set_names_in_use(self.registry.names_in_use)
-        agent_tls, public_tls = for_agents(settings, self.data_dir), for_visitors(settings)
+        acme = place_for(settings, self.data_dir)
+        agent_tls = for_agents(settings, self.data_dir)
+        public_tls = for_visitors(settings, acme / CERTIFICATES if acme is not None else None)
+        challenges: Challenges | None = None
+        if acme is not None and public_tls is not None:
+            self._issuer, challenges = make_issuer(
+                settings, acme, public_tls, self.registry, accounts, siblings.names if siblings is not None else {}
+            )
         self._certificates = [one for one in (agent_tls, public_tls) if one is not None]
         self.fingerprint = agent_tls.fingerprint if agent_tls is not None else ""
         if settings.invite_dir and siblings is None:
@@ -313,6 +333,10 @@ class Core:
         public = inherited.listen(PUBLIC, (public_host, public_port), "-public-addr")
         agents = inherited.listen(AGENTS, parse_address(settings.agent_addr), "-agent-addr")
         self._listeners.update({PUBLIC: public, AGENTS: agents})
+        plain = inherited.listen(HTTP, parse_address(settings.http_addr), "-http-addr") if settings.http_addr else []
+        if plain:
+            self._listeners[HTTP] = plain
+            self.http_address = plain[0].getsockname()[:2]
         self.public_address, self.agent_address = public[0].getsockname()[:2], agents[0].getsockname()[:2]
         exchanger = self._exchanger = Exchanger(
             self.registry,
@@ -333,19 +357,28 @@ class Core:
         )
         exchanger.on_finished = self.on_request
         exchanger.elsewhere = siblings
+        plain_side = PlainSide(
+            exchanger.forwarding,
+            self._refusals,
+            outside_port=self._outside_port,
+            find=challenges.find if challenges is not None else None,
+            max_head=settings.max_head,
+            max_target=settings.max_target,
+            head_timeout=settings.head_timeout,
+        )
         proxies = ProxyHeaders(settings.proxy_protocol)
         shares = self._shares(VISITORS, settings.max_visitors)
         rates = [self._rate(kind) for kind in (AGENT_HANDSHAKES, VISITOR_HANDSHAKES)]
-        door = Door(
-            exchanger,
-            self._sweeper,
-            tls=public_tls,
+        make_door = partial(
+            Door,
+            sweeper=self._sweeper,
             proxies=proxies,
             handshake_timeout=settings.head_timeout,
             keepalive_timeout=settings.keepalive_timeout,
             shares=shares,
             rate=rates[1],
         )
+        door, plain_door = make_door(exchanger, tls=public_tls), make_door(plain_side, tls=None)
         background.start_soon(self._sweeper.run)
         background.start_soon(self._forget_names)
         background.start_soon(self._prober.run)
@@ -398,6 +431,10 @@ class Core:
                     await self._wait_turn(self._member)
                 for listener in public:
                     accepting.start_soon(door.accept, listener, handlers)
+                for listener in plain:
+                    accepting.start_soon(plain_door.accept, listener, handlers)
+                if self._issuer is not None:
+                    background.start_soon(self._issuer.run)
                 self._listening = True
                 if siblings is None:
                     self._announce(first)
@@ -414,6 +451,7 @@ class Core:
             if self._successor is not None:
                 await self._successor.go()
             await self._finish(exchanger, door, gate)
+            plain_door.close_idle()
             handlers.cancel_scope.cancel()
         self._program.settle()  # so that this is the log's last line
         if siblings is None:
@@ -535,6 +573,7 @@ class Core:
             metrics=self.metrics_address,
             dashboard=self.dashboard_address,
             fingerprint=self.fingerprint,
+            plain=self.http_address,
         )
 
     def details(self) -> dict[str, dict[str, Any]]:
@@ -553,6 +592,7 @@ def announce(
     metrics: Address | None,
     dashboard: Address | None,
     fingerprint: str,
+    plain: Address | None = None,
     **more: Any,
 ) -> None:
     """Say where all of it is; on a first start also the whole command that connects an agent, to be pasted. The token
@@ -565,6 +605,7 @@ def announce(
         "core ready",
         public=address_text(public),
         agents=address_text(agents),
+        **({"http": url(plain)} if plain else {}),
         metrics=url(metrics, "/metrics"),
         status=url(dashboard),
         fingerprint=fingerprint or "none (no TLS on the agents' links)",

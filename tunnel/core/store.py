@@ -34,6 +34,7 @@ OPERATIONS = (
     "name.claim",
     "name.owner",
     "name.release",
+    "name.reserved",
     "name.touch",
     "revision.read",
     "token.find",

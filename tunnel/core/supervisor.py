@@ -31,8 +31,10 @@ from tunnel.core.admin import choose_token, guard
 from tunnel.core.board import Board, Rows, make_board
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
 from tunnel.core.first import FirstToken, ensure_default, leave_invitation
-from tunnel.core.inherited import AGENTS, DASHBOARD, METRICS, PUBLIC, inherit
+from tunnel.core.inherited import AGENTS, DASHBOARD, HTTP, METRICS, PUBLIC, inherit
+from tunnel.core.issuing.making import CERTIFICATES, place_for
 from tunnel.core.ports import OwnPorts, SharedPorts
+from tunnel.core.private import make_private
 from tunnel.core.roster import Roster
 from tunnel.core.server import FORGET_INTERVAL, Address, announce, check_settings
 from tunnel.core.status import Said, status_page, united
@@ -52,6 +54,7 @@ log = get_logger("tunnel.core")
 
 WAIT_SECONDS = 10.0  #: that a connection waits for a worker which is being replaced: as long as an agent does
 NAMES_POLL = 0.02
+SHARED = (PUBLIC, HTTP, AGENTS)  #: listeners that the workers accept from
 
 
 class Supervisor:
@@ -210,7 +213,7 @@ class Supervisor:
         """What is done once: store, first start, certificates, ports."""
         settings = self.settings
         try:
-            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.data_dir)
         except OSError as exc:
             raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
         store = Store(settings.database.url, self.data_dir)
@@ -220,13 +223,16 @@ class Supervisor:
         finally:
             await store.close()
         agent_tls: Certificates | None = for_agents(settings, self.data_dir)
-        for_visitors(settings)
+        acme = place_for(settings, self.data_dir)
+        for_visitors(settings, acme / CERTIFICATES if acme is not None else None)
         self.fingerprint = agent_tls.fingerprint if agent_tls is not None else ""
         if settings.invite_dir:
             leave_invitation(Path(settings.invite_dir), self.data_dir / "default.token", self.fingerprint)
         take = self._inherited.listen
         self._sockets[PUBLIC] = take(PUBLIC, parse_address(settings.public_addr), "-public-addr")
         self._sockets[AGENTS] = take(AGENTS, parse_address(settings.agent_addr), "-agent-addr")
+        if settings.http_addr:
+            self._sockets[HTTP] = take(HTTP, parse_address(settings.http_addr), "-http-addr")
         return first
 
     async def _follow(self, predecessor: Predecessor) -> None:
@@ -250,8 +256,8 @@ class Supervisor:
         self._crew.end()
         await self._crew.ask("close", self._is_handed_over)
         self._ports.close_all()
-        for name in (PUBLIC, AGENTS):
-            for sock in self._sockets[name]:
+        for name in SHARED:
+            for sock in self._sockets.get(name, ()):
                 sock.close()
         if self._successor is not None:
             await self._successor.go()
@@ -271,7 +277,7 @@ class Supervisor:
     # Workers --------------------------------------------------------------------------------------------------
 
     def _orders(self, worker: Worker) -> tuple[Any, Sequence[int]]:
-        sockets = [(name, self._sockets[name]) for name in (PUBLIC, AGENTS)]
+        sockets = [(name, self._sockets.get(name, [])) for name in SHARED]
         orders = {
             "settings": msgspec.to_builtins(self.settings),
             "count": self._crew.count,
@@ -371,6 +377,7 @@ class Supervisor:
 
     def _announce(self, first: FirstToken | None) -> None:
         public, agents = (self._sockets[name][0].getsockname()[:2] for name in (PUBLIC, AGENTS))
+        plain = self._sockets.get(HTTP)
         announce(
             self.settings,
             first,
@@ -379,6 +386,7 @@ class Supervisor:
             metrics=self.metrics_address,
             dashboard=self.dashboard_address,
             fingerprint=self.fingerprint,
+            plain=plain[0].getsockname()[:2] if plain else None,
             workers=self._crew.count,
         )
 

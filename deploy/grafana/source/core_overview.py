@@ -360,6 +360,10 @@ def watching() -> list[Json]:
               again on SIGHUP. CertificateExpiresSoon fires two weeks before.""",
               [instant(f"min by (instance, listener) (tunnel_certificate_expiry_timestamp_seconds{{{CORE}}}) * 1000")],
               {"instance": ("instance", ""), "listener": ("listener", ""), "Value": ("expires", "dateTimeFromNow")}, width=8),
+        graph(1007, "Certificate orders", """How orders at the ACME authority ended, and the names that lack a certificate, or a newer one,
+              because theirs fail. All 0 where the core gets none itself (-acme-agree).""",
+              [query(f"sum by (result) (increase(tunnel_acme_orders_total{{{CORE}}}[1h]))", "{{result}}, in the last hour"),
+               query(f"tunnel_acme_names_failing{{{CORE}}}", "names failing")], "short"),
     )  # fmt: skip
 
 

@@ -33,6 +33,15 @@ async def pair() -> AsyncIterator[tuple[Socket, Socket]]:
     other.close()
 
 
+async def test_a_peer_that_vanished_is_noticed_in_minutes(pair: tuple[Socket, Socket]) -> None:
+    names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+    idle, between, times = (
+        pair[0].sock.getsockopt(stdlib_socket.IPPROTO_TCP, getattr(stdlib_socket, name)) for name in names
+    )
+    assert pair[0].sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE)
+    assert idle + between * times == 120
+
+
 # Listening -----------------------------------------------------------------------------------------------------------
 
 

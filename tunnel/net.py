@@ -30,6 +30,13 @@ OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 _TCP_INFO_SIZE = 216  # up to tcpi_bytes_retrans (linux/tcp.h)
 
+#: a peer that vanished is noticed after two minutes (the kernel's own: two hours), where nothing else has a deadline
+_KEEPALIVE = [
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+    if hasattr(socket, name)
+]
+
 HERE, HALF_CLOSED, GONE = "here", "half closed", "gone"
 
 
@@ -293,6 +300,8 @@ def tune(sock: socket.socket) -> None:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
     except OSError:
         pass
 

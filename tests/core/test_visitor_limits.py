@@ -7,6 +7,7 @@ import pytest
 import trio
 from inprocess import Caller, Core, core, head, respond, until
 
+from tunnel.core import door
 from tunnel.link.stream import Stream
 from tunnel.wire.held import Held
 
@@ -153,6 +154,45 @@ async def test_connections_in_all_and_of_one_address() -> None:
         await until(lambda: app.door._shares.total == 2)
         assert (await app.visitor("192.0.2.1").get()).status == 200
         assert not app.requests[-1].error
+
+
+async def test_when_all_places_are_taken_a_waiting_connection_of_a_crowd_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(door, "CROWD", 1)
+    async with core() as app:
+        app.shares._most = 6
+        await app.agent(answer)
+        crowd = [app.visitor("192.0.2.1") for _ in range(5)]
+        for caller in crowd[:3]:
+            assert (await caller.get()).status == 200  # kept alive
+        await crowd[3].send(b"GET / HTTP/1.1\r\nHost:")  # a head that does not end
+        other = app.visitor("192.0.2.2")
+        assert (await other.get()).status == 200
+        await until(lambda: len(app.door.visitors) == 6)
+        newcomers = [app.visitor(f"192.0.2.{n}") for n in (3, 4, 5)]
+        for caller in newcomers:
+            assert (await caller.get()).status == 200
+        await until(lambda: app.shares.total == 6)
+        assert app.shares.count("192.0.2.1") == 2
+        assert (await other.get()).status == 200  # who has no more than others is left alone
+        await _refused(app.visitor("192.0.2.1"))  # nor does a crowd make room for itself
+        assert counted(app) == {"connections": 4}
+        for caller in (*crowd, *newcomers, other):
+            caller.socket.close()
+        await until(lambda: app.shares.total == 0 and not app.shares._each)
+
+
+async def test_who_is_being_answered_gives_way_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "CROWD", 0)
+    async with core() as app:
+        app.shares._most = 2
+        await app.agent(silence)
+        for caller in (app.visitor("192.0.2.1"), app.visitor("192.0.2.1")):
+            await caller.send(head())
+        await until(lambda: [one.phase for one in app.door.visitors] == ["answer"] * 2)
+        await _refused(app.visitor("192.0.2.2"))
+        assert counted(app) == {"connections": 1}
 
 
 async def test_a_proxy_comes_for_many() -> None:

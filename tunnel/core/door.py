@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 import ssl
+from itertools import islice
 from time import monotonic
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from tunnel.net import Socket, accept_each, address_text, with_tls
 
 log = get_logger("tunnel.core")
 
+CROWD = 10  #: connections that an address must have more than another one to make room for it
+LOOKED_AT = 200  #: connections, to find one that gives way to another
 MAX_REFUSED = 100  #: connections beyond a limit that are told so at a time; others are closed
 REASONS = {
     "connections": "too many connections are open",
@@ -122,10 +125,28 @@ class Door:
         """Raises TooMany. A proxy comes for many: it has no limits of its own, those whom it announces have."""
         is_proxy = self._serving.forwarding.is_trusted(host) or self._proxies.expects(host)
         limit = place.take(host, is_proxy)
+        if limit == "connections" and self._make_room(host):
+            place.add(host)
+            limit = ""
         if not limit and self._tls is not None and not is_proxy and not self._rate.take(host):
             limit = "handshakes"
         if limit:
             raise TooMany(limit)
+
+    def _make_room(self, host: str) -> bool:
+        """Where all places are taken: close a connection that waits for a request, of an address with many more of them
+        than this one, so that a few addresses which take them all keep nobody out."""
+        most, crowded = self._shares.count(host) + CROWD, None
+        for visitor in islice(self.visitors, LOOKED_AT):
+            if visitor.phase in (IDLE, HEAD) and not visitor.socket.is_closed:
+                count = self._shares.count(visitor.address)
+                if count > most:
+                    most, crowded = count, visitor
+        if crowded is None:
+            return False
+        self._refusals["connections"] += 1
+        crowded.socket.close()
+        return True
 
     async def _turn_away(self, socket: Socket, limit: str) -> None:
         """Say why, if that costs little: not under TLS, and not to many at a time."""

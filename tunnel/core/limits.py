@@ -120,11 +120,15 @@ class Shares:
         self.leave(address)
         limit = self.enter(other, is_proxy)
         if limit:
-            self.enter(address, is_proxy=True)
+            self._count(network_of(address))
         return limit
 
+    def count(self, address: str) -> int:
+        """Connections there are from this address, here."""
+        return self._each.get(network_of(address), 0)
+
     def add(self, address: str) -> None:
-        """Count one that has been let in elsewhere."""
+        """Count one that is let in whatever the limits: elsewhere, or in the place of another."""
         self._count(network_of(address))
 
     def leave(self, address: str) -> None:
@@ -152,6 +156,12 @@ class Place:
         if not limit:
             self._address = address
         return limit
+
+    def add(self, address: str) -> None:
+        """Count it there, whatever the limits."""
+        self.leave()
+        self._shares.add(address)
+        self._address = address
 
     def leave(self) -> None:
         if self._address is not None:

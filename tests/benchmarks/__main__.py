@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import measures, results
+from benchmarks.attribution import parts
 from benchmarks.attribution.attribute import attribute
 from benchmarks.compare import ROUNDS, compare
 from benchmarks.figures import Figures
@@ -88,6 +89,7 @@ def installed(path: Path) -> list[Entry]:
 def run(given: argparse.Namespace, servers: Servers) -> int:
     if given.command == "attribute":
         attribute(servers, given.connections, given.seconds, given.flags.split())
+        print("\n" + parts.show(parts.measure()))
     elif given.command == "compare":
         return 0 if compare(servers, given.old, given.new, given.rounds) else 1
     elif given.command == "soak":
@@ -99,8 +101,8 @@ def run(given: argparse.Namespace, servers: Servers) -> int:
         if given.command == "growth":
             given = parser().parse_args(["run", "growth"])
         effort = Effort(given.rounds, FULL.seconds)
-        parts = given.parts or list(results.TITLES)
-        document = results.save(measure(servers, parts, effort, installed(given.others)))
+        chosen = given.parts or list(results.TITLES)
+        document = results.save(measure(servers, chosen, effort, installed(given.others)))
         results.write(document)
         print("\n" + "\n".join(results.reach(part["figures"] for part in document.values())))
     return 0

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.attribution import groups
+from benchmarks.attribution import groups, parts
 from benchmarks.attribution.attribute import SAMPLER, lines, read_report
 from benchmarks.attribution.groups import TABLE, Stack, group_of, owner_of, owners, shares
 from benchmarks.processes import Process, poll
@@ -81,6 +81,17 @@ def test_a_report_becomes_micros_a_request() -> None:
     text = "\n".join(lines("core", found, 58.0))
     assert "60.0 µs CPU a request (58.0 without sampling), 4 samples" in text
     assert "thread log-writer" in text and "idle" not in text and groups.COLLECTOR not in text
+
+
+def test_parts_on_their_own_do_what_they_are_timed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "ROUNDS", 1)
+    monkeypatch.setattr(parts, "SECONDS", 1e-6)
+    exchange = parts.round_trip()
+    for _ in range(100):  # its streams end, or their windows would
+        exchange()
+    with parts.loopback() as pass_on:
+        assert pass_on() == (1024, b"x" * 1024)
+    assert {part for part, _, _ in parts.measure()} == {"parse", "emit", "link", "scheduler", "sockets"}
 
 
 BUSY = """

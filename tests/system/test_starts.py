@@ -192,6 +192,20 @@ def test_a_certificate_of_ones_own(
     assert "can't reach" in other
 
 
+def test_what_a_core_writes_is_its_owners_alone(start_core: Callable[..., RunningCore], tmp_path: Path) -> None:
+    """Whatever the umask lets others do."""
+    before = os.umask(0)
+    try:
+        core = start_core("-dashboard-addr=0.0.0.0:0", f"-invite-dir={tmp_path / 'invite'}")
+    finally:
+        os.umask(before)
+    written = [*core.data_dir.rglob("*"), *(tmp_path / "invite").rglob("*")]
+    names = {path.name for path in written}
+    assert names >= {"tunnel.db", "tunnel.db-wal", "default.token", "dashboard.token", "agent-link.key", "token"}
+    open_to_others = [path for path in (core.data_dir, *written) if path.stat().st_mode & 0o077]
+    assert not open_to_others
+
+
 def test_a_status_page_for_others_needs_its_token(start_core: Callable[..., RunningCore]) -> None:
     core = start_core("-dashboard-addr=0.0.0.0:0")
     where = ("127.0.0.1", core.dashboard[1])

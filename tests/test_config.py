@@ -27,6 +27,7 @@ from tunnel.config import (
     sections,
     split_command,
 )
+from tunnel.config.hiding import hide_secrets, secrets_in
 from tunnel.config.options import program
 from tunnel.errors import ConfigError
 
@@ -306,6 +307,22 @@ def test_secrets_never_show(tmp_path: pathlib.Path) -> None:
         assert "S3cr3t" not in said, said
     file = write(tmp_path / "t.toml", f"token = '{secret}\n")
     assert secret not in fails(agent, "-config", file)
+
+
+def test_which_flags_are_hidden_from_others() -> None:
+    secret = "tt_S3cr3t"
+    assert secrets_in(["-log-json", "-token", secret, "-server=x:1"], "agent") == [("-token", secret)]
+    assert secrets_in(["--token=" + secret, "stray", "-token=x"], "agent") == [("-token", secret)]
+    assert secrets_in(["-token=" + secret, "-nosuch=1"], "agent") == [("-token", secret)]
+    assert secrets_in(["-token-file", "/x", "-token="], "agent") == []
+    both = ["-jwt-secret=" + secret, "-dashboard-token", secret, "account", "list"]
+    assert secrets_in(both, "core") == [("-jwt-secret", secret), ("-dashboard-token", secret)]
+    for url, is_secret in (
+        ("postgresql://u:p@h/x", True), ("postgresql://h/x?user=u&password=p", True), ("postgresql://u@h/x", False),
+        ("sqlite:////x.db", False),
+    ):  # fmt: skip
+        assert bool(secrets_in(["-database-url=" + url], "core")) is is_secret, url
+    assert hide_secrets(["-token", secret], "agent") == ["-token"], "not in this process's title: nothing happens"
 
 
 # Values ---------------------------------------------------------------------------------------------------------

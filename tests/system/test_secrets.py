@@ -6,12 +6,15 @@ the spans that a real receiver got.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from acmeserver import AcmeServer, certificate_of
 from joserfc import jwt
 from joserfc.jwk import OctKey
 from running import Address, RunningAgent, RunningCore, poll
@@ -114,3 +117,145 @@ def test_starts_that_fail_show_no_secret(tmp_path: Path) -> None:
         assert code == 2 and "hush" not in out + err, (out, err)
     for code, out, err in (run_core("-help", TUNNEL_JWT_SECRET="hush"), run_agent("-help", AGENT_TOKEN="hush")):
         assert code == 0 and "hush" not in out + err
+
+
+def title(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_process_titles_show_no_secret(
+    tmp_path: Path, start_core: Callable[..., RunningCore], start_agent: Callable[..., RunningAgent]
+) -> None:
+    """Given as flags, with `=` and without; of workers and of a successor too."""
+    jwt_secret, status = JWT_SECRET, "status-hush-0123456789"
+    core = start_core("-jwt-secret", jwt_secret, f"-dashboard-token={status}", "-workers=2")
+    token = core.token
+    agent = start_agent(core, "http://127.0.0.1:9", f"-token={token}", environment={"AGENT_TOKEN": ""})
+    for program, names in ((core, ["-jwt-secret", "-dashboard-token"]), (agent, ["-token"])):
+        assert program.wait_for("a secret was given as a flag, which others could read for a moment: give it in a file "
+                                "or the environment")["names"] == names  # fmt: skip
+    pids = [core.pid, agent.pid, *children(core.pid)]
+    assert len(pids) == 4
+    for pid in pids:
+        for secret in (jwt_secret, status, token):
+            assert secret not in title(pid)
+    assert "-dashboard-token=****" in title(core.pid) and "-workers=2" in title(core.pid)
+    mark = core.mark()
+    core.signal(signal.SIGUSR2)
+    successor = core.wait_for("upgrade: successor started", after=mark)["pid"]
+    try:
+        poll(lambda: not core.is_running, "the old core has ended", 30)
+        assert jwt_secret not in title(successor) and status not in title(successor), "it has them, and hides them"
+        assert get(core.dashboard, "/status")[0] == 401
+        assert get(core.dashboard, "/status", Authorization=f"Bearer {status}")[0] == 200
+    finally:
+        os.kill(successor, signal.SIGTERM)
+        poll(lambda: len(core.find("stopped")) == 2, "the successor has ended", 20)
+    for program in (core, agent):
+        for secret in (jwt_secret, status, token):
+            assert secret not in str(program.records)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:db-hush@127.0.0.1:1/x",
+        "postgresql://127.0.0.1:1/x?user=u&password=db-hush",
+        "postgresql://u:db-hush@/x?host=/no/such/place",
+        "postgresql://u:db-hush@127.0.0.1:port/x",
+        "postgresql://u:db-hush@[::1/x",
+        "postgresql+psycopg://u:db%2Dhush@127.0.0.1:1/x",
+        "sqlite:////proc/no/such/x.db?password=db-hush",
+    ],
+)
+def test_a_database_that_is_away_shows_no_password(tmp_path: Path, url: str) -> None:
+    said = ""
+    flags = (f"-data-dir={tmp_path}", "-database-wait=0", "-log-json", "-log-level=debug", "-metrics-addr=",
+             "-dashboard-addr=", "-public-addr=127.0.0.1:0", "-agent-addr=127.0.0.1:0")  # fmt: skip
+    for words in ((), ("account", "list"), ("migrate",)):
+        code, out, err = run_core(*flags, f"-database-url={url}", *words, timeout=60)
+        assert code in (1, 2), (code, out, err)
+        said += out + err
+    code, out, err = run_core(*flags, TUNNEL_DATABASE_URL=url, timeout=60)
+    assert code in (1, 2)
+    said += out + err
+    assert "hush" not in said, said
+
+
+def test_wrong_dashboard_tokens_are_not_logged(start_core: Callable[..., RunningCore]) -> None:
+    core = start_core("-log-level=debug", environment={"TUNNEL_DASHBOARD_TOKEN": "right-hush-0123456789"})
+    said = ""
+    for field in ("Bearer wrong-hush-1", "Basic d3Jvbmc6d3JvbmctaHVzaC0y", "Digest hush", "hush", "Bearer right-hush"):
+        status, text = get(core.dashboard, "/status", Authorization=field)
+        assert status == 401
+        said += text
+    said += get(core.dashboard, "/status?token=right-hush-0123456789")[1]
+    assert get(core.dashboard, "/status", Authorization="Bearer right-hush-0123456789")[0] == 200
+    said += get(core.dashboard, "/status", Authorization="Bearer right-hush-0123456789")[1]
+    core.close()
+    assert "hush" not in said + str(core.records) + core.error_text
+
+
+def test_keys_of_certificates_are_not_logged(tmp_path: Path, start_core: Callable[..., RunningCore]) -> None:
+    """Orders that work and orders that fail in several ways, at level debug: account key, keys, signatures, nonces."""
+    server = AcmeServer(tmp_path / "authority")
+    try:
+        names = [f"n{number}.hush.test" for number in range(4)]
+        core = start_core(
+            "-public-tls", "-http-addr=127.0.0.1:0", "-acme-agree", f"-acme-directory={server.directory}",
+            f"-acme-ca-cert={server.web_ca}", "-base-domain=hush.test", f"-acme-names={names[0]}", "-log-level=debug",
+        )  # fmt: skip
+        server.tell(http_port=core.http[1])
+        core.wait_for("certificate issued", timeout=20)
+        for name, told in zip(names[1:], ({"wrong_key": True}, {"html": True}, {"bad_nonces": 99}), strict=True):
+            core.command("tunnel", "reserve", name.split(".")[0], "default")
+            server.tell(wrong_key=False, html=False)
+            server.tell(**told)
+            certificate_of(core.public, name)
+            core.wait_for("certificate not issued", host=name, timeout=20)
+        core.close()
+        said = str(core.records) + core.error_text
+        files = [path for path in core.data_dir.rglob("*") if path.suffix in (".pem", ".key")]
+        assert len(files) >= 4
+        for path in files:
+            for line in path.read_text().splitlines():
+                assert line.startswith("-----") or line not in said, path
+        assert "PRIVATE KEY" not in said and "eyJ" not in said
+    finally:
+        server.close()
+
+
+def test_files_are_their_owners_alone(
+    tmp_path: Path,
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service],
+) -> None:
+    """Whatever the umask is, in directories that the core makes itself."""
+    server = AcmeServer(tmp_path / "authority")
+    before = os.umask(0)
+    try:
+        data, invite = tmp_path / "new" / "deep" / "data", tmp_path / "invite" / "deep"
+        core = start_core(
+            f"-data-dir={data}", f"-invite-dir={invite}", "-dashboard-addr=0.0.0.0:0", "-public-tls",
+            "-http-addr=127.0.0.1:0", "-acme-agree", f"-acme-directory={server.directory}",
+            f"-acme-ca-cert={server.web_ca}", "-base-domain=hush.test", "-acme-names=www.hush.test", data_dir=data,
+        )  # fmt: skip
+        server.tell(http_port=core.http[1])
+        start_agent(core, start_service().url, "-subdomain=app")
+        core.new_token("acme")
+        core.wait_for("certificate issued", timeout=20)
+        rows = [path for top in (tmp_path / "new", tmp_path / "invite") for path in (top, *top.rglob("*"))]
+        modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in rows}
+        names = {path.name for path in rows}
+        assert {"tunnel.db", "default.token", "dashboard.token", "agent-link.key", "account.key", "state.json",
+                "www.hush.test.pem", "self-signed.key", "token", "fingerprint"} <= names  # fmt: skip
+        wrong = {name: oct(mode) for name, mode in modes.items() if mode & 0o077}
+        assert not wrong, wrong
+    finally:
+        os.umask(before)
+        server.close()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tunnel.config import load_agent
+from tunnel.config.hiding import SHOWN, hide_secrets
 from tunnel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when stopped, 1 when it gives up, 2 when the configuration is wrong."""
+    given = sys.argv[1:] if argv is None else argv
+    hidden = hide_secrets(given, "agent")
     if "TUNNEL_WORKER" in os.environ:
         from tunnel.agent.worker import work
 
         return work()
     try:
-        settings = load_agent(sys.argv[1:] if argv is None else argv, os.environ)
+        settings = load_agent(given, os.environ)
     except ConfigError as exc:
         print(f"tunnel agent: {exc}", file=sys.stderr)
         return 2
@@ -35,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     setup(settings.log_level, settings.log_json)
     log = get_logger("tunnel.agent")
+    if hidden:
+        log.warning(SHOWN, names=hidden)
     agent: Agent | Supervisor
     try:
         if settings.workers > 1:

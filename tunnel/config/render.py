@@ -82,8 +82,8 @@ Every setting of both programs. This page is made from the programs themselves; 
 - **File.** Keys as below; `tracing.ratio` is `ratio` in the table `[tracing]`. An unknown key or a wrong type is an
   error.
 - **Secrets.** Better from a file (`-token-file`, `-jwt-secret-file`; the final line break is cut) or the environment
-  than from a flag, which other users of the host can read. Giving both in the same place is an error; otherwise the
-  higher source wins.
+  than from a flag, which other users of the host can read until the program has taken it out of its title (on Linux;
+  it warns of it). Giving both in the same place is an error; otherwise the higher source wins.
 - **Values.** Durations: `30s`, `200ms`, `5m`, `1m30s`, `1.5h`, or a number of seconds. Sizes: bytes, or `64KiB`,
   `10MiB`, `5MB`. Addresses: `host:port`, `:port` (all interfaces), `[::1]:port`; port 0 lets the kernel choose. Files
   are found from the working directory.

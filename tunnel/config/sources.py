@@ -43,7 +43,7 @@ def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return names[close[0]] if (close := difflib.get_close_matches(plain, names, 1, cutoff)) else ""
 
 
-def _flags(argv: Sequence[str], options: Program) -> Iterator[tuple[str, Entry | None, str | None, int]]:
+def each_flag(argv: Sequence[str], options: Program) -> Iterator[tuple[str, Entry | None, str | None, int]]:
     """(flag as written, its entry, its value, index after it) of each flag, up to the first other word."""
     by_flag = options.by_flag
     index = 0
@@ -93,7 +93,7 @@ def _is_harmless(word: str) -> bool:
 
 def split(argv: Sequence[str], options: Program) -> tuple[list[str], list[str]]:
     end = 0
-    for _shown, _entry, _value, index in _flags(argv, options):
+    for _shown, _entry, _value, index in each_flag(argv, options):
         end = index
     words = list(argv[end:])
     if words[:1] == ["--"]:
@@ -120,7 +120,7 @@ def _unexpected(word: str, commands: Sequence[str]) -> str:
 def wants(argv: Sequence[str], names: frozenset[str], options: Program) -> bool:
     """Is one of these quiet flags among the flags? Errors elsewhere on the line do not matter then."""
     try:
-        for shown, entry, _value, _index in _flags(argv, options):
+        for shown, entry, _value, _index in each_flag(argv, options):
             if entry is None and shown[1:] in names:
                 return True
     except ConfigError:
@@ -133,7 +133,7 @@ def read_flags(argv: Sequence[str], options: Program) -> Values:
     given: Values = {}
     end = 0
     last = ""
-    for shown, entry, value, index in _flags(argv, options):
+    for shown, entry, value, index in each_flag(argv, options):
         end, last = index, argv[index - 1]
         if entry is None:
             continue

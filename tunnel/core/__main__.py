@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tunnel.config import data_dir, load_core, split_command
+from tunnel.config.hiding import SHOWN, hide_secrets
 from tunnel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when drained, 1 when the store is away or an upgrade broke off: another start may help. 2 for a wrong
     configuration. A command has its own."""
+    given = sys.argv[1:] if argv is None else argv
+    hidden = hide_secrets(given, "core")
     if "TUNNEL_WORKER" in os.environ:
         from tunnel.core.worker import work
 
         return work()
     try:
-        flags, words = split_command(sys.argv[1:] if argv is None else argv)
+        flags, words = split_command(given)
         settings = load_core(flags, os.environ)
         if words:
             from tunnel.core.commands import run_command
@@ -49,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup(settings.log_level, settings.log_json)
     ignore_odd_names()
     log = get_logger("tunnel.core")
+    if hidden:
+        log.warning(SHOWN, names=hidden)
     core: Core | Supervisor
     try:
         if settings.workers > 1:

@@ -64,8 +64,8 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL without its password, and without what follows a question mark: one may be there too."""
+        return self.url.set(query={}).render_as_string(hide_password=True)
 
     def open(self) -> tuple[str, str]:
         """Create and migrate what is missing; returns the schema's version before ("" for a new store) and now.

@@ -20,7 +20,7 @@ from joserfc.jwk import OctKey
 from running import Address, RunningAgent, RunningCore, poll
 from service import Service
 from visiting import Connection
-from watching import SpanTap, ask, get, run_agent, run_core
+from watching import SpanTap, ask, get, run_agent, run_core, sample
 
 pytestmark = pytest.mark.system
 
@@ -259,3 +259,31 @@ def test_files_are_their_owners_alone(
     finally:
         os.umask(before)
         server.close()
+
+
+def test_a_collectors_credentials_are_not_logged(
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service],
+) -> None:
+    """In its address and in the fields that are sent to it; one that is dead, and one that refuses."""
+    service = start_service()
+    for endpoint in ("http://user:otel-hush@127.0.0.1:1", f"http://user:otel-hush@127.0.0.1:{service.port}/status/401"):
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+            "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20otel-hush,x-api-key=otel-hush",
+        }
+        core = start_core("-log-level=debug", environment=environment)
+        agent = start_agent(core, service.url, "-subdomain=app", "-log-level=debug", environment=environment)
+        for _ in range(5):
+            assert ask(core, "GET /echo").status == 200
+        poll(lambda core=core: sample(core.metrics, "tunnel_spans_dropped_total"), "spans are dropped", 20, 0.1)  # type: ignore[misc]
+        said = pages(core.metrics, CORE_PAGES) + pages(core.dashboard, ("/status",))
+        said += pages(agent.metrics, ("/metrics", "/health/detailed"))
+        agent.close()
+        core.close()
+        for program in (core, agent):
+            said += str(program.records) + "".join(program.other_lines) + program.error_text
+        assert "otel-hush" not in said, said[max(0, said.index("otel-hush") - 400) :][:800]

@@ -37,6 +37,7 @@ from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.net import Socket, accept_each, address_text, with_tls
+from tunnel.tuning import Litter
 from tunnel.wire import control, frames
 from tunnel.wire.control import Hello, RefusedMessage, TunnelGrant, TunnelRequest, Welcome
 from tunnel.wire.held import Held
@@ -132,6 +133,7 @@ class Gate:
         self._waiting = Waiting(max_attaching)
         self._rate = rate or Rate(0)
         self._failures = Failures()
+        self._litter = Litter()
         self._held = held
         self._max_link_queue = max_link_queue
         self._windows = (stream_window, link_window)
@@ -229,6 +231,7 @@ class Gate:
             log.error("agent connection broke", remote=remote, error=exc)
         finally:
             (socket if connect is None else connect.socket).close()
+            self._litter.drop(len(self._registry.links))
 
     async def _is_for_another(self, connect: _Connect, siblings: Siblings) -> bool:
         with trio.move_on_after(self._auth_timeout) as scope:

@@ -9,10 +9,10 @@ from tunnel.agent.slots import MAX_WORKERS, Slot, Slots
 class Rig:
     def __init__(self) -> None:
         self.served: set[Slot] = set()
-        self.slots = Slots(self.served.__contains__)
+        self.slots = Slots()
 
     def land(self, slot: Slot, workers: int, worker: int) -> bool:
-        is_needed, fresh = self.slots.settle(slot, workers, worker)
+        is_needed, fresh = self.slots.settle(slot, workers, worker, self.served.__contains__)
         assert is_needed or not fresh
         if is_needed:
             self.served.add(slot)
@@ -31,7 +31,7 @@ def test_a_core_of_one_needs_one() -> None:
 
 def test_each_worker_gets_a_slot() -> None:
     rig = Rig()
-    is_needed, fresh = rig.slots.settle(rig.slots.all[0], 3, 1)
+    is_needed, fresh = rig.slots.settle(rig.slots.all[0], 3, 1, rig.served.__contains__)
     assert is_needed and [slot.worker for slot in fresh] == [0, 2]
     assert len({slot.number for slot in rig.slots.all}) == 3
 

@@ -16,7 +16,7 @@ from tunnel.core.quotas import Account, Limits
 from tunnel.core.registry import Registry
 from tunnel.core.reports import Reports
 from tunnel.core.tokens import Grant
-from tunnel.errors import Refused
+from tunnel.errors import Failure, Refused
 from tunnel.handler import ConnectVisit, Handler, LinkVisit
 from tunnel.link import transport
 from tunnel.link.link import Link
@@ -315,3 +315,21 @@ async def test_an_agent_that_knows_no_workers_hears_of_none() -> None:
         _, said = await app.dial("app", capabilities=["workers"])
         assert isinstance(said, Welcome)
         assert (said.workers, said.worker, said.capabilities) == (1, 0, [])
+
+
+async def test_a_link_gets_no_requests_before_its_welcome() -> None:
+    """Other workers may know of it already, and the port of a TCP tunnel may take a moment."""
+    async with rig() as app:
+        _, said = await app.dial("app", instance="one")
+        assert isinstance(said, Welcome)
+        tunnel = app.registry.tunnels["app"]
+        [first] = tunnel.links
+        first.is_welcomed = False
+        assert not first.has_room
+        with pytest.raises(Failure) as caught:
+            tunnel.choose()
+        assert caught.value.outcome == "no_agent"
+        await app.dial("app", instance="two")
+        assert all(tunnel.choose() is not first for _ in range(4))
+        first.is_welcomed = True
+        assert {tunnel.choose() for _ in range(4)} == set(tunnel.links)

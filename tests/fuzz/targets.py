@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -14,6 +15,7 @@ from framing.answerreaders import h11_reads, we_read
 from framing.comparing import compare
 
 from tunnel.core.forwarding import Forwarding
+from tunnel.core.hints import alpn_names, bytes_missing, worker_of
 from tunnel.core.proxied import ProxyHeaderError, parse_v1, parse_v2
 from tunnel.core.request import Request
 from tunnel.core.visitor import Visitor
@@ -260,6 +262,36 @@ _WELCOME = control.Welcome(1, "0.1", "c-1", "acme", "agent", [control.TunnelGran
 _ANSWERS = [b"".join(step for step in case.steps if isinstance(step, bytes)) for case in answers.CASES]
 _BODIES = [case.raw.partition(b"\r\n\r\n")[2] for case in requestcases.CASES if case.name.startswith("chunks")]
 
+# Hints ------------------------------------------------------------------------------------------------------------
+
+
+def _hellos() -> list[bytes]:
+    """ClientHellos as OpenSSL writes them."""
+    found = []
+    for protocols in ([], ["http/1.1", "x-tunnel-worker/2"], ["h2", "x-tunnel-worker/17", "x" * 200]):
+        context = ssl.create_default_context()
+        if protocols:
+            context.set_alpn_protocols(protocols)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        connection = context.wrap_bio(incoming, outgoing, server_hostname="core.example.com")
+        try:
+            connection.do_handshake()
+        except ssl.SSLWantReadError:
+            found.append(outgoing.read())
+    return found
+
+
+def check_hint(raw: bytes) -> None:
+    """Whatever a stranger sends first names a worker or none; how much more is needed ends."""
+    worker = worker_of(raw)
+    assert worker is None or 0 <= worker < 10_000
+    assert sum(map(len, alpn_names(raw))) <= len(raw)
+    if raw:
+        missing = bytes_missing(raw)
+        assert 0 <= missing <= 65535 + 5
+        assert not missing or bytes_missing(raw + bytes(missing)) < missing or raw[0] != 22
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -293,6 +325,7 @@ TARGETS = {
             check_proxied,
         ),
         Target("tap", [_frames(b""), _frames(b"\1\2\3\4"), b"\x82\x7f" + bytes(5) + b"\x10\0\0xx"], check_tap),
+        Target("hint", [*_hellos(), b"GET /link?a=b&worker=3 HTTP/1.1\r\nHost: a\r\n\r\n"], check_hint),
         Target("control", [control.encode(one) for one in (_HELLO, _WELCOME)] + [bytes(24)], check_control),
     )
 }

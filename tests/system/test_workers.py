@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,11 +11,14 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trustme
@@ -52,7 +56,7 @@ def test_an_agent_has_a_link_to_each_worker(
     wait_links(core, 3)
     links = core.find("agent connected")
     assert {record["worker"] for record in links} == {0, 1, 2}
-    assert {record["server_worker"] for record in agent.find("authenticated")} == {0, 1, 2}
+    poll(lambda: {record["server_worker"] for record in agent.find("authenticated")} == {0, 1, 2}, "it knows them")
     assert all(record["remote"].startswith("127.0.0.1:") for record in links)
     assert len(agent.find("tunnel ready")) == 1  # said once
     # It counts once: for the limit, and on the page.
@@ -282,6 +286,41 @@ def test_an_answer_that_breaks_off_breaks_off_behind_the_other_worker_too(old: t
                 visitor.exactly(int(answer["content-length"]))
 
 
+def test_a_full_link_is_no_reason_to_refuse_while_another_worker_has_room(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    core, service = start_core(TWO, "-max-streams=4", "-tcp-ports=0"), start_service()
+    host, number = address(service.url)
+    agent = start_agent(core, f"app={service.url},raw=tcp://{host}:{number}")
+    wait_links(core, 2)
+    with ExitStack() as stack:
+        held = [stack.enter_context(Connection(core.public, "app.localhost")) for _ in range(8)]
+        for at, visitor in enumerate(held):
+            visitor.send(visitor.request("GET /hold"))
+            poll(lambda at=at: service.begun.count("/hold") == at + 1, "it is served")  # type: ignore[misc]
+        with Connection(core.public, "app.localhost") as late:
+            assert late.ask("GET /echo").outcome == "overloaded"
+        with socket.create_connection(("127.0.0.1", address(agent.tunnels["raw"])[1]), 5) as raw:
+            assert not raw_answer(raw)
+        service.release.set()
+        assert [visitor.read().status for visitor in held] == [200] * 8
+        raws = []
+        for _ in range(8):
+            raw = stack.enter_context(socket.create_connection(("127.0.0.1", address(agent.tunnels["raw"])[1]), 5))
+            assert raw_answer(raw)
+            raws.append(raw)
+    assert sample(core.metrics, "tunnel_limit_refusals_total", limit="link_streams") == 2
+
+
+def raw_answer(raw: socket.socket) -> bool:
+    """Whether a TCP tunnel's connection is served; it stays open."""
+    try:
+        raw.sendall(b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n")
+        return raw.recv(65536).startswith(b"HTTP/1.1 200")
+    except ConnectionError:
+        return False
+
+
 def is_open(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
@@ -429,6 +468,81 @@ def test_lines_do_not_mix_where_the_output_is_slow(
     assert {record["worker"] for record in core.find("request")} == {0, 1}
 
 
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_reader_that_stops_costs_whole_lines_and_nothing_else(
+    tmp_path: Path, start_agent: StartAgent, start_service: StartService, is_json: bool
+) -> None:
+    """Lines wait, up to 4 MiB of them, then they are dropped and counted; the workers go on."""
+    ports = [free_port() for _ in range(4)]
+    names = ("public", "agent", "metrics", "dashboard")
+    flags = [f"-{name}-addr=127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunnel.core", TWO, f"-log-json={str(is_json).lower()}", f"-data-dir={tmp_path}",
+         "-agent-tls=false", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=clean_environment(),
+    )  # fmt: skip
+    metrics = ("127.0.0.1", ports[2])
+    try:
+        poll(lambda: is_open(ports[2]) and get(metrics, "/readyz")[0] == 200, "the core is ready", 30)
+        core = cast(RunningCore, SimpleNamespace(agents=("", ports[1]), fingerprint="", public=("127.0.0.1", ports[0]),
+                                                 token=(tmp_path / "default.token").read_text().strip()))  # fmt: skip
+        start_agent(core, start_service().url, "-subdomain=app")
+        with Visitors(core, 12, f"GET /echo/{'x' * 1900}", pause=0) as load:
+            load.wait(3500, 120)
+        assert not load.failed and set(load.answered.values()) == {200}
+        poll(lambda: sample(metrics, "tunnel_logs_dropped_total") > 0, "records are dropped")
+        assert sample(metrics, "tunnel_request_outcomes_total", outcome="ok") == len(load.answered)
+        # Now somebody reads again.
+        assert process.stdout is not None
+        lines: list[bytes] = []
+        reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
+        reader.start()
+        poll(lambda: any(b"log records dropped" in line for line in lines), "it is said how many were lost", 20)
+    finally:
+        process.terminate()
+        process.wait(20)
+    reader.join(10)
+    process.stdout.close()
+    mark = b'"msg":"request"' if is_json else b" request method="
+    requests = [line for line in lines if mark in line]
+    assert 100 < len(requests) < len(load.answered)
+    for line in requests:
+        if is_json:
+            assert json.loads(line)["worker"] in (0, 1)
+        else:
+            assert line.count(mark) == 1 and line.endswith((b" worker=0\n", b" worker=1\n"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_full_disk_costs_records_only(tmp_path: Path, start_agent: StartAgent, start_service: StartService) -> None:
+    ports = [free_port() for _ in range(4)]
+    names = ("public", "agent", "metrics", "dashboard")
+    flags = [f"-{name}-addr=127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)]
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tunnel.core", TWO, "-log-json", f"-data-dir={tmp_path}", "-agent-tls=false",
+             *flags], stdout=full, env=clean_environment(),
+        )  # fmt: skip
+    metrics = ("127.0.0.1", ports[2])
+    try:
+        poll(lambda: is_open(ports[2]) and get(metrics, "/readyz")[0] == 200, "the core is ready", 30)
+        core = cast(RunningCore, SimpleNamespace(agents=("", ports[1]), fingerprint="", public=("127.0.0.1", ports[0]),
+                                                 token=(tmp_path / "default.token").read_text().strip()))  # fmt: skip
+        start_agent(core, start_service().url, "-subdomain=app")
+        with Visitors(core, 4) as load:
+            load.wait(100)
+        assert not load.failed and set(load.answered.values()) == {200}
+        poll(lambda: sample(metrics, "tunnel_logs_dropped_total") >= len(load.answered), "the lost ones are counted")
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 def test_text_lines_tell_their_worker(tmp_path: Path) -> None:
     flags = [f"-{name}-addr=127.0.0.1:0" for name in ("public", "agent", "metrics", "dashboard")]
     process = subprocess.Popen(
@@ -505,6 +619,24 @@ def test_a_core_that_can_not_start_says_why_once(tmp_path: Path, start_core: Sta
     assert out.count("is in use by another program") == 1
 
 
+def test_a_signal_to_all_of_them_keeps_the_delay(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    """As systemd sends it with KillMode=control-group: visitors are taken until the delay is over."""
+    core, service = start_core(TWO, "-drain-delay=1s"), start_service()
+    start_agent(core, service.url, "-subdomain=app")
+    wait_links(core, 2)
+    began = time.monotonic()
+    for pid in [core.pid, *pids(core).values()]:
+        os.kill(pid, signal.SIGTERM)
+    core.wait_for("draining")
+    while time.monotonic() - began < 0.7:
+        with Connection(core.public, "app.localhost") as visitor:
+            assert visitor.ask("GET /echo").status == 200
+    assert core.wait(20) == 0
+    assert not core.find("worker ended")
+
+
 # Upgrade --------------------------------------------------------------------------------------------------------
 
 
@@ -530,3 +662,43 @@ def test_an_upgrade_loses_nothing(start_core: Start, start_agent: StartAgent, st
     assert set(load.answered.values()) == {200}
     assert not core.find("upgrade: not all agents came")
     assert {record["outcome"] for record in core.find("request", after=seen)} == {"ok"}
+
+
+def test_an_upgrade_may_change_the_number_of_workers(
+    tmp_path: Path, start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    config = tmp_path / "core.toml"
+    config.write_text("workers = 1\n")
+    core, service = start_core(f"-config={config}", "-drain-timeout=3s", "-tcp-ports=0"), start_service()
+    host, number = address(service.url)
+    agent = start_agent(core, f"app={service.url},raw=tcp://{host}:{number}")
+    port = address(agent.tunnels["raw"])[1]
+    started = [core.pid]
+    try:
+        with Visitors(core, 6, kept=20) as load:
+            for workers in (3, 2, 1):
+                load.wait(60)
+                config.write_text(f"workers = {workers}\n")
+                seen = core.mark()
+                os.kill(started[-1], signal.SIGUSR2)
+                started.append(int(core.wait_for("upgrade: successor started", after=seen)["pid"]))
+                core.wait_for("core ready", after=seen, timeout=30)
+                core.wait_for("stopped", after=seen, timeout=30)
+                poll(lambda: not is_running(started[-2]), "the old one has ended", 20)
+                wait_links(core, workers, after=seen)
+                with socket.create_connection(("127.0.0.1", port), 5) as raw:
+                    assert raw_answer(raw)
+            load.wait(60)
+            load.end()
+        assert load.failed == [] and set(load.answered.values()) == {200}
+        assert total(core, "tunnel_connections_active") == 1
+    finally:
+        os.kill(started[-1], signal.SIGTERM)
+        poll(lambda: not is_running(started[-1]), "the last one has ended", 20)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -50,6 +50,7 @@ from tunnel.workers.member import Member
 log = get_logger("tunnel.agent")
 
 MAX_STREAMS = 1000  #: open requests on the link that this agent takes
+GIVE_UP = 1.0  #: seconds for the core to hear that a link is given up
 CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
 
 _Reached = tuple[transport.Transport, dict[str, float]]  # a WebSocket to the core, and when its parts were there
@@ -75,21 +76,30 @@ class Tunnel:
     local: str
 
 
-class _Surplus(TunnelError):
-    """The link has come to a worker of the core that has one of ours already."""
-
-
 class _Attempt:
-    """A link from dialling to its end. over: the next one is due `wait` seconds from now; failed: it never came up."""
+    """A link from dialling to its end. over: the next one is due `wait` seconds from now; failed: it never came up.
+    is_surplus: it has come to a worker of the core that has one of ours already, and is given up."""
 
-    __slots__ = ("connected", "failed", "link", "over", "slot", "wait", "went_away", "workers")
+    __slots__ = (
+        "connected",
+        "core",
+        "failed",
+        "is_surplus",
+        "link",
+        "over",
+        "slot",
+        "wait",
+        "went_away",
+        "workers",
+    )
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.link: Link
+        self.core = ""  # the run of the core that welcomed it
         self.workers: Workers[Stream] | None = None
         self.connected = False
-        self.went_away = False
+        self.went_away = self.is_surplus = False
         self.failed = False
         self.wait = 0.0
         self.over = trio.Event()
@@ -103,11 +113,12 @@ class _Attempt:
 class _Connect(ConnectVisit):
     """An attempt to get a link up, and what came of it."""
 
-    __slots__ = ("link", "nursery", "slot", "welcome")
+    __slots__ = ("attempt", "link", "nursery", "slot", "welcome")
 
     def __init__(self, server: str, nursery: trio.Nursery, attempt: _Attempt) -> None:
         super().__init__(server)
         self.nursery = nursery
+        self.attempt = attempt
         self.link = attempt.link
         self.slot = attempt.slot
         self.welcome: Welcome | None = None
@@ -138,7 +149,7 @@ class Agent:
         self.metrics_address: tuple[str, int] | None = None
         #: by the worker of the core that is asked for
         self._tls: dict[int | None, ssl.SSLContext | None] = {None: dialing.tls_context(settings)}
-        self._slots = Slots(self._is_served)
+        self._slots = Slots()
         self._instance: str = member.orders["instance"] if member is not None else secrets.token_hex(8)
         self._process = member.number if member is not None else 0  # of those that are one agent together
         self._attempts: list[_Attempt] = []  # the newest last; those before it have been sent away
@@ -166,8 +177,12 @@ class Agent:
     def _connected(self) -> bool:
         return any(attempt.connected for attempt in self._attempts)
 
-    def _is_served(self, slot: Slot) -> bool:
-        return any(one.slot is slot and one.connected and not one.went_away for one in self._attempts)
+    def _is_served(self, slot: Slot, core: str | None = None) -> bool:
+        """core: the run of the core that the link has to be at; None for any."""
+        return any(
+            one.slot is slot and one.connected and not one.went_away and core in (None, one.core)
+            for one in self._attempts
+        )
 
     def statistics(self) -> AgentStatistics:
         """Counts since the start, those of the present links included."""
@@ -317,9 +332,6 @@ class Agent:
                 attempt.settle(backoff.after_load_refusal(exc.retry_after), failed=True)
             else:
                 attempt.settle(backoff.after_network_error(exc.retry_after), failed=True)
-        except _Surplus as exc:
-            log.info("link given up", server=settings.server, reason=str(exc))
-            attempt.settle(backoff.after_load_refusal())
         except TunnelError as exc:
             log.error("connection failed", server=settings.server, error=str(exc))
         except Exception as exc:  # a bug here must not leave the machine unreachable
@@ -327,7 +339,9 @@ class Agent:
         else:
             lasted = monotonic() - came_up
             log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
-            if not attempt.went_away:
+            if attempt.is_surplus:
+                attempt.settle(backoff.after_load_refusal())
+            elif not attempt.went_away:
                 attempt.settle(backoff.after_link(lasted))
         finally:
             self._retire(attempt)
@@ -453,15 +467,12 @@ class Agent:
             log.info("tunnel ready", tunnel=tunnel.name, url=tunnel.url, local=tunnel.local)
 
     def _settle(self, visit: _Connect, welcome: Welcome) -> None:
-        """See to it that each of the core's workers gets a link. Raises _Surplus if this one is not needed."""
-        is_needed, fresh = self._slots.settle(visit.slot, welcome.workers, welcome.worker)
-        if not is_needed:
-            visit.link.close("there is a link to this worker already")
-            raise _Surplus(f"worker {welcome.worker} of the core has a link already")
-        slots = self._slots.all
-        for attempt in self._attempts:
-            if attempt.slot not in slots:
-                attempt.link.close("the core has fewer workers now")
+        """See to it that each of the core's workers gets a link, and none two."""
+        is_needed, fresh = self._slots.settle(
+            visit.slot, welcome.workers, welcome.worker, partial(self._is_served, core=welcome.core)
+        )
+        visit.attempt.is_surplus = visit.attempt.went_away = not is_needed
+        visit.attempt.core = welcome.core
         assert self._keeping is not None
         for slot in fresh:
             self._keeping.start_soon(self._keep, slot)
@@ -480,7 +491,9 @@ class Agent:
             self._on_up.started()
             self._on_up = None
         try:
-            async with self._reporting(attempt):
+            async with self._reporting(attempt) as nursery:
+                if attempt.is_surplus:
+                    nursery.start_soon(self._give_up, link)
                 while True:
                     kind, payload = await link.receive_control()
                     if kind == frames.GOAWAY:
@@ -504,9 +517,20 @@ class Agent:
             if self._member is None:
                 nursery.start_soon(self._report, attempt)
             try:
-                yield
+                yield nursery
             finally:
                 nursery.cancel_scope.cancel()
+
+    async def _give_up(self, link: Link) -> None:
+        """Take nothing new, and end the link when what had come meanwhile is served."""
+        log.info("link given up", server=self.settings.server, reason="its worker of the core has another one")
+        link.session.control(frames.GOAWAY, control.pack_goaway("this agent has a link to this worker already"))
+        with trio.move_on_after(self.settings.drain_timeout):
+            while True:
+                await trio.sleep(GIVE_UP)  # until the core has heard it
+                if not link.session.streams:
+                    break
+        link.close("this agent has a link to this worker already")
 
     def _reporter(self) -> _Attempt | None:
         """Of several links the one that carries reports."""

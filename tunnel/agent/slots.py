@@ -27,20 +27,24 @@ class Slot:
 
 
 class Slots:
-    """is_served: whether a slot has a link that is up and is not being given up."""
+    """Those that there are, one at least."""
 
-    def __init__(self, is_served: Callable[[Slot], bool]) -> None:
+    def __init__(self) -> None:
         self.all = [Slot(0)]
-        self._is_served = is_served
         self._numbers = 1
 
-    def settle(self, slot: Slot, workers: int, worker: int) -> tuple[bool, list[Slot]]:
+    def settle(
+        self, slot: Slot, workers: int, worker: int, is_served: Callable[[Slot], bool]
+    ) -> tuple[bool, list[Slot]]:
         """A link of this slot has been welcomed at `worker` of `workers`: whether to keep it, and the new slots that
-        need links of their own."""
+        need links of their own. is_served: whether a slot has a link at the same core that is up.
+
+        A slot whose worker there is no more is over: its link ends when that worker does, and is not dialled again.
+        """
         workers = max(1, min(workers, MAX_WORKERS))
         owner = next((one for one in self.all if one.worker == worker and one is not slot), None)
         if owner is not None:
-            if self._is_served(owner):
+            if is_served(owner):
                 return False, []  # the hint was lost on the way
             owner.worker = slot.worker  # it is here now, so the other one is for where this was to go
         slot.worker = worker

@@ -163,9 +163,11 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         Option(v.NETWORKS, PUBLIC, "load balancers that begin each connection with a PROXY protocol header (v1, v2)"),
     ] = ()
 
-    max_connections: Annotated[int, Option(v.integer(1), LIMITS, "agent links in all")] = 1000
+    max_connections: Annotated[
+        int, Option(v.integer(1), LIMITS, "agents connected in all; all links of one count once")
+    ] = 1000
     max_connections_per_account: Annotated[
-        int, Option(v.integer(0), LIMITS, "agent links of one account; 0: no limit")
+        int, Option(v.integer(0), LIMITS, "agents of one account connected; 0: no limit")
     ] = 0
     max_streams: Annotated[int, Option(v.integer(1, 1_000_000), LIMITS, "open requests on one link")] = 1000
     max_body: Annotated[int, Option(v.size(0), LIMITS, "largest request body; 0: no limit")] = 0

@@ -352,7 +352,7 @@ class Gate:
             instance,
             link_name,
         )
-        attached.agent = agent
+        attached.agent, agent.is_welcomed = agent, False
         if siblings is None:
             self._check_room(grant, instance)  # others came while we waited
             account.admit_link(instance)
@@ -367,6 +367,7 @@ class Gate:
             self._registry.detach(agent)
             raise
         visit.agent = agent
+        agent.is_welcomed = True
         link.session.control(
             frames.WELCOME,
             control.encode(
@@ -406,7 +407,12 @@ class Gate:
         siblings = self._siblings
         if siblings is None or control.WORKERS not in hello.capabilities:
             return {}
-        return {"capabilities": [control.WORKERS], "workers": siblings.count, "worker": siblings.number}
+        return {
+            "capabilities": [control.WORKERS],
+            "workers": siblings.count,
+            "worker": siblings.number,
+            "core": siblings.core,
+        }
 
     def _name(self, grant: Grant, request: TunnelRequest) -> str:
         if request.protocol not in ("http", "tcp"):

@@ -33,7 +33,7 @@ async def wanted_worker(stream: Socket) -> int | None:
             seen = sock.recv(MAX_PEEK, socket.MSG_PEEK)
             if len(seen) < need:  # the other end has closed
                 return None
-            missing = _missing(seen)
+            missing = bytes_missing(seen)
             if not missing or len(seen) + missing > MAX_PEEK:
                 return worker_of(seen)
             need = len(seen) + missing
@@ -46,7 +46,7 @@ async def wanted_worker(stream: Socket) -> int | None:
             pass
 
 
-def _missing(seen: bytes) -> int:
+def bytes_missing(seen: bytes) -> int:
     """How many bytes more are needed, at least, to know."""
     if seen[0] == _HANDSHAKE:
         if len(seen) < 5:

@@ -31,11 +31,12 @@ class AgentLink:
     name: str = ""  # tells links of one instance apart
     indexes: dict[str, int] = field(default_factory=dict)
     withdrawn: bool = False  # serves nothing new; its account has it no more
+    is_welcomed: bool = True  # before its WELCOME is on the way it gets no requests
 
     @property
     def has_room(self) -> bool:
         session = self.link.session
-        return len(session.streams) < self.max_streams and session.queued_bytes < self.max_queue
+        return self.is_welcomed and len(session.streams) < self.max_streams and session.queued_bytes < self.max_queue
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +61,8 @@ class Tunnel:
         count = len(links)
         if count == 1 and links[0].has_room:
             return links[0]
+        links = [one for one in links if one.is_welcomed]
+        count = len(links)
         if not count:
             raise Failure("no_agent")
         now = monotonic()

@@ -100,6 +100,7 @@ class Core:
         self._siblings = None if member is None else Siblings(member, self.registry, member.orders["count"])
         self._held = Held(self._part(settings.max_buffer))
         self._is_handed_over = False  # a successor goes on: agents are with it, kept connections have a moment
+        self._told = trio.Event()  # the supervisor wants no more to be accepted
         self._is_closed = trio.Event()  # nothing is accepted any more
         self._listeners: dict[str, list[socket.socket]] = {}  # by the names of tunnel.core.inherited
         self._until_upgrade: list[trio.CancelScope] = []  # around what a successor does in our place
@@ -240,6 +241,7 @@ class Core:
     async def close(self, is_handed_over: bool) -> None:
         """Begin to shut down; returns when nothing is accepted any more."""
         self._is_handed_over = is_handed_over
+        self._told.set()
         self._draining.set()
         await self._is_closed.wait()
 
@@ -272,7 +274,7 @@ class Core:
         except OSError as exc:
             raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
         store = Store(self.settings.database.url, self.data_dir, layers)
-        if not await self._reach(store):
+        if not await reach(store, self.settings.database.wait, self._draining):
             yield None
             return
         try:
@@ -285,22 +287,6 @@ class Core:
                     except StoreError as exc:
                         log.error("usage of the last seconds is lost", error=str(exc))
                 await store.close()
-
-    async def _reach(self, store: Store) -> bool:
-        """Open it. One that is away gets a while: a database may start later than we do. False: a drain began."""
-        until = trio.current_time() + self.settings.database.wait
-        while not self._draining.is_set():
-            try:
-                await store.open()
-                return True
-            except StoreError as exc:
-                left = until - trio.current_time()
-                if left <= 0:
-                    raise
-                log.warning("the store is away, trying again", cause=str(exc), left=f"{left:.0f}s")
-                with trio.move_on_after(min(left, STORE_PAUSE)):
-                    await self._draining.wait()
-        return False
 
     async def _serve(
         self, background: trio.Nursery, layers: Sequence[Layer], store: Store, task_status: trio.TaskStatus[None]
@@ -392,7 +378,7 @@ class Core:
                 else SiblingPorts(siblings)
             )
             ports = self._ports = Ports(
-                source, self.registry, exchanger, layers, handlers, settings.request_timeout, proxies, shares
+                source, self.registry, exchanger, layers, handlers, settings.request_timeout, proxies, shares, siblings
             )
             gate = self._gate = Gate(
                 self.registry,
@@ -421,7 +407,7 @@ class Core:
             if self._member is None:
                 self._start_pages(background)
             if siblings is not None and self._member is not None:
-                siblings.receive(self._member, door, gate, handlers)
+                siblings.receive(self._member, door, gate, ports, handlers)
             async with open_pair() as accepting:
                 for listener in agents:
                     accepting.start_soon(self._take_agents, gate, listener, handlers)
@@ -440,10 +426,11 @@ class Core:
                     self._announce(first)
                 task_status.started()
                 await self._draining.wait()
-                if siblings is None:  # else the supervisor has waited
+                if not self._told.is_set():  # else the supervisor has waited
                     delay = 0.0 if self._is_handed_over else settings.drain_delay
                     log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s")
-                    await trio.sleep(delay)
+                    with trio.move_on_after(delay):
+                        await self._told.wait()
                 self._listening = False
                 ports.close_all()
                 accepting.cancel_scope.cancel()
@@ -618,6 +605,23 @@ def announce(
             f"{trust} -local http://localhost:3000"
         )
         log.info("first start: connect an agent with this command", command=command)
+
+
+async def reach(store: Store, seconds: float, draining: trio.Event) -> bool:
+    """Open it. One that is away gets a while: a database may start later than we do. False: a drain began."""
+    until = trio.current_time() + seconds
+    while not draining.is_set():
+        try:
+            await store.open()
+            return True
+        except StoreError as exc:
+            left = until - trio.current_time()
+            if left <= 0:
+                raise
+            log.warning("the store is away, trying again", cause=str(exc), left=f"{left:.0f}s")
+            with trio.move_on_after(min(left, STORE_PAUSE)):
+                await draining.wait()
+    return False
 
 
 def check_settings(settings: CoreSettings) -> None:

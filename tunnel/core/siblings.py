@@ -3,10 +3,10 @@
 All of it goes through the supervisor (tunnel/core/supervisor.py):
 
 - *names*: each worker says which tunnels it has links for; an agent hears its welcome only when all know of it.
-- *visitors*: one whose tunnel has no link here but at another worker is passed on with its connection and what was
-  read of it. The other worker goes on as if it had accepted it, so its next requests go there at once. Under TLS the
-  connection can't leave the process that has the keys: then its bytes are passed on, over a socket pair. A connection
-  is passed on at most MAX_HOPS times.
+- *visitors*: one whose tunnel has no link here, or none with room, but one at another worker is passed on with its
+  connection and what was read of it. The other worker goes on as if it had accepted it, so its next requests go there
+  at once. Under TLS the connection can't leave the process that has the keys: then its bytes are passed on, over a
+  socket pair. A connection is passed on at most MAX_HOPS times.
 - *agents*: a new connection that names another worker (tunnel/core/hints.py) is passed on before a byte of it is read.
 - *links*: limits on agents' connections count an agent once, whatever worker its links are at.
 """
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tunnel.core.door import Door
     from tunnel.core.gate import Gate
     from tunnel.core.request import Request
+    from tunnel.core.tcp import Ports
+    from tunnel.core.visitor import Visitor
 
 log = get_logger("tunnel.core")
 
@@ -52,6 +54,7 @@ class Siblings:
     def __init__(self, member: Member, registry: Registry, count: int) -> None:
         self.number = member.number
         self.count = count
+        self.core: str = member.orders["core"]
         self.names: dict[str, dict[int, tuple[str, str]]] = {}
         self.board = Board(member.files[-1], count, member.number, member.orders["key"])
         self._channel = member.channel
@@ -63,17 +66,22 @@ class Siblings:
         member.on("names", self._learn)
         member.on("sync", lambda message, files: None)
 
-    def receive(self, member: Member, door: Door, gate: Gate, nursery: trio.Nursery) -> None:
+    def receive(self, member: Member, door: Door, gate: Gate, ports: Ports, nursery: trio.Nursery) -> None:
         """From now on take connections that others pass on; they are tasks of `nursery`, the server's."""
 
         def visitor(message: Any, files: list[int]) -> None:
             address, proto, data, hops = message
             nursery.start_soon(door.adopt, socket_of(files[0]), address, proto, data, hops)
 
+        def tcp_visitor(message: Any, files: list[int]) -> None:
+            name, address, hops = message
+            nursery.start_soon(ports.adopt, socket_of(files[0]), address, name, hops)
+
         def agent(message: Any, files: list[int]) -> None:
             nursery.start_soon(gate.adopt, socket_of(files[0]), tuple(message))
 
         member.on("visitor", visitor)
+        member.on("tcp visitor", tcp_visitor)
         member.on("agent", agent)
 
     # Names ------------------------------------------------------------------------------------------------------
@@ -117,24 +125,23 @@ class Siblings:
         if not self.names or request.refusal is not None or request.head is None:
             return False
         tunnel = self._registry.find(request.host)
-        if tunnel is not None and tunnel.links:
+        if tunnel is not None and any(link.has_room for link in tunnel.links):
             return False
-        return self._find(request) is not None
+        return self._find(self._registry.name_of(request.host), "http", request.visitor.hops) is not None
 
-    def _find(self, request: Request) -> int | None:
-        """A worker that serves the request's tunnel; any of several."""
-        if request.visitor.hops >= MAX_HOPS:
+    def _find(self, name: str, protocol: str, hops: int) -> int | None:
+        """A worker that serves the tunnel; any of several."""
+        if hops >= MAX_HOPS:
             return None
-        servers = self.names.get(self._registry.name_of(request.host), {})
-        numbers = [number for number, (_, protocol) in servers.items() if protocol == "http"]
+        numbers = [number for number, (_, used) in self.names.get(name, {}).items() if used == protocol]
         return self._random.choice(numbers) if numbers else None
 
     async def take(self, request: Request) -> bool:
-        number = self._find(request)
+        visitor = request.visitor
+        number = self._find(self._registry.name_of(request.host), "http", visitor.hops)
         if number is None:
             return False
         assert request.head is not None
-        visitor = request.visitor
         data = head_bytes(request.head) + visitor.buffer
         message = [number, visitor.address, visitor.proto, data, visitor.hops + 1]
         if not isinstance(visitor.socket.sock, ssl.SSLSocket):
@@ -146,6 +153,16 @@ class Siblings:
         near.setblocking(False)
         visitor.phase, visitor.deadline = RAW, float("inf")
         await _relay(visitor.socket, Socket(near))
+        return True
+
+    def take_tcp(self, visitor: Visitor, name: str) -> bool:
+        """Take over a TCP tunnel's visitor, for whom no link here has room; its socket is closed here then."""
+        number = self._find(name, "tcp", visitor.hops)
+        if number is None:
+            return False
+        message = [number, name, visitor.address, visitor.hops + 1]
+        self._channel.tell("tcp visitor", message, [os.dup(visitor.socket.sock.fileno())])
+        visitor.socket.close()
         return True
 
     # Agents -----------------------------------------------------------------------------------------------------

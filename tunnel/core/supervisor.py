@@ -36,7 +36,7 @@ from tunnel.core.issuing.making import CERTIFICATES, place_for
 from tunnel.core.ports import OwnPorts, SharedPorts
 from tunnel.core.private import make_private
 from tunnel.core.roster import Roster
-from tunnel.core.server import FORGET_INTERVAL, Address, announce, check_settings
+from tunnel.core.server import FORGET_INTERVAL, Address, announce, check_settings, reach
 from tunnel.core.status import Said, status_page, united
 from tunnel.core.store import Store
 from tunnel.core.upgrade import MOVE_SECONDS, Predecessor, Successor, UpgradeError
@@ -79,9 +79,10 @@ class Supervisor:
         self._successor: Successor | None = None
         self._pages: list[trio.CancelScope] = []
         self._said: list[tuple[Worker, Said]] = []
-        self._nursery: trio.Nursery | None = None
+        self._first: FirstToken | None = None
         public_host = parse_address(settings.public_addr)[0]
         self._key = secrets.token_bytes(16)
+        self._run_id = secrets.token_hex(8)
         self._board_file = make_board(settings.workers)
         self._board = Board(self._board_file, settings.workers, -1, self._key)
         self._rows = Rows(self._board)
@@ -192,34 +193,39 @@ class Supervisor:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained. Raises ConfigError as `Core.run`, and when a worker can't start."""
         async with open_pair() as background:
-            self._nursery = background
             async with self._program.supervised(self.settings.layers, background):
-                first = await self._prepare()
-                await background.start(self._crew.run)
-                background.start_soon(self._forget_names)
-                self._start_pages(background)
-                if self._inherited.channel is not None:
-                    await self._follow(Predecessor(self._inherited.channel))
-                self._crew.open()
-                self._is_up = True
-                self._announce(first)
-                task_status.started()
-                await self._draining.wait()
-                await self._finish()
+                if await self._prepare():
+                    await self._serve(background, task_status)
+                else:
+                    task_status.started()
             background.cancel_scope.cancel()
         log.info("stopped")
 
-    async def _prepare(self) -> FirstToken | None:
-        """What is done once: store, first start, certificates, ports."""
+    async def _serve(self, background: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        await background.start(self._crew.run)
+        background.start_soon(self._forget_names)
+        self._start_pages(background)
+        if self._inherited.channel is not None:
+            await self._follow(Predecessor(self._inherited.channel))
+        self._crew.open()
+        self._is_up = True
+        self._announce()
+        task_status.started()
+        await self._draining.wait()
+        await self._finish()
+
+    async def _prepare(self) -> bool:
+        """What is done once: store, first start, certificates, ports. False: a drain began."""
         settings = self.settings
         try:
             make_private(self.data_dir)
         except OSError as exc:
             raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
         store = Store(settings.database.url, self.data_dir)
-        await store.open()
+        if not await reach(store, settings.database.wait, self._draining):
+            return False
         try:
-            first = await ensure_default(store, self.data_dir)
+            self._first = await ensure_default(store, self.data_dir)
         finally:
             await store.close()
         agent_tls: Certificates | None = for_agents(settings, self.data_dir)
@@ -233,7 +239,7 @@ class Supervisor:
         self._sockets[AGENTS] = take(AGENTS, parse_address(settings.agent_addr), "-agent-addr")
         if settings.http_addr:
             self._sockets[HTTP] = take(HTTP, parse_address(settings.http_addr), "-http-addr")
-        return first
+        return True
 
     async def _follow(self, predecessor: Predecessor) -> None:
         names = set(await predecessor.ready())
@@ -283,6 +289,7 @@ class Supervisor:
             "count": self._crew.count,
             "sockets": [[name, len(socks)] for name, socks in sockets],
             "key": self._key,
+            "core": self._run_id,
             "names": [[other, self._roster.names_of(other)] for other in self._crew.living],
         }
         files = [sock.fileno() for _, socks in sockets for sock in socks]
@@ -327,6 +334,10 @@ class Supervisor:
             target = crew.living.get(number, worker)  # it has been told by now that the other one is gone
             target.channel.tell("visitor", rest, files)
 
+        def tcp_visitor(message: Any, files: list[int]) -> None:
+            number, *rest = message
+            crew.living.get(number, worker).channel.tell("tcp visitor", rest, files)
+
         async def agent(message: Any, files: list[int]) -> None:
             number, address = message
             with trio.move_on_after(WAIT_SECONDS):
@@ -344,7 +355,8 @@ class Supervisor:
 
         return {
             "names": names, "sync": sync, "admit": admit, "drop": drop, "port": port, "port back": port_back,
-            "row": row, "row back": row_back, "visitor": visitor, "agent": agent,
+            "row": row, "row back": row_back, "visitor": visitor, "tcp visitor": tcp_visitor,
+            "agent": agent,
         }  # fmt: skip
 
     # Pages ----------------------------------------------------------------------------------------------------
@@ -375,12 +387,12 @@ class Supervisor:
             self._pages.append(scope)
             await serve_pages(listeners, pages, bound=address[0])
 
-    def _announce(self, first: FirstToken | None) -> None:
+    def _announce(self) -> None:
         public, agents = (self._sockets[name][0].getsockname()[:2] for name in (PUBLIC, AGENTS))
         plain = self._sockets.get(HTTP)
         announce(
             self.settings,
-            first,
+            self._first,
             public=public,
             agents=agents,
             metrics=self.metrics_address,

@@ -14,6 +14,7 @@ from tunnel.core.limits import Place, Shares
 from tunnel.core.ports import PortSource
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.registry import AgentLink, Registry, Tunnel
+from tunnel.core.siblings import Siblings
 from tunnel.core.visitor import RAW, Visitor
 from tunnel.errors import OUTCOMES, Failure
 from tunnel.handler import Layer, StreamVisit, wrap
@@ -55,7 +56,9 @@ class Ports:
         request_timeout: float,
         proxies: ProxyHeaders,
         shares: Shares,
+        siblings: Siblings | None = None,
     ) -> None:
+        self._siblings = siblings
         self._source = source
         self._registry = registry
         self._exchanger = exchanger
@@ -123,7 +126,7 @@ class Ports:
                 self._exchanger.refusals[limit] += 1
                 socket.abort()
             else:
-                await self._carry(socket, host, tunnel)
+                await self._carry(Visitor(socket, host, "tcp", self._exchanger.refusals), tunnel)
         except (ProxyHeaderError, trio.BrokenResourceError, trio.TooSlowError) as exc:
             log.warning("connection from a proxy refused", remote=address_text(address), reason=str(exc))
             socket.abort()
@@ -137,11 +140,33 @@ class Ports:
     def _comes_for_many(self, host: str) -> bool:
         return self._proxies.expects(host) or self._exchanger.forwarding.is_trusted(host)
 
-    async def _carry(self, socket: Socket, host: str, tunnel: Tunnel) -> None:
+    async def adopt(self, socket: Socket, host: str, name: str, hops: int) -> None:
+        """Serve a visitor whose connection another process of this core has taken."""
+        self._shares.add(host)
         visitor = Visitor(socket, host, "tcp", self._exchanger.refusals)
+        visitor.hops = hops
+        try:
+            tunnel = self._registry.tunnels.get(name)
+            if tunnel is not None and tunnel.protocol == "tcp":
+                await self._carry(visitor, tunnel)
+            else:
+                socket.abort()
+        except Exception as exc:
+            socket.abort()
+            log.error("tcp connection broke", tunnel=name, error=exc)
+        finally:
+            self._shares.leave(host)
+            socket.close()
+
+    async def _carry(self, visitor: Visitor, tunnel: Tunnel) -> None:
+        socket = visitor.socket
         visitor.phase, visitor.deadline = RAW, float("inf")
         self._exchanger.active += 1
         try:
+            siblings = self._siblings
+            is_full = siblings is not None and not any(link.has_room for link in tunnel.links)
+            if siblings is not None and is_full and siblings.take_tcp(visitor, tunnel.name):
+                return
             agent = tunnel.choose()
             self._exchanger.check_memory()
             agent.account.admit_request()

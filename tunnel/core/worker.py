@@ -29,7 +29,7 @@ LAST_WORDS_SECONDS = 2.0
 
 
 def work() -> int:
-    """The exit code: 0 when it has drained, 2 when it can't work."""
+    """The exit code: 0 when it has drained, 1 when the store is away, 2 when it can't work."""
     place = find_place(os.environ)
     assert place is not None
     setup(place.log_level, place.log_json)
@@ -38,7 +38,7 @@ def work() -> int:
         trio.run(_work, place)
     except (ConfigError, StoreError) as exc:
         log.error("can't start", error=str(exc))
-        return 2
+        return 2 if isinstance(exc, ConfigError) else 1
     return 0
 
 

@@ -50,7 +50,8 @@ class TunnelGrant(msgspec.Struct):
 
 
 class Welcome(msgspec.Struct):
-    """workers, worker: how many processes the core consists of, and which of them this link is at."""
+    """workers, worker: how many processes the core consists of, and which of them this link is at. core: the same for
+    all workers of one run of a core."""
 
     version: int
     core_version: str
@@ -63,6 +64,7 @@ class Welcome(msgspec.Struct):
     link_window: int = LINK_WINDOW
     workers: int = 1
     worker: int = 0
+    core: str = ""
 
 
 class RefusedMessage(msgspec.Struct):

@@ -585,6 +585,17 @@ def test_drain_under_load(start_core: Start, start_agent: StartAgent, start_serv
     assert {record["request_id"] for record in records} <= load.answered.keys()
 
 
+@pytest.mark.parametrize("after", [0.0, 0.3, 0.6])
+def test_a_drain_does_not_wait_for_a_worker_that_is_being_replaced(start_core: Start, after: float) -> None:
+    core = start_core(TWO)
+    os.kill(pids(core)[0], signal.SIGKILL)
+    core.wait_for("worker ended")
+    time.sleep(after)  # somewhere within the new one's start
+    core.terminate()
+    assert core.wait(10) == 0
+    assert not [record for record in core.records if record["level"] == "ERROR" and record["msg"] != "worker ended"]
+
+
 def test_a_second_signal_ends_all_now(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
     core, service = start_core(TWO), start_service()
     start_agent(core, service.url, "-subdomain=app")

@@ -55,6 +55,37 @@ async def test_what_is_told_keeps_its_order_before_a_call() -> None:
         assert heard == list(range(1000))
 
 
+async def test_what_is_told_early_waits_for_its_handler() -> None:
+    heard: list[Any] = []
+    with trio.fail_after(10):
+        async with pair({"sync": lambda message, files: None}) as (here, there):
+            here.tell("names", 1)
+            here.tell("other", 2)
+            here.tell("names", 3)
+            await here.call("sync")
+            with pytest.raises(ChannelLost):  # who calls is told at once
+                await here.call("names", 4)
+            there.on("names", lambda message, files: heard.append(message))
+            assert heard == [1, 3]
+            here.tell("names", 5)
+            await here.call("sync")
+            assert heard == [1, 3, 5]
+            there.on("other", lambda message, files: heard.append(message))
+            assert heard == [1, 3, 5, 2]
+
+
+async def test_files_that_nobody_took_are_closed_at_the_end() -> None:
+    near, far = socket.socketpair()
+    async with pair({"sync": lambda message, files: None}) as (here, _):
+        here.tell("take", None, [far.detach()])
+        await here.call("sync")
+        near.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            near.recv(1)
+    assert near.recv(1) == b""
+    near.close()
+
+
 async def test_large_messages_pass_while_others_wait_their_turn() -> None:
     body = os.urandom(5_000_000)
     async with pair({"size": lambda message, files: len(message)}) as (here, there):

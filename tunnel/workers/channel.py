@@ -27,6 +27,7 @@ from tunnel.log import get_logger
 
 log = get_logger("tunnel.workers")
 
+MAX_EARLY = 10_000  #: messages that wait for somebody who handles them
 MAX_FILES = 250  #: with one message; the kernel's own limit is SCM_MAX_FD, 253
 RECEIVE = 256 * 1024
 _HEADER = struct.Struct("!IIBB")
@@ -55,6 +56,8 @@ class Channel:
     def __init__(self, sock: socket.socket, handlers: Mapping[str, Handler]) -> None:
         sock.setblocking(False)
         self.handlers = dict(handlers)
+        self._early: list[tuple[str, Any, list[int]]] = []  # told, and nobody handles it yet
+        self._nursery: trio.Nursery | None = None  # while it runs
         self.is_lost = False
         self._sock = sock
         self._queue: deque[tuple[memoryview, Sequence[int]]] = deque()
@@ -138,18 +141,27 @@ class Channel:
                     return
                 self._flush()
 
+    def on(self, name: str, handler: Handler) -> None:
+        """Handle this message from now on; what was told of its kind before there was a handler comes first."""
+        self.handlers[name] = handler
+        now = [one for one in self._early if one[0] == name]
+        self._early = [one for one in self._early if one[0] != name]
+        for _, message, files in now:
+            self._handle(0, [name, message], files)
+
     # Hearing --------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until the other end is gone. Calls that are under way then are cancelled."""
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._write)
                 task_status.started()
                 while await self._receive():
                     for serial, what, body, files in self._messages():
                         if what == _CALL:
-                            self._handle(nursery, serial, body, files)
+                            self._handle(serial, body, files)
                         elif serial in self._waiting:
                             answered, answer = self._waiting[serial]
                             answer += (what, body, files)
@@ -194,15 +206,19 @@ class Channel:
         del self._buffer[:at]
         return found
 
-    def _handle(self, nursery: trio.Nursery, serial: int, body: Any, files: list[int]) -> None:
+    def _handle(self, serial: int, body: Any, files: list[int]) -> None:
         name, message = body
+        if not serial and name not in self.handlers and len(self._early) < MAX_EARLY:
+            self._early.append((name, message, files))  # this end is still starting
+            return
         try:
             result = self.handlers[name](message, files)
         except Exception as exc:
             self._fail(serial, name, exc)
             return
         if isawaitable(result):
-            nursery.start_soon(self._finish, serial, name, result)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._finish, serial, name, result)
         else:
             self._answer(serial, result)
 
@@ -237,6 +253,9 @@ class Channel:
         for _, files in self._queue:
             _close(files)
         _close(self._files)
+        for _, _, files in self._early:
+            _close(files)
+        self._early.clear()
         self._queue.clear()
         self._files.clear()
         for answered, _ in self._waiting.values():

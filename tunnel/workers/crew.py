@@ -166,8 +166,14 @@ class Crew:
         self._may_open.set()
 
     def end(self) -> None:
-        """No worker is replaced any more; that they end is for the caller to say to them."""
+        """No worker is replaced any more; that they end is for the caller to say to those that are ready.
+
+        Those that only start have nothing to finish, and would not hear it yet.
+        """
         self.is_ending = True
+        for worker in self.living.values():
+            if not worker.is_ready:
+                worker.process.kill()
         self._note_change()
 
     def kill(self) -> None:

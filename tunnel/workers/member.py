@@ -39,7 +39,7 @@ def find_place(environ: MutableMapping[str, str]) -> Place | None:
 class Member:
     """number: of this worker, from 0. orders: what the supervisor says at the start, with open files.
 
-    Handlers that a program adds to `channel.handlers` have to be there before `run`.
+    Handlers may come while the program starts: what is told before waits for them.
     """
 
     def __init__(self, place: Place) -> None:
@@ -90,4 +90,4 @@ class Member:
         await self.channel.call("parting", self.make_offers())
 
     def on(self, name: str, handler: Callable[[Any, list[int]], Any]) -> None:
-        self.channel.handlers[name] = handler
+        self.channel.on(name, handler)

@@ -89,7 +89,8 @@ def test_a_killed_harness_takes_all_with_it(tmp_path: Path) -> None:
     assert harness.stdout is not None and harness.stdin is not None
     with harness, harness.stdout, harness.stdin:
         pid = int(harness.stdout.readline())
-        assert is_there(pid)
+        comm = Path(f"/proc/{pid}/comm")
+        poll(lambda: comm.read_text() == "sleep\n", "it runs, and setpriv has done its part", 10)
         harness.kill()
         harness.wait(10)
     poll(lambda: not is_there(pid), "it went with the harness", 10)

@@ -231,7 +231,7 @@ def _error(visit: Visit, raised: BaseException | None) -> str:
         return visit.error
     if visit.status >= 500:
         return f"answered with status {visit.status}"
-    if isinstance(raised, Exception):
+    if isinstance(raised, Exception) and visit.outcome != "visitor_aborted":
         return f"{type(raised).__name__}: {raised}"
     return ""
 

@@ -203,3 +203,7 @@ def test_disorder_leaves_nothing(
         for program in programs:
             broke = [one for one in program.records if "broke" in one["msg"] and "broke off" not in one["msg"]]
             assert program.is_running and not broke, broke
+            left = [
+                one for one in program.records if one.get("outcome") == "visitor_aborted" and one["level"] == "ERROR"
+            ]
+            assert not left, left[:3]  # who leaves is no failure of ours

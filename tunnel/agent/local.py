@@ -15,7 +15,7 @@ from msgspec import structs
 
 from tunnel.agent.joining import broken, join
 from tunnel.agent.served import FOREVER, LocalRequest
-from tunnel.errors import BY_CODE, Failure
+from tunnel.errors import BY_CODE, OUTCOMES, Failure
 from tunnel.http.chunks import Chunks
 from tunnel.http.client import Service
 from tunnel.http.forwarded import local_head
@@ -59,7 +59,7 @@ class LocalExchanger:
             local.outcome = "ok"
         except Failure as exc:
             local.outcome = exc.outcome
-            local.error = exc.text
+            local.error = exc.text if OUTCOMES[exc.outcome].failed else ""  # a visitor who leaves is no fault of it
             raise
         except trio.Cancelled:
             if visit.timed_out:

@@ -93,7 +93,7 @@ class Prober:
             await self._probe(*batch.pop())
 
     async def _probe(self, agent: AgentLink, name: str) -> None:
-        if agent.link.end_reason or agent.withdrawn:
+        if agent.link.end_reason or agent.withdrawn or not agent.is_welcomed:
             return
         key = (agent.visit.connection_id, name)
         began = trio.current_time()

@@ -84,5 +84,6 @@ def cost(load: Callable[[], Load], processes: Sequence[Process]) -> tuple[Load, 
     done = load()
     paid = [one.cpu() - start for one, start in zip(processes, before, strict=True)]
     if done.bad or not done.requests:
-        raise Failed(f"{done.bad} of {done.requests} bad: {[one.last_failure() for one in processes]}")
+        reasons = "; ".join(reason for one in processes if (reason := one.last_failure()))
+        raise Failed(f"{done.bad} of {done.requests} answers were bad {reasons}".rstrip())
     return done, [seconds / done.requests * 1e6 for seconds in paid]

@@ -67,14 +67,16 @@ def rates(contenders: Sequence[Contender], effort: Effort) -> Figures:
     for one in contenders:
         wrk(one.port, one.host, 8, 1)
     for connections in effort.connections:
+        seen: Figures = {}  # a guest that gives up here keeps what it did with fewer
         for one in turns(contenders, effort.rounds):
-            with excused(one, figures):
+            with excused(one, seen):
                 processes = list(one.processes.values())
                 load, paid = cost(partial(wrk, one.port, one.host, connections, effort.seconds), processes)
-                note(figures, f"rps {connections}", one.name, load.rps)
-                note(figures, f"p50 {connections}", one.name, load.p50)
+                note(seen, f"rps {connections}", one.name, load.rps)
+                note(seen, f"p50 {connections}", one.name, load.p50)
                 for role, micros in zip(one.processes, paid, strict=True):
-                    note(figures, f"{role} cpu {connections}", one.name, micros)
+                    note(seen, f"{role} cpu {connections}", one.name, micros)
+        figures.update(seen)
     return figures
 
 

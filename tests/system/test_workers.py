@@ -89,6 +89,14 @@ def test_what_is_said_once(
     assert core.records[-1]["msg"] == "stopped"
 
 
+def test_a_worker_shows_its_number_and_no_secret(start_core: Start) -> None:
+    core = start_core(TWO, "-jwt-secret=eyes-only-0123456789abcdef0123456789")
+    shown = {number: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for number, pid in pids(core).items()}
+    assert {number: line[1:-1] for number, line in shown.items()} == {
+        number: [b"-m", b"tunnel.core", b"worker", b"%d" % number] for number in range(2)
+    }
+
+
 def test_a_revoked_token_ends_all_its_links(
     start_core: Start, start_agent: StartAgent, start_service: StartService
 ) -> None:

@@ -1,7 +1,8 @@
 """The supervisor's view: worker processes, started, watched, replaced, ended.
 
-A worker is this program's own command line again with `TUNNEL_WORKER` in its environment; settings and sockets come
-over its channel, so that all workers have the same, however late they start. The life of each is one task:
+A worker is this program again with `TUNNEL_WORKER` in its environment; settings and sockets come over its channel, so
+that all workers have the same, however late they start, and no secret stands on their command lines. The life of each
+is one task:
 
 1. start, send its orders, wait for "ready";
 2. until it ends: its messages, its log, and a ping now and then; one that does not answer for HANG_SECONDS is killed;
@@ -233,7 +234,7 @@ class Crew:
         environ[VARIABLE] = Place(number, theirs.fileno(), self._log_level, self._log_json).write()
         try:
             process = subprocess.Popen(
-                [sys.executable, *sys.orig_argv[1:]],
+                [sys.executable, *interpreter_arguments(), "worker", str(number)],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=far if self._log_json else None,
@@ -288,6 +289,11 @@ class Crew:
                 log.error("worker killed", worker=worker.number, error=f"it has not answered for {HANG_SECONDS:g} s")
                 worker.process.kill()
                 return
+
+
+def interpreter_arguments() -> list[str]:
+    """How this program was started, without what stood behind it: `-X dev -m tunnel.core`."""
+    return sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
 
 
 def _how(code: int | None) -> str:

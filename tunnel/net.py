@@ -375,14 +375,20 @@ async def accept_each(
     handle: Callable[[Socket, Any], Awaitable[None]],
     nursery: trio.Nursery,
     on_problem: Callable[[OSError | None], None],
+    turn: Callable[[], float] | None = None,
 ) -> None:
     """Accept for ever, a task of `nursery` for each connection: the handlers outlive this accepting task.
 
-    on_problem hears once when nothing can be accepted (out of files or memory), and with None when it goes on.
+    on_problem hears once when nothing can be accepted (out of files or memory), and with None when it goes on. turn:
+    where other processes accept from the same listener, the seconds to leave the next connection to them.
     """
     in_trouble = False
     try:
         while True:
+            if turn is not None:
+                await trio.lowlevel.wait_readable(listener)
+                if pause := turn():
+                    await trio.sleep(pause)
             try:
                 sock, address = listener.accept()
             except BlockingIOError:

@@ -12,7 +12,7 @@ import pytest
 from tunnel.core.board import ACCOUNTS, CELLS, VISITOR_HANDSHAKES, VISITORS, Board, Rows, make_board, size_of
 from tunnel.core.limits import Shares
 from tunnel.core.quotas import Account, Limits, QuotaFailure, Use
-from tunnel.core.shared import SharedAccount, SharedRate, SharedShares
+from tunnel.core.shared import PAUSE, SLACK, SharedAccount, SharedRate, SharedShares
 from tunnel.errors import Failure
 
 KEY = bytes(16)
@@ -178,6 +178,18 @@ def test_visitors_are_counted_over_all(boards: list[Board]) -> None:
     assert second.enter("192.0.2.1") == ""
     boards[0].clear_counts(1)  # the second one has ended
     assert [first.enter(f"192.0.2.{at}") for at in (1, 2, 3, 4)] == ["", "", "", "connections"]
+
+
+def test_who_has_more_leaves_the_next_one_to_others(boards: list[Board]) -> None:
+    first, second = (SharedShares(0, 0, board, VISITORS) for board in boards)
+    for _ in range(SLACK):
+        first.enter("192.0.2.1")
+    assert first.turn() == second.turn() == 0
+    first.enter("192.0.2.1")
+    assert first.turn() == PAUSE and second.turn() == 0
+    second.enter("192.0.2.1")
+    assert first.turn() == 0
+    assert Shares(0, 0).turn is None  # one process has nobody to leave anything to
 
 
 def test_the_counts_are_those_of_a_table_alone(boards: list[Board]) -> None:

@@ -114,6 +114,22 @@ def test_a_revoked_token_ends_all_its_links(
     poll(lambda: len(core.find("agent disconnected")) == 2, "both links have ended")
 
 
+def test_connections_that_come_together_are_shared_out(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    core, service = start_core(TWO), start_service()
+    start_agent(core, service.url, "-subdomain=app")
+    wait_links(core, 2)
+    with ExitStack() as stack:
+        visitors = [stack.enter_context(Connection(core.public, "app.localhost")) for _ in range(60)]
+        for visitor in visitors:
+            visitor.send(visitor.request("GET /echo"))
+        assert {visitor.read().status for visitor in visitors} == {200}
+        poll(lambda: len(core.find("request")) == 60, "the log is written")
+    counts = workers_of(core)
+    assert min(counts[0], counts[1]) >= 15, counts
+
+
 # One of them is killed ------------------------------------------------------------------------------------------
 
 
@@ -128,8 +144,8 @@ def test_a_killed_worker_takes_no_request_with_it_but_its_own(
     with Visitors(core, 10) as load:
         load.wait(300)
         pages.append(total(core, "tunnel_request_outcomes_total", outcome="ok"))
-        killed = time.monotonic()
         os.kill(pids(core)[0], signal.SIGKILL)
+        killed = time.monotonic() + 0.05  # by then it is surely gone
         load.wait(300)
         pages.append(total(core, "tunnel_request_outcomes_total", outcome="ok"))
         ended = core.wait_for("worker ended")

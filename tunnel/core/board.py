@@ -81,6 +81,10 @@ class Board:
     def total_elsewhere(self, kind: int) -> int:
         return sum(_U64.unpack_from(self._map, self._counts_at(other, kind))[0] for other in self._others)
 
+    def least_elsewhere(self, kind: int) -> int:
+        least: int = min(_U64.unpack_from(self._map, self._counts_at(other, kind))[0] for other in self._others)
+        return least
+
     def count_elsewhere(self, kind: int, cell: int) -> int:
         place = _TOTAL + 4 * cell
         return sum(_U32.unpack_from(self._map, self._counts_at(other, kind) + place)[0] for other in self._others)

@@ -85,7 +85,7 @@ class Door:
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
         """Take visitors from a listener until cancelled; their connections are tasks of `nursery`."""
-        await accept_each(listener, self._serve, nursery, _report)
+        await accept_each(listener, self._serve, nursery, _report, self._shares.turn)
 
     def close_idle(self, keep: float = 0.0) -> bool:
         """Close connections that have waited for another request for `keep` seconds; says whether others still wait."""

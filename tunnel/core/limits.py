@@ -86,6 +86,9 @@ class Failures:
 class Shares:
     """Connections there are, in all and from each address; 0: any number."""
 
+    #: where several processes accept: the seconds to leave the next connection to another one
+    turn: Callable[[], float] | None = None
+
     def __init__(self, most: int, most_each: int) -> None:
         self.total = 0
         self._most = most

@@ -16,6 +16,9 @@ from tunnel.core.limits import Clock, Rate, Shares, network_of
 from tunnel.core.quotas import Account, Limits, Use
 from tunnel.handler import QuotaStatistics
 
+SLACK = 2  #: connections that a worker may have more than another before it leaves the next one to that
+PAUSE = 0.001  #: seconds that it waits then, once
+
 
 class SharedAccount(Account):
     """An account whose rates and whose use of the month are those of all workers. An account without limits costs
@@ -142,6 +145,11 @@ class SharedShares(Shares):
     def _elsewhere(self, key: str) -> tuple[int, int]:
         board, kind = self._board, self._kind
         return board.total_elsewhere(kind), board.count_elsewhere(kind, board.cell_of(key))
+
+    def turn(self) -> float:
+        """The seconds to leave the next connection to a worker that has less to do. Without this the first one that
+        wakes takes all that come together, and keeps them as long as they last."""
+        return PAUSE if self.total > self._board.least_elsewhere(self._kind) + SLACK else 0.0
 
     def _note(self, key: str, change: int) -> None:
         self._board.write_total(self._kind, self.total)

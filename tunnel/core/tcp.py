@@ -108,7 +108,7 @@ class Ports:
             await self._serve(connection, address, tunnel)
 
         with scope:
-            await accept_each(socket, serve, self._nursery, lambda exc: None)
+            await accept_each(socket, serve, self._nursery, lambda exc: None, self._shares.turn)
 
     async def _serve(self, socket: Socket, address: Any, tunnel: Tunnel) -> None:
         """One visitor's connection. There is nobody to tell what went wrong but the log: it is reset."""

@@ -1,0 +1,92 @@
+"""Odd requests on a connection that has brought a normal one: judged, passed on and answered as on a new connection.
+
+The core recognises heads that repeat the last one (tunnel/http/repeated.py); nothing may get past its checks by that,
+nor take anything from the request before. The cases are those of tests/framing/requestcases.py.
+"""
+
+import re
+
+import pytest
+import trio
+from framing.requestcases import CASES, CHUNKED, GET, POST, Case
+from inprocess import Caller, Core, body_of, core, opened, respond, until
+
+from tunnel.link.stream import Stream
+from tunnel.wire.frames import UPGRADE
+
+NEXT = b"GET /next HTTP/1.1\r\nHost: app.localhost\r\n\r\n"
+FIRSTS = {
+    "get": GET + b"\r\n",
+    "post": POST + b"Content-Length: 5\r\n\r\nhello",
+    "chunked": CHUNKED + b"2\r\nhi\r\n0\r\n\r\n",
+}
+#: what one connection came to: answers (status, outcome, says close), requests at the agent, requests in the log
+Judged = tuple[list[tuple[int, str, bool]], list[tuple[object, ...]], list[tuple[object, ...]]]
+
+
+async def judge(app: Core, seen: list[tuple[object, ...]], first: bytes, case: Case) -> Judged:
+    """Send the case on a connection of its own, behind `first` and its answer."""
+    visitor = app.visitor()
+    if first:
+        await visitor.send(first)
+        assert (await visitor.answer()).status == 200
+        await until(lambda: app.only_visitor().request is None)
+    seen.clear()
+    app.requests.clear()
+    await visitor.send(case.raw + NEXT * case.followed)
+    answers = await answered(visitor, case)
+    visitor.socket.close()
+    await until(lambda: not app.door.visitors)
+    log = [(one.method, one.target, one.status, one.outcome, one.error) for one in app.requests]
+    return answers, list(seen), log
+
+
+async def answered(visitor: Caller, case: Case) -> list[tuple[int, str, bool]]:
+    """All answers until the connection ends or /next is answered."""
+    got: list[tuple[int, str, bool]] = []
+    for number in range(len(case.passed) + 1):
+        is_passed = number < len(case.passed)
+        answer = await visitor.answer(case.passed[number].first.partition(b" ")[0].decode() if is_passed else "GET")
+        got.append((answer.status, answer.outcome, answer.fields.get(b"connection") == b"close"))
+        if got[-1][2]:
+            break
+    return got
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+async def test_behind_a_normal_request_it_is_what_it_is_alone(case: Case) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    async def look(stream: Stream) -> None:
+        asked = opened(stream)
+        head = re.sub(rb"X-Request-Id: .*\r\n", b"", asked.head)
+        body = b"" if asked.protocol == UPGRADE else await body_of(stream)  # what comes before its answer is no body
+        seen.append((asked.protocol, head, asked.length, body, stream.trailers))
+        respond(stream)
+
+    async with core() as app:
+        await app.agent(look)
+        alone = await judge(app, seen, b"", case)
+        assert alone[0][-1][0] in (case.status, 200)
+        firsts = dict(FIRSTS)
+        if not case.closes and len(case.passed) == 1:
+            firsts["itself"] = case.raw
+        for name, first in firsts.items():
+            assert (name, await judge(app, seen, first, case)) == (name, alone)
+
+
+async def test_a_repeated_head_is_recognised_there() -> None:
+    """What the cases stand behind: a kept head."""
+
+    async def hello(stream: Stream) -> None:
+        await trio.lowlevel.checkpoint()
+        respond(stream)
+
+    async with core() as app:
+        await app.agent(hello)
+        visitor = app.visitor()
+        for _ in range(2):
+            await visitor.send(NEXT)
+            assert (await visitor.answer()).status == 200
+        known = app.only_visitor().known
+        assert known is not None and known.forwarded

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tunnel.errors import Failure
 from tunnel.http.chunks import Chunks
 from tunnel.http.heads import check_relayed
-from tunnel.http.response import MAX_HEAD, Answer, find_head, parse_answer
+from tunnel.http.response import MAX_HEAD, Answer, _parse_again, find_head, parse_answer
 from tunnel.wire.frames import NO_BODY, UNKNOWN
 
 #: what is not passed on
@@ -256,6 +256,20 @@ def test_a_hostile_head_of_64_kib_takes_no_time(name: str) -> None:
             pass
         took.append(time.process_time() - started)
     assert min(took) < 0.05
+
+
+def test_a_judgement_is_kept_without_the_method() -> None:
+    """Which is the visitor's, and may be as long as a head."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    end = find_head(raw)
+    _parse_again.cache_clear()
+    answers = [parse_answer(raw, end, method) for method in (b"GET", b"POST", b"M" * 60_000)]
+    assert answers == answers[:1] * 3 and answers[0].length == 2
+    assert _parse_again.cache_info().currsize == 1
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"  # HEAD's answers have other bodies: none
+    told = [parse_answer(chunked, len(chunked), method) for method in (b"GET", b"HEAD", b"POST", b"HEAD")]
+    assert [one.length for one in told] == [UNKNOWN, NO_BODY, UNKNOWN, NO_BODY]
+    assert [one.chunked for one in told] == [True, False, True, False]
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"GET", b"HEAD"]))

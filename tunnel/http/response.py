@@ -64,7 +64,8 @@ def find_head(data: bytes) -> int:
 def parse_answer(data: bytes, end: int, method: bytes) -> Answer:
     """Read the head that ends at `end`. Raises Failure(local_broken)."""
     head = data[:end]
-    parsed = (_parse_again if end <= MAX_REMEMBERED else _parse)(head, method)
+    asked = b"HEAD" if method == b"HEAD" else b"GET"  # nothing else of it matters, and it may be long
+    parsed = (_parse_again if end <= MAX_REMEMBERED else _parse)(head, asked)
     if parsed is None:
         return _parse_leniently(data, end, method)
     status, kept, length, chunked, keep_alive, upgrade = parsed

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import getrandbits
 from typing import Any
@@ -35,11 +35,10 @@ from observability.export import Exporter
 from observability.exporters import choose_target, missing_extra, read_limits
 from observability.record import ROOT, Enter, Origin, Record
 from observability.sampling import Sampler, choose_sampler
-from tunnel.handler import Begin, Handler, Host, Layer, Observer, RequestVisit, StreamVisit, Visit
+from tunnel.handler import Begin, Fields, Handler, Host, Layer, Observer, RequestVisit, StreamVisit, Visit
 
 log = logging.getLogger("observability")
 
-_REMEMBERED = 4096  # heads
 VISITOR_CONTEXTS = ("join", "link", "ignore")
 
 #: a context that is not recorded; ids of nothing but zeros are none
@@ -72,7 +71,6 @@ class Tracer:
         self._propagation = propagation
         self._visitor_context = visitor_context
         self._enter: Enter | None = None
-        self._bare: dict[int, Sequence[tuple[bytes, bytes]]] = {}  # heads without context: a connection's are often one
         self._leaves: dict[Visit, Callable[[], None]] = {}  # of visits whose span is the current one
         begins: dict[str, Begin] = {
             "request": self.start_request,
@@ -110,15 +108,15 @@ class Tracer:
     def start_request(self, visit: RequestVisit) -> None:
         """A visitor's request: joins, links or ignores the context it brought."""
         headers = visit.request_headers
-        if self._bare.get(id(headers)) is not headers:
+        incoming = headers.found if type(headers) is Fields else None
+        if incoming is None:
             incoming = self._propagation.extract(headers)
-            if incoming is not NOTHING:
-                self._start_with(visit, incoming)
-                return
-            if len(self._bare) >= _REMEMBERED:
-                self._bare.clear()
-            self._bare[id(headers)] = headers
-        self.start_root(visit)
+            if type(headers) is Fields:
+                headers.found = incoming
+        if incoming is NOTHING:
+            self.start_root(visit)
+        else:
+            self._start_with(visit, incoming)
 
     def _start_with(self, visit: RequestVisit, incoming: Incoming) -> None:
         mode, context = self._visitor_context, incoming.context

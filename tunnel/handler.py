@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -108,6 +108,19 @@ class LinkVisit(Visit):
         self.agent_id = connect.agent_id
         self.account_id = connect.account_id
         self.state = "connected"  # or "draining"
+
+
+class Fields(list[tuple[bytes, bytes]]):
+    """The fields of a head, (name, value) as sent, in order. Requests whose heads repeat one another share one.
+
+    found: a tracing layer's own, what it has read there, None before. It goes when the head goes.
+    """
+
+    __slots__ = ("found",)
+
+    def __init__(self, pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__(pairs)
+        self.found: Any = None
 
 
 class RequestVisit(Visit):

@@ -33,7 +33,7 @@ from tracetools import (
 from observability.exporters import Limits
 from observability.readable import enter
 from observability.tracing import plugin, statistics
-from tunnel.handler import ConnectVisit, LinkVisit, QueryVisit, Visit
+from tunnel.handler import ConnectVisit, Fields, LinkVisit, QueryVisit, Visit
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +145,25 @@ async def test_a_visitors_sampled_flag_buys_nothing() -> None:
         assert visit.trace_id == "f" * 32
         assert visit.sampled == trusts_parent
         assert len(queue) == trusts_parent
+
+
+@pytest.mark.parametrize("value", [b"", PARENT.encode()])
+def test_a_head_that_several_requests_share_is_read_once_and_kept_for_none_of_them(value: bytes) -> None:
+    """What was found goes with the head: a tracer that kept heads would hold as many bytes as visitors like."""
+    tracer, _ = make_tracer("core")
+    fields = Fields([(b"Host", b"api.localhost"), *([(b"traceparent", value)] if value else [])])
+    before = sys.getrefcount(fields)
+    visits = [a_request(fields) for _ in range(3)]
+    for visit in visits:
+        tracer.start_request(visit)
+    assert fields.found is not None
+    assert len({visit.span_id for visit in visits}) == 3
+    assert len({visit.trace_id for visit in visits}) == (1 if value else 3)
+    other = a_request(Fields(fields))
+    tracer.start_request(other)
+    assert bool(value) == (other.trace_id == visits[0].trace_id)
+    del visits, visit
+    assert sys.getrefcount(fields) == before
 
 
 async def test_a_zipkin_visitor_is_joined_and_the_local_service_hears_b3() -> None:

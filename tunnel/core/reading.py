@@ -11,6 +11,7 @@ from tunnel.core.hostnames import normalise_host
 from tunnel.core.limits import Counts
 from tunnel.core.request import FOREVER, Request, make_request_id
 from tunnel.errors import Failure
+from tunnel.handler import Fields
 from tunnel.http.heads import Head, is_request_id, parse_request, split_words
 from tunnel.http.repeated import KnownHead, know
 
@@ -28,7 +29,7 @@ class Known:
     is forwarded, b"" before.
     """
 
-    __slots__ = ("accept", "forwarded", "head", "headers", "host", "keep_alive", "method")
+    __slots__ = ("accept", "forwarded", "head", "headers", "host", "method")
 
     def __init__(self, head: KnownHead, request: Request) -> None:
         self.head = head
@@ -36,7 +37,6 @@ class Known:
         self.accept = request.accept
         self.headers = request.request_headers
         self.host = request.host
-        self.keep_alive = request.keep_alive
         self.forwarded = b""
 
 
@@ -77,7 +77,7 @@ class HeadReader:
         request.request_headers = known.headers
         request.host = known.host
         request.body_over = not head.length
-        request.keep_alive = known.keep_alive and self._may_stay(request)
+        request.keep_alive = self._may_stay(request)  # else it had not been kept
         return True
 
     async def read(self, request: Request) -> None:
@@ -150,7 +150,7 @@ class HeadReader:
                 request.accept = value
         if not request.request_id:
             request.request_id = make_request_id()
-        request.request_headers = [(name, value) for _, name, value in head.fields]
+        request.request_headers = Fields([(name, value) for _, name, value in head.fields])
         request.body_over = not head.length
         if self._max_fields and len(head.fields) > self._max_fields:
             text = f"the head has {len(head.fields)} fields; {self._max_fields} are accepted"

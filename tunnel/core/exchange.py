@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -116,9 +116,7 @@ class Exchanger:
             await self.handle_request(request)
         finally:
             visitor.request = None
-            self.active -= 1
-            if not self.active:
-                self._idle.set()
+            self.finished()
             self.bytes_in += request.bytes_in
             self.bytes_out += request.bytes_out
             if self.on_finished is not None:
@@ -249,7 +247,7 @@ class Exchanger:
         others = any(one.has_room and one not in tried for one in visit.tunnel_entry.links)
         return others and len(tried) < TRIES and not request.expired and not self.is_draining
 
-    async def _explain_missing(self, request: Request) -> RequestStream:
+    async def _explain_missing(self, request: Request) -> NoReturn:
         """Raises Failure: no_agent for a name that is reserved or held, no_tunnel for one that nobody has."""
         tunnel = self._registry.find(request.host)
         name = tunnel.name if tunnel is not None else self._registry.name_of(request.host)

@@ -17,7 +17,7 @@ from tunnel.http.heads import PROXIED, forwarded_head
 
 if TYPE_CHECKING:
     from tunnel.core.request import Request
-    from tunnel.http.heads import Head, forwarded_head
+    from tunnel.http.heads import Head
 
 MAX_LIST = 4096  #: bytes of a trusted proxy's list that are passed on
 

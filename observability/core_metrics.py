@@ -54,8 +54,8 @@ MAX_OPERATIONS = 64  #: of store queries; a closed set by contract, bounded here
 
 FAMILIES = families(
     Family("tunnel_connections_total", "counter", "Agent links that authenticated."),
-    Family("tunnel_connections_active", "gauge", "Agent links now attached."),
-    Family("tunnel_connections_by_account", "gauge", "Agent links now attached, by account.", ("account_id",)),
+    Family("tunnel_connections_active", "gauge", "Agents connected now; all links of one count once."),
+    Family("tunnel_connections_by_account", "gauge", "The same, by account.", ("account_id",)),
     Family("tunnel_connection_state", "gauge", "1 for each link and the state it is in.", ("connection_id", "state")),
     Family("tunnel_connection_rtt_seconds", "histogram", "Round trips of heartbeats on agent links."),
     Family("tunnel_authentication_failures_total", "counter", "Agent links refused.", ("reason",)),
@@ -77,7 +77,7 @@ FAMILIES = families(
     Family("tunnel_bytes_total", "counter", "Body bytes carried for visitors.", ("direction",)),
     Family("tunnel_request_outcomes_total", "counter", "Public requests by how they ended.", ("outcome",)),
     Family("tunnel_upstream_errors_total", "counter", "Requests that failed past the core.", ("reason",)),
-    Family("tunnel_connections_limit", "gauge", "Agent links that the core accepts at most.", merge="max"),
+    Family("tunnel_connections_limit", "gauge", "Agents that the core accepts at most.", merge="max"),
     Family("tunnel_db_query_duration_seconds", "histogram", "Queries to the store.", ("operation",)),
     Family("tunnel_link_queued_bytes", "gauge", "Bytes that wait to be sent, on all links."),
     Family("tunnel_streams_stalled", "gauge", "Open streams whose window is used up, by who is slow.", ("side",)),

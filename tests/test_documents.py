@@ -109,7 +109,7 @@ def test_settings_files_in_the_documents_load(tmp_path: Path) -> None:
         file = tmp_path / "settings.toml"
         file.write_text(re.sub(r"(?m)^ {4}", "", block).replace("sha256:…", "sha256:" + "0" * 64))
         (load_agent if "server" in table else load_core)([f"-config={file}"], {})
-    assert len(settings) == 5
+    assert len(settings) == 6
 
 
 @pytest.mark.parametrize("unit", [one for one in UNITS if one.suffix == ".service"], ids=lambda path: path.name)

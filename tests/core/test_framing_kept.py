@@ -4,13 +4,16 @@ The core recognises heads that repeat the last one (tunnel/http/repeated.py); no
 nor take anything from the request before. The cases are those of tests/framing/requestcases.py.
 """
 
+import random
 import re
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from framing.requestcases import CASES, CHUNKED, GET, POST, Case
-from inprocess import Caller, Core, body_of, core, opened, respond, until
+from inprocess import Caller, Core, body_of, core, head, opened, respond, until
 
+from tunnel.core.request import Request
 from tunnel.link.stream import Stream
 from tunnel.wire.frames import UPGRADE
 
@@ -59,9 +62,9 @@ async def test_behind_a_normal_request_it_is_what_it_is_alone(case: Case) -> Non
 
     async def look(stream: Stream) -> None:
         asked = opened(stream)
-        head = re.sub(rb"X-Request-Id: .*\r\n", b"", asked.head)
+        passed = re.sub(rb"X-Request-Id: .*\r\n", b"", asked.head)
         body = b"" if asked.protocol == UPGRADE else await body_of(stream)  # what comes before its answer is no body
-        seen.append((asked.protocol, head, asked.length, body, stream.trailers))
+        seen.append((asked.protocol, passed, asked.length, body, stream.trailers))
         respond(stream)
 
     async with core() as app:
@@ -90,3 +93,76 @@ async def test_a_repeated_head_is_recognised_there() -> None:
             assert (await visitor.answer()).status == 200
         known = app.only_visitor().known
         assert known is not None and known.forwarded
+
+
+METHODS = ["GET", "POST", "HEAD", "OPTIONS"]
+HOSTS = ["app.example.com", "APP.example.com:80", "other.example.com"]
+FIELDS = [
+    [],
+    ["Accept: text/html"],
+    ["Accept: application/json"],
+    ["X-Request-Id: mine"],
+    ["X-Request-Id: not one"],
+    ["X-Forwarded-For: 203.0.113.7", "X-Forwarded-Proto: https"],
+    ["X-Forwarded-For: 203.0.113.8", "X-Forwarded-Proto: https"],
+    ["X-Forwarded-For: 203.0.113.8", "X-Request-Id: mine"],
+    ["Forwarded: for=203.0.113.9", "X-Real-IP: 203.0.113.9"],
+    ["Connection: A", "A: hop by hop"],
+    ["A: no longer", "Cookie: a=b"],
+]
+
+
+@pytest.mark.parametrize("trusted", [(), ("192.0.2.0/24",)])
+@pytest.mark.parametrize("seed", range(4))
+async def test_requests_take_nothing_from_those_before(seed: int, trusted: tuple[str, ...]) -> None:
+    """Many on one connection, as visitors behind one proxy are; each is told as on a connection of its own."""
+    chance = random.Random(seed)
+    told: list[tuple[str, bytes]] = []
+
+    def script(name: str) -> Callable[[Stream], Awaitable[None]]:
+        async def look(stream: Stream) -> None:
+            await trio.lowlevel.checkpoint()
+            told.append((name, opened(stream).head))
+            respond(stream)
+
+        return look
+
+    async def ask(app: Core, visitor: Caller, raw: bytes) -> tuple[object, ...]:
+        app.requests.clear()
+        await visitor.send(raw)
+        await visitor.answer(raw.partition(b" ")[0].decode())
+        one = await app.finished()
+        name, passed = told.pop()
+        if (own := re.search(rb"X-Request-Id: ([0-9a-f]{16})\r\n$", passed)) is not None:
+            assert own[1].decode() == one.request_id
+            assert one.request_id not in ids  # made anew for each
+            ids.add(one.request_id)
+            passed = passed[: own.start()]
+        else:
+            assert passed.endswith(b"X-Request-Id: %b\r\n" % one.request_id.encode())
+        facts = one.method, one.target, one.host, one.client, one.scheme, one.tunnel, one.http_version
+        return name, passed, *facts, list(one.request_headers)
+
+    ids: set[str] = set()
+    async with core(trusted=trusted) as app:
+        for name in ("app", "other"):
+            await app.agent(script(name), name)
+        kept = app.visitor()
+        recognised = 0
+        raw = b""
+        for _ in range(150):
+            method = chance.choice(METHODS)
+            target = f"/{chance.randrange(1000)}"
+            if raw and chance.random() < 0.6:  # most repeat the one before
+                raw = re.sub(rb" /\d+ ", b" %b " % target.encode(), raw, count=1)
+            else:
+                raw = head(method, target, chance.choice(HOSTS), *chance.choice(FIELDS))
+            on_kept = await ask(app, kept, raw)
+            request = app.requests[-1]
+            assert isinstance(request, Request)
+            recognised += request.known is not None and request.head is not request.known.head.head
+            alone = app.visitor()
+            assert on_kept == await ask(app, alone, raw)
+            alone.socket.close()
+            await until(lambda: len(app.door.visitors) == 1)
+    assert recognised > 20

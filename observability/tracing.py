@@ -168,6 +168,7 @@ class Tracer:
             return
         context = parse_traceparent(value) if value else None
         if context is None:
+            visit.headers.pop("traceparent", None)  # what is none goes no further
             self.start_root(visit)
             return
         visit.trace_id = context.trace_id

@@ -215,6 +215,16 @@ async def test_an_agent_without_a_tracing_core_makes_its_own_trace() -> None:
     assert local.headers["traceparent"] == f"00-{stream.trace_id}-{local.span_id}-01"
 
 
+async def test_a_context_over_the_link_that_is_none_goes_no_further() -> None:
+    agent, _ = make_tracer("agent", ratio=0.0)
+    stream = a_stream(None, headers={"traceparent": "00-nonsense-00"})
+    await agent.layer(ends_well)(stream)
+    local = a_local(stream)
+    local.headers = dict(stream.headers)
+    await agent.layer(ends_well)(local)
+    assert local.headers["traceparent"] == f"00-{stream.trace_id}-{local.span_id}-00"
+
+
 async def test_a_query_hangs_under_the_visit_that_asked() -> None:
     for ratio, spans in ((1.0, 2), (0.0, 0)):
         tracer, queue = make_tracer(ratio=ratio)

@@ -166,3 +166,43 @@ async def test_requests_take_nothing_from_those_before(seed: int, trusted: tuple
             alone.socket.close()
             await until(lambda: len(app.door.visitors) == 1)
     assert recognised > 20
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_repeated_heads_with_bodies_at_once_and_in_any_pieces(seed: int) -> None:
+    """Each body stays with its own head, wherever the bytes are cut."""
+    chance = random.Random(seed)
+
+    async def echo(stream: Stream) -> None:
+        target = opened(stream).head.split(b" ")[1]
+        respond(stream, target + b" " + await body_of(stream))
+
+    raw, expected = b"", []
+    for number in range(60):
+        body = chance.choice([b"GET /", NEXT[:5], b"\r\n\r\nG", b"12345"])
+        kind = chance.choice([b"counted", b"counted", b"counted", b"chunked", b"none"])
+        target = b"/%d" % number
+        if kind == b"counted":
+            raw += (POST + b"Content-Length: 5\r\n\r\n").replace(b" / ", b" %b " % target) + body
+        elif kind == b"chunked":
+            raw += CHUNKED.replace(b" / ", b" %b " % target) + b"5\r\n" + body + b"\r\n0\r\n\r\n"
+        else:
+            body = b""
+            raw += (GET + b"\r\n").replace(b" / ", b" %b " % target)
+        expected.append(target + b" " + body)
+    async with core() as app:
+        await app.agent(echo)
+        visitor = app.visitor()
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                at = 0
+                while at < len(raw):
+                    size = chance.choice([1, 3, 20, 100, 1000])
+                    await visitor.send(raw[at : at + size])
+                    at += size
+                    for _ in range(chance.randrange(8)):
+                        await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(send)
+            assert [(await visitor.answer()).body for _ in expected] == expected

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tunnel.errors import Failure
@@ -302,6 +302,48 @@ def test_whatever_gets_in_is_accepted_at_the_other_end(
 def test_the_agent_refuses_what_the_core_would_never_send(made: bytes) -> None:
     with pytest.raises(Failure):
         read_forwarded(made)
+
+
+#: what the agent takes, in one piece; it judges the lines apart, to remember most of them
+TRAVELS = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/1\.1\r\n"
+    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?\r\n)*"
+)
+PIECES = [
+    b"GET / HTTP/1.1",
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b"A: b",
+    b"a: c",
+    b"B:",
+    b": ",
+    b" ",
+    b"X",
+    b"\xff",
+    b"\0",
+    b"Host: a",
+]
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.booleans())
+@example([], True)
+@example([b"A: b", b"\r\n", b"\r\n"], True)
+@example([b"A: b", b"\r\n", b"\n"], True)
+@example([b"A: b", b"\r\n", b"B: ", b"\r\n"], True)
+def test_lines_judged_apart_are_judged_as_together(pieces: list[bytes], whole: bool) -> None:
+    made = b"GET / HTTP/1.1\r\n" * whole + b"".join(pieces)
+    try:
+        read = read_forwarded(made)
+    except Failure:
+        assert TRAVELS.fullmatch(made) is None
+        return
+    match = TRAVELS.fullmatch(made)
+    assert match is not None
+    assert (read.method, read.target, read.line + read.fields) == (match[1], match[2], made)
+    names = [line.partition(b":")[0].lower() for line in made.split(b"\r\n")[1:-1]]
+    assert (read.names, read.last) == (frozenset(names[:-1]), names[-1] if names else b"")
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,49 @@ async def test_the_same_over_tls() -> None:
     client.close()
 
 
+@pytest.mark.parametrize("size", [20_000, 65_545, 131_072, 200_000])
+async def test_under_tls_the_rest_may_leave_in_smaller_parts(size: int) -> None:
+    """A slow reader's connection takes a part of a large write; what is left of it follows in slices."""
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("core.test").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    near, far = make_pair()
+    near.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 30_000)
+    far.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, 30_000)
+    server = net.with_tls(near, server_context, server_side=True)
+    client = net.with_tls(far, client_context, server_side=False, server_name="core.test")
+    data = bytes(range(256)) * 4096 * 8
+    received = bytearray()
+    waited = 0
+
+    async def receive() -> None:
+        while part := await client.recv(5000):
+            received.extend(part)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.handshake)
+            await client.handshake()
+        async with trio.open_nursery() as nursery:
+            for at in range(0, len(data), size):
+                rest = data[at : at + size]
+                sent = server.send_nowait(rest)
+                rest = rest[sent:]
+                if rest and not waited:
+                    nursery.start_soon(receive)
+                waited += bool(rest)
+                while rest:
+                    await server.send(rest[:65536])
+                    rest = rest[65536:]
+            server.shutdown()
+    assert received == data
+    assert waited > 10
+    server.close()
+    client.close()
+
+
 @pytest.mark.parametrize("said", [b"", b"x", b"\x16\x03\x01"], ids=["nothing", "a byte", "TLS"])
 @pytest.mark.parametrize("server_side", [True, False])
 async def test_tls_over_a_connection_that_was_reset(

@@ -22,6 +22,7 @@ import trio
 from tunnel.errors import ConfigError
 
 RECV_SIZE = 64 * 1024
+TLS_RECORD = 16 * 1024  #: bytes in a record at most (RFC 8446, 5.1)
 EAGER = 256 * 1024  #: bytes that may come to a task without a wait before it lets others run
 _EAGER_EACH = 4096  #: what a read counts at least: work goes with reads too
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -121,13 +122,28 @@ class Socket(trio.abc.HalfCloseableStream):
     # Sending
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """How many bytes the kernel took."""
+        """How many bytes the kernel took. What is left must be sent next, in parts of at least TLS_RECORD."""
+        if len(data) > TLS_RECORD and type(self.sock) is not socket.socket:
+            return self._send_records(data)
         try:
             return self.sock.send(data)
         except _WOULD_BLOCK:
             return 0
         except OSError as exc:
             raise self._failed(exc) from exc
+
+    def _send_records(self, data: bytes | memoryview) -> int:
+        """Under TLS, record by record. OpenSSL takes a whole write or says that it took nothing, with half of it gone:
+        it would then insist on as many bytes again, and who goes on with fewer breaks the connection."""
+        view, sent = memoryview(data), 0
+        try:
+            while sent < len(view):
+                sent += self.sock.send(view[sent : sent + TLS_RECORD])
+        except _WOULD_BLOCK:
+            pass
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        return sent
 
     async def send(self, data: bytes) -> None:
         """Send all of it. When cancelled, how much went is unknown: the connection is of no more use."""

@@ -6,13 +6,14 @@ import signal
 import socket
 import ssl
 import struct
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trustme
-from running import Address, RunningAgent, RunningCore
+from running import Address, RunningAgent, RunningCore, poll
 from service import Service
 from watching import sample
 
@@ -59,6 +60,31 @@ def test_who_resets_at_once_breaks_nothing(tmp_path: Path, start_core: Callable[
         assert late.recv(65536).startswith(b"HTTP/1.1 404 ")
     assert sample(core.metrics, "tunnel_connections_active") == 0
     assert not [one for one in core.records if one["level"] == "ERROR"]
+
+
+def test_slow_readers_get_all_of_it(
+    tmp_path: Path,
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service],
+) -> None:
+    """Who takes little at a time is written to again and again in the middle of what was to leave at once."""
+    authority = trustme.CA()
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    write(authority, cert, key, "app.localhost")
+    core = start_core("-public-tls", f"-public-cert={cert}", f"-public-key={key}")
+    start_agent(core, start_service().url, "-subdomain=app")
+    size = 20_000_000
+    for path in (f"/download?size={size}", f"/chunked?size={size // 400}&parts=400"):
+        with visitor(authority, core.public, "app.localhost") as slow:
+            slow.sendall(b"GET %b HTTP/1.1\r\nHost: app.localhost\r\nConnection: close\r\n\r\n" % path.encode())
+            got = 0
+            while data := slow.recv(16384):
+                got += len(data)
+                time.sleep(0.001)
+            assert got > size, path
+    said = ["ok", "ok"]
+    poll(lambda: [one["outcome"] for one in core.records if one["msg"] == "request"] == said, "both in the log")
 
 
 def test_certificates_are_read_again(

@@ -84,7 +84,8 @@ class Visitor:
             return
         request = self.request
         if request is not None and self.phase in (ANSWER, BODY) and now - request.started > 0.1:
-            if request.is_waiting_for_100 and not request.head_written and now - request.started > CONTINUE_AFTER:
+            is_mute = not (request.head_written or request.writing)
+            if is_mute and request.is_waiting_for_100 and now - request.started > CONTINUE_AFTER:
                 self._ask_for_body(request)
             self._look(request, now)
 

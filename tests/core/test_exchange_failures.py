@@ -6,6 +6,7 @@ import h11
 import pytest
 import trio
 from inprocess import Answer, Caller, Core, body_of, core, head, opened, respond, until
+from linking import socket_pair
 
 from tunnel.core.quotas import Account, Limits
 from tunnel.errors import OUTCOMES, Failure
@@ -316,6 +317,40 @@ async def test_a_body_that_nobody_asks_for_is_the_services_fault() -> None:
         visitor, _ = await upload(app, "Expect: 100-continue")
         app.tick(31)
         assert (await visitor.answer()).outcome == "timeout"
+
+
+async def test_nobody_is_asked_for_a_body_in_the_middle_of_another_answer() -> None:
+    async with core() as app:
+        caller, _ = await upload(app, "Expect: 100-continue")
+        visitor = app.only_visitor()
+        request = visitor.request
+        assert request is not None
+        request.writing = True  # an interim answer that the visitor does not take
+        app.tick(2)
+        assert not request.continued
+        request.writing = False
+        app.tick(2)
+        assert request.continued
+        assert await caller.socket.recv() == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+async def test_a_connection_that_is_taken_over_with_its_request_is_not_idle() -> None:
+    """Neither to the sweeper, which may come by before its task runs again, nor to a drain."""
+    async with core() as app:
+        await app.agent(hello)
+        for number in range(16):
+            near, far = socket_pair()
+            app.sockets += near, far
+            app.nursery.start_soon(app.door.adopt, near, "192.0.2.1", "http", head(), 1)
+            while not app.door.visitors:
+                await trio.lowlevel.checkpoint()
+            app.tick()
+            if number % 2:
+                app.door.close_idle()
+            caller = Caller(far)
+            assert (await caller.answer()).body == b"hello"
+            far.close()
+            await until(lambda: not app.door.visitors)
 
 
 async def test_a_silent_body_is_broken_off() -> None:

@@ -15,7 +15,7 @@ from tunnel.core.forwarding import Forwarding
 from tunnel.core.limits import Counts, Place, Rate, Shares
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.request import make_request_id
-from tunnel.core.visitor import BODY, HEAD, IDLE, Visitor
+from tunnel.core.visitor import ANSWER, BODY, HEAD, IDLE, Visitor
 from tunnel.errors import TunnelError
 from tunnel.http.answers import answer as make_answer
 from tunnel.link.sweeper import Sweeper
@@ -247,8 +247,9 @@ class Door:
                 receive = visitor.socket.recv_later  # who has just been answered has sent nothing yet
                 if not visitor.buffer:
                     return
-            else:
-                await trio.lowlevel.checkpoint()  # pipelined: refusals wait for nothing, and others want to run
+            else:  # pipelined, or passed on by another process: it waits for an answer, so nobody takes it for idle
+                visitor.begin(ANSWER, self._keepalive_timeout)
+                await trio.lowlevel.checkpoint()  # refusals wait for nothing, and others want to run
             visitor.phase = HEAD
             if not await serving.serve(visitor):
                 break

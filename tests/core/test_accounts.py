@@ -1,6 +1,7 @@
 """Accounts in a running core: authentication, changes noticed, usage that is neither lost nor doubled."""
 
 import logging
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from joserfc.jwk import OctKey
 
 from tunnel.core import records, tables
 from tunnel.core.accounts import Accounts, Grant, ensure_default
-from tunnel.core.first import leave_invitation
+from tunnel.core.first import agent_command, leave_invitation
 from tunnel.core.quotas import Use
 from tunnel.core.store import Store, StoreError
 from tunnel.errors import ConfigError, Refused
@@ -452,6 +453,16 @@ async def test_the_first_start_makes_an_account(store: Store, tmp_path: Path) ->
     grant = await Accounts(store).authenticate(first.path.read_text().strip(), "a")
     assert grant.account_id == first.account_id
     assert await ensure_default(store, tmp_path / "data") is None
+
+
+def test_the_agents_command_is_ready_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-m", "tunnel.core"])
+    place = Path("/home/me/Application Support/tunnel/default.token")
+    assert shlex.split(agent_command("localhost:8443", place, "sha256:ab")) == [
+        ".venv/bin/python", "-m", "tunnel.agent", "-server", "localhost:8443", "-token-file", str(place),
+        "-server-fingerprint", "sha256:ab", "-local", "http://localhost:3000",
+    ]  # fmt: skip
+    assert "-tls=false" in shlex.split(agent_command("localhost:8443", place, ""))
 
 
 async def test_cores_that_start_together_make_one_account(store: Store, tmp_path: Path) -> None:

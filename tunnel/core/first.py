@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,14 @@ async def ensure_default(store: Store, data_dir: Path) -> FirstToken | None:
     if await store.query("account.default", records.count_accounts):
         return None
     return await store.query("account.default", make, write=True)
+
+
+def agent_command(server: str, token_file: Path, fingerprint: str) -> str:
+    """For a shell: what connects an agent, with the Python that we were called with (a bare `python` has no Trio)."""
+    trust = ["-server-fingerprint", fingerprint] if fingerprint else ["-tls=false"]
+    program = [sys.orig_argv[0] or sys.executable, "-m", "tunnel.agent"]
+    given = ["-server", server, "-token-file", str(token_file), *trust, "-local", "http://localhost:3000"]
+    return shlex.join([*program, *given])
 
 
 def leave_invitation(directory: Path, token_file: Path, fingerprint: str) -> None:

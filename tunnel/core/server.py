@@ -27,7 +27,7 @@ from tunnel.core.board import AGENT_HANDSHAKES, GUESTS, VISITOR_HANDSHAKES, VISI
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
 from tunnel.core.door import Door
 from tunnel.core.exchange import Exchanger
-from tunnel.core.first import FirstToken, ensure_default, leave_invitation
+from tunnel.core.first import FirstToken, agent_command, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
 from tunnel.core.inherited import AGENTS, DASHBOARD, HTTP, METRICS, PUBLIC, Inherited, adopt, inherit
@@ -599,11 +599,7 @@ def announce(
         **more,
     )
     if first is not None:
-        trust = f"-server-fingerprint {fingerprint}" if fingerprint else "-tls=false"
-        command = (
-            f"python -m tunnel.agent -server {settings.base_domain}:{agents[1]} -token-file {first.path} "
-            f"{trust} -local http://localhost:3000"
-        )
+        command = agent_command(f"{settings.base_domain}:{agents[1]}", first.path, fingerprint)
         log.info("first start: connect an agent with this command", command=command)
 
 

@@ -182,7 +182,7 @@ def test_foreign_variables_are_harmless() -> None:
         (["-base-domain=a_b"], "-base-domain: expected a host name such as tunnel.example.com"),
         (["-trusted-proxies=home"], "-trusted-proxies: expected IP addresses or networks"),
         (["-agent-addr=8443"], "-agent-addr: expected an address such as 127.0.0.1:8080, :8080 or [::1]:8080"),
-        (["-agent-cert=/nowhere.pem"], "-agent-cert: this file cannot be read (No such file or directory)"),
+        (["-agent-cert=/nowhere.pem"], "-agent-cert: expected a file that can be read (No such file or directory)"),
         (["-heartbeat=20s"], "-heartbeat (20s) must be shorter than -heartbeat-timeout (15s)"),
         (["-public-tls"], "-public-tls needs -public-cert and -public-key, or -public-cert-dir"),
         (["-max-target=1MiB"], "-max-target must not be larger than -max-head"),
@@ -463,6 +463,8 @@ def test_split_command() -> None:
         (["acount"], 'unknown command "acount"; did you mean account?'),
         (["tt_secret"], "unknown command; there are account, token, tunnel, usage, migrate"),
         (["-log-json", "false"], "a boolean takes no word after it: write -log-json=false"),
+        (["-agent-tls", "no"], "a boolean takes no word after it: write -agent-tls=no"),
+        (["-heartbeat", "5s", "no"], 'unknown command "no"; there are account'),
         (["-bogus", "account"], "unknown flag -bogus"),
     ):
         with pytest.raises(ConfigError) as caught:

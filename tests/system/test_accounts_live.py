@@ -92,7 +92,7 @@ def ended_for(agent: RunningAgent, reason: str) -> None:
 @pytest.mark.parametrize(
     ("token", "reason", "words"),
     [
-        ("", "missing_token", "no token was given"),
+        ("", "missing_token", "no token was given; give one with -token-file"),
         ("tt_" + "x" * 43, "bad_token", "not known here"),
         ("no-token-at-all", "bad_token", "neither one of this server's nor a JWT"),
     ],

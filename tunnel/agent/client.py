@@ -326,7 +326,8 @@ class Agent:
                 nursery.cancel_scope.cancel()
         except Refused as exc:
             if exc.final:
-                raise Stopped(f"the core at {settings.server} refused this agent: {exc}", exc.reason) from None
+                advice = "; give one with -token-file" if exc.reason == "missing_token" else ""
+                raise Stopped(f"the core at {settings.server} refused this agent: {exc}{advice}", exc.reason) from None
             log.error("connection refused", server=settings.server, reason=exc.reason, error=str(exc))
             if exc.reason in LOAD_REFUSALS:
                 attempt.settle(backoff.after_load_refusal(exc.retry_after), failed=True)

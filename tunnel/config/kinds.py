@@ -23,6 +23,8 @@ from tunnel.config.values import (
     show_size,
 )
 
+SWITCH_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -54,10 +56,9 @@ def _switch(value: Any) -> bool:
 
 
 def _switch_text(text: str) -> bool:
-    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    if text.lower() not in known:
+    if text.lower() not in SWITCH_WORDS:
         raise ValueError("expected true or false")
-    return known[text.lower()]
+    return SWITCH_WORDS[text.lower()]
 
 
 def _show_switch(value: Any) -> str:
@@ -164,7 +165,7 @@ def _file(value: Any) -> str:
             with pathlib.Path(text).open("rb"):
                 pass
         except OSError as exc:
-            raise ValueError(f"this file cannot be read ({exc.strerror or type(exc).__name__})") from None
+            raise ValueError(f"expected a file that can be read ({exc.strerror or type(exc).__name__})") from None
     return text
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tunnel.config.kinds import SWITCH_WORDS
 from tunnel.config.options import COMMANDS, Entry, Program, program
 from tunnel.errors import ConfigError
 
@@ -104,9 +105,14 @@ def split(argv: Sequence[str], options: Program) -> tuple[list[str], list[str]]:
 def check_command(words: Sequence[str], flags: Sequence[str]) -> None:
     """Raises ConfigError when the first word is no command."""
     if words and words[0] not in COMMANDS:
-        if words[0].lower() in ("true", "false") and flags and "=" not in flags[-1]:
-            raise ConfigError(f"a boolean takes no word after it: write {flags[-1]}={words[0].lower()}")
+        _check_switch(flags[-1] if flags else "", words[0])
         raise ConfigError(_unexpected(words[0], COMMANDS))
+
+
+def _check_switch(flag: str, word: str) -> None:
+    """Raises ConfigError when the word was meant as the value of the boolean before it."""
+    if word.lower() in SWITCH_WORDS and flag.startswith("-") and "=" not in flag:
+        raise ConfigError(f"a boolean takes no word after it: write {flag}={word.lower()}")
 
 
 def _unexpected(word: str, commands: Sequence[str]) -> str:
@@ -142,8 +148,8 @@ def read_flags(argv: Sequence[str], options: Program) -> Values:
             value = f"{before.value},{value}"
         given[entry.name] = Given(value, shown, True)
     rest = argv[end:]
-    if rest and rest[0].lower() in ("true", "false") and last.startswith("-") and "=" not in last:
-        raise ConfigError(f"a boolean takes no word after it: write {last}={rest[0].lower()}")
+    if rest:
+        _check_switch(last, rest[0])
     if rest and list(rest) != ["--"]:
         raise ConfigError(_unexpected(rest[0], ()))
     return given

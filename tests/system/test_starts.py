@@ -117,6 +117,22 @@ def test_a_data_directory_that_is_read_only(tmp_path: Path) -> None:
             directory.chmod(0o700)
 
 
+@pytest.mark.parametrize("words", [(), ("token", "list")])
+def test_a_data_directory_of_somebody_else(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Whether a store is in it can't even be seen."""
+    directory = tmp_path / "theirs"
+    directory.mkdir()
+    (directory / "tunnel.db").touch()
+    directory.chmod(0)
+    try:
+        code, out, err = _run_without_privileges(f"-data-dir={directory}", *words)
+    finally:
+        directory.chmod(0o700)
+    (line,) = (out + err).splitlines()
+    assert code == (1 if words else 2)
+    assert str(directory / "tunnel.db") in line and "Permission denied; be the user whose store it is" in line
+
+
 def _run_without_privileges(*flags: str) -> tuple[int, str, str]:
     """Root may write anywhere; take that away where we are root."""
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []

@@ -241,6 +241,9 @@ def _make_file(path: str) -> None:
         make_private(Path(path).parent)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as exc:
-        if Path(path).is_file():
+        if _identity(path) is not None:
             return
-        raise ConfigError(f"cannot make the store {path}: {exc.strerror}") from None
+        advice = (
+            "; be the user whose store it is, or give another -data-dir" if isinstance(exc, PermissionError) else ""
+        )
+        raise ConfigError(f"cannot make the store {path}: {exc.strerror}{advice}") from None

@@ -53,7 +53,7 @@ class Limit:
 
 
 Limit.ALL = (
-    Limit("max_connections", "connections", "connections", "links the account may hold", least=0, most=1 << 30),
+    Limit("max_connections", "connections", "connections", "agents of the account at a time", least=0, most=1 << 30),
     Limit(
         "requests_per_second", "requests-per-second", "requests a second", "a rate; fractions are fine",
         is_whole=False, least=0.001, most=1e9,

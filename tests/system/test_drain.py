@@ -134,12 +134,14 @@ def test_agent_finishes_its_requests(start_core: Start, start_agent: StartAgent,
     asking = Asking(core, "GET /hold")
     service.wait_request("/hold")
     agent.terminate()
+    assert agent.wait_for("draining")["timeout"] == "30s"
     poll(lambda: get(agent.metrics, "/readyz")[0] == 503, "the agent says that it stops", 2)
     poll(lambda: status_of(core) == 503, "no new requests for it", 2)
     service.release.set()
     answer = asking.result()
     assert (answer.status, answer.body) == (200, b"held")
     assert agent.wait(5) == 0
+    assert agent.records[-1]["msg"] == "stopped"
     assert core.wait_for("agent disconnected")
 
 

@@ -132,6 +132,7 @@ def test_it_stops_politely(start_core: Start, start_agent: StartAgent, start_ser
     assert [visitor.read().status for visitor in waiting] == [200] * 6
     assert agent.wait(10) == 0
     assert time.monotonic() - began < 8
+    assert len(agent.find("draining")) == len(agent.find("stopped")) == 1
     for visitor in waiting:
         visitor.close()
 

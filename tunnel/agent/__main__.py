@@ -15,6 +15,7 @@ from tunnel.errors import ConfigError
 if TYPE_CHECKING:
     from tunnel.agent.client import Agent
     from tunnel.agent.supervisor import Supervisor
+    from tunnel.log import Logger
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,17 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             agent = Agent(settings)
         tune_gc()
-        trio.run(_serve, agent)
+        trio.run(_serve, agent, log)
     except ConfigError as exc:
         log.error("can't start", error=str(exc))
         return 2
     except Stopped as exc:
         log.error("giving up", reason=exc.reason, error=str(exc))
         return 1
+    log.info("stopped")
     return 0
 
 
-async def _serve(agent: Agent | Supervisor) -> None:
+async def _serve(agent: Agent | Supervisor, log: Logger) -> None:
     """The first SIGTERM or SIGINT lets open requests finish; the second ends all now."""
     import trio
 
@@ -76,6 +78,8 @@ async def _serve(agent: Agent | Supervisor) -> None:
                 async for _ in signals:
                     if stopping:
                         nursery.cancel_scope.cancel()
+                    else:
+                        log.info("draining", timeout=f"{agent.settings.drain_timeout:g}s")
                     stopping = True
                     systemd.stopping()
                     agent.stop()

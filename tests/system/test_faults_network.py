@@ -6,8 +6,10 @@ import socket
 import struct
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha1
 
 import pytest
 from running import RunningAgent, RunningCore, poll
@@ -31,6 +33,44 @@ def test_slow_is_not_broken(start_core: Start, start_agent: StartAgent, start_se
         net.delay, net.rate = 0.05, 400_000
         assert len(ask(core, "GET /download?size=200000").body) == 200_000
         assert net.connections == 1 and not agent.find("link ended")
+
+
+def test_silence_before_the_welcome_is_not_waited_for(start_core: Start, start_agent: StartAgent) -> None:
+    """A network that dies in the moment between the WebSocket and the core's welcome, and never gives a sign."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        came: list[float] = []
+        kept: list[socket.socket] = []
+
+        def shake_and_say_nothing() -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    head = b""
+                    while not head.endswith(b"\r\n\r\n"):
+                        head += sock.recv(65536)
+                    key = next(
+                        line[19:] for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key: ")
+                    )
+                    accept = b64encode(sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+                    sock.sendall(
+                        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                        b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept
+                    )
+                    kept.append(sock)
+                    came.append(time.monotonic())
+
+        thread = threading.Thread(target=shake_and_say_nothing)
+        thread.start()
+        core = start_core(PLAIN)
+        where = f"-server=127.0.0.1:{listener.getsockname()[1]}"
+        agent = start_agent(core, "http://127.0.0.1:9", "-subdomain=app", where, ready=False)
+        poll(lambda: len(came) >= 2, "another attempt", 15)
+        assert came[1] - came[0] < 7  # 2 s of silence, a random wait of at most 0.4 s, and what a busy machine takes
+        assert "fallen silent" in agent.find("connection failed")[0]["error"]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+        for sock in kept:
+            sock.close()
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["rst", "fin"])

@@ -51,6 +51,7 @@ log = get_logger("tunnel.agent")
 
 MAX_STREAMS = 1000  #: open requests on the link that this agent takes
 GIVE_UP = 1.0  #: seconds for the core to hear that a link is given up
+SILENCE = 2.0  #: seconds for a core's WebSocket to answer a ping before the welcome, and half a second between two
 CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
 
 _Reached = tuple[transport.Transport, dict[str, float]]  # a WebSocket to the core, and when its parts were there
@@ -367,8 +368,8 @@ class Agent:
         """The innermost handler of a connect visit. Raises Refused, TunnelError."""
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
-                await self._dial(visit)
-                await self._introduce(visit)
+                carrier = await self._dial(visit)
+                await self._introduce(visit, carrier)
             visit.outcome = "ok"
         except trio.TooSlowError:
             visit.outcome, visit.error = "timeout", "the core did not answer in time"
@@ -380,13 +381,14 @@ class Agent:
             visit.outcome, visit.error = "link_lost", str(exc)
             raise
 
-    async def _dial(self, visit: _Connect) -> None:
+    async def _dial(self, visit: _Connect) -> transport.Transport:
         """A WebSocket, from one of the tries at it (tunnel/agent/racing.py); only that one goes on to the hello."""
         worker = visit.slot.worker if len(self._slots.all) > 1 else None
         race: Race[_Reached] = Race(visit.nursery, partial(self._reach, visit.link.on_message, worker))
         carrier, marks = await race.win()
         visit.marks.update(marks)
         visit.nursery.start_soon(visit.link.run, carrier)
+        return carrier
 
     async def _reach(self, on_message: transport.OnMessage, worker: int | None, one: Try[_Reached]) -> None:
         """worker: of the core, that the connection is meant for."""
@@ -414,7 +416,7 @@ class Agent:
         finally:
             socket.close()
 
-    async def _introduce(self, visit: _Connect) -> None:
+    async def _introduce(self, visit: _Connect, carrier: transport.Transport) -> None:
         hello = Hello(
             [frames.VERSION],
             __version__,
@@ -431,7 +433,10 @@ class Agent:
         )
         visit.link.session.control(frames.HELLO, control.encode(hello))
         try:
-            kind, payload = await visit.link.receive_control()
+            async with open_pair() as nursery:
+                nursery.start_soon(_watch_silence, carrier)
+                kind, payload = await visit.link.receive_control()
+                nursery.cancel_scope.cancel()
             if kind == frames.REFUSED:
                 refusal = control.decode(RefusedMessage, payload)
                 raise Refused(refusal.reason, refusal.text, refusal.retry_after)
@@ -575,6 +580,17 @@ class Agent:
     async def _serve_stream(self, stream: Stream, scope: Cancellable) -> None:
         assert self._forwarder is not None
         await self._forwarder.serve(stream.link, stream, self.services, self.agent_id, scope)
+
+
+async def _watch_silence(carrier: transport.Transport) -> None:
+    """Until cancelled: a welcome may take its time, but the core's WebSocket answers at once, or the connection has
+    broken without a word. Raises TunnelError."""
+    while True:
+        with trio.move_on_after(SILENCE) as scope:
+            await carrier.ping()
+        if scope.cancelled_caught:
+            raise TunnelError("the core has fallen silent before its welcome")
+        await trio.sleep(0.5)
 
 
 def default_agent_id() -> str:

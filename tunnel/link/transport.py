@@ -250,6 +250,13 @@ class Transport:
                 raise WireError(f"its WebSocket frames are wrong {told}") from None
             return f"closed by the other end {told}"
 
+    async def ping(self) -> None:
+        """Return when the other end's WebSocket has answered, or the connection has ended."""
+        try:
+            await self._ws.ping()
+        except trio_websocket.ConnectionClosed:
+            pass
+
     def welcome(self) -> None:
         """The other end may send as much as the protocol allows from now on."""
         self._tap.allowance = None

@@ -264,7 +264,7 @@ class Socket(trio.abc.HalfCloseableStream):
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used again: the other end closed it or said something unasked."""
         if type(self.sock) is socket.socket and hasattr(select, "poll"):
-            if self._poll is None:  # asking it costs half of a read that finds nothing
+            if self._poll is None:  # asking it costs a third of a read that finds nothing
                 self._poll = select.poll()
                 self._poll.register(self.sock, select.POLLIN)
             return bool(self._poll.poll(0))

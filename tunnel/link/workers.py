@@ -26,8 +26,7 @@ class Cancellable(Protocol):
 
 
 class _Scope:
-    """A worker's scope, which knows that it was used: Trio's own answer looks at deadlines and costs as much as a
-    wake-up."""
+    """A worker's scope, which knows that it was used: Trio's own answer looks at the clock each time."""
 
     __slots__ = ("is_spent", "scope")
 

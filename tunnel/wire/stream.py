@@ -7,7 +7,7 @@ from collections import deque
 from tunnel.wire import states
 from tunnel.wire.frames import STREAM_WINDOW, Open, Response
 
-#: stands for a queue or list that nothing was put into yet: most streams need none, and each would cost 0.6 KiB
+#: stands for a queue or list that nothing was put into yet: most streams need none, and each would cost 0.7 KiB
 NOTHING: deque[bytes] = deque(maxlen=0)
 NO_INTERIMS: list[Response] = []
 

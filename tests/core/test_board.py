@@ -135,11 +135,11 @@ print(admitted, account.requests, account.bytes_in)
 """
 
 
-def test_processes_keep_a_rate_and_lose_no_count() -> None:
+def hammer(script: str, file: int) -> list[list[int]]:
+    """The numbers that each of three workers prints after a second of it, all at once."""
     import time
 
-    file = make_board(3)
-    command = [sys.executable, "-c", HAMMER, str(file)]
+    command = [sys.executable, "-c", script, str(file)]
     workers = [
         subprocess.Popen(
             [*command, str(number)], pass_fds=[file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -159,6 +159,12 @@ def test_processes_keep_a_rate_and_lose_no_count() -> None:
         out, _ = worker.communicate(timeout=30)
         assert worker.returncode == 0
         counts.append([int(word) for word in out.split()])
+    return counts
+
+
+def test_processes_keep_a_rate_and_lose_no_count() -> None:
+    file = make_board(3)
+    counts = hammer(HAMMER, file)
     admitted = sum(count[0] for count in counts)
     assert 500 <= admitted <= 100 + 500 * 1.0 + 1
     period, requests, bytes_ = Board(file, 3, -1, KEY).row(0).read_month()
@@ -178,6 +184,46 @@ def test_visitors_are_counted_over_all(boards: list[Board]) -> None:
     assert second.enter("192.0.2.1") == ""
     boards[0].clear_counts(1)  # the second one has ended
     assert [first.enter(f"192.0.2.{at}") for at in (1, 2, 3, 4)] == ["", "", "", "connections"]
+
+
+CROWD = """
+import sys, time
+from tunnel.core.board import VISITORS, Board
+from tunnel.core.shared import SharedShares
+board = Board(int(sys.argv[1]), 3, int(sys.argv[2]), bytes(16))
+shares = SharedShares(0, 4, board, VISITORS)
+address, other = "192.0.2.1", f"192.0.2.{2 + int(sys.argv[2])}"
+cell = board.cell_of(address)
+print("ready", flush=True)
+until = float(sys.stdin.readline())
+let_in = refused = most = 0
+while time.monotonic() < until:
+    held = 0
+    for at in range(3):
+        if at == 2:
+            shares.add(other)
+            limit = shares.change(other, address)
+            if limit:
+                shares.leave(other)
+        else:
+            limit = shares.enter(address)
+        held += not limit
+        refused += bool(limit)
+        most = max(most, shares.count(address) + board.count_elsewhere(VISITORS, cell))
+    let_in += held
+    for _ in range(held):
+        shares.leave(address)
+print(let_in, refused, most)
+"""
+
+
+def test_processes_let_no_one_in_too_many() -> None:
+    """Each of three holds up to three places of four, as fast as it can."""
+    file = make_board(3)
+    counts = hammer(CROWD, file)
+    assert all(let_in > 100 and refused > 10 for let_in, refused, _ in counts)
+    assert max(most for *_, most in counts) == 4
+    os.close(file)
 
 
 def test_who_has_more_leaves_the_next_one_to_others(boards: list[Board]) -> None:

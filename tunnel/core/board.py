@@ -3,7 +3,7 @@
 The supervisor makes it (an anonymous file), and each worker maps it. Three parts:
 
 - *counts*, a table of its own for each worker: connections in all, and by address. Only the worker writes there, all
-  read and add up;
+  read and add up; one that looks for room holds the lock of its kind until it has counted itself;
 - *times*, one table for all: until when an address has used up its rate;
 - *accounts*, a row of 64 bytes for each that is in use; the supervisor gives rows out.
 
@@ -70,6 +70,12 @@ class Board:
         for kind in (VISITORS, GUESTS):
             start = self._counts_at(worker, kind)
             self._map[start : start + _COUNTS] = bytes(_COUNTS)
+
+    @contextmanager
+    def deciding(self, kind: int) -> Iterator[None]:
+        """Held while a worker looks whether there is room for one more, and counts it: between the two no other may."""
+        with self.locked(self._counts_at(0, kind), 1):
+            yield
 
     def write_total(self, kind: int, count: int) -> None:
         _U64.pack_into(self._map, self._counts_at(self._own, kind), count)

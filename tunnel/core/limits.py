@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 
 from tunnel.errors import LIMITS
@@ -22,6 +23,8 @@ FORGIVEN = 60.0  #: seconds without a failure after which an address starts anew
 
 Counts = dict[str, int]
 Clock = Callable[[], float]
+
+_NOBODY_ELSE = nullcontext()
 
 
 def no_refusals() -> Counts:
@@ -97,7 +100,10 @@ class Shares:
 
     def enter(self, address: str, is_proxy: bool = False) -> str:
         """Count one more, or say which limit is in its way (a word of LIMITS). A proxy's address has no limit."""
-        key = network_of(address)
+        with self._alone():
+            return self._enter(network_of(address), is_proxy)
+
+    def _enter(self, key: str, is_proxy: bool) -> str:
         total, count = self._elsewhere(key)
         if self._most and self.total + total >= self._most:
             return "connections"
@@ -105,6 +111,10 @@ class Shares:
             return "connections_per_address"
         self._count(key)
         return ""
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """No other process of this core decides while this one does."""
+        return _NOBODY_ELSE
 
     def _elsewhere(self, key: str) -> tuple[int, int]:
         """Connections in all and from this address that other processes of this core have."""
@@ -120,11 +130,12 @@ class Shares:
 
     def change(self, address: str, other: str, is_proxy: bool = False) -> str:
         """One of `address` turns out to be of another: counted there, or the limit in its way and nothing changed."""
-        self.leave(address)
-        limit = self.enter(other, is_proxy)
-        if limit:
-            self._count(network_of(address))
-        return limit
+        with self._alone():
+            self.leave(address)
+            limit = self._enter(network_of(other), is_proxy)
+            if limit:
+                self._count(network_of(address))
+            return limit
 
     def count(self, address: str) -> int:
         """Connections there are from this address, here."""

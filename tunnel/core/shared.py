@@ -7,6 +7,7 @@ bound a process' memory.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any
 from zlib import crc32
@@ -141,6 +142,9 @@ class SharedShares(Shares):
         super().__init__(most, most_each)
         self._board = board
         self._kind = kind
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return self._board.deciding(self._kind)
 
     def _elsewhere(self, key: str) -> tuple[int, int]:
         board, kind = self._board, self._kind

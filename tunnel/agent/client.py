@@ -29,6 +29,7 @@ from tunnel.agent.forward import Forwarder
 from tunnel.agent.probing import LocalProber
 from tunnel.agent.racing import Race, Try
 from tunnel.agent.slots import Slot, Slots
+from tunnel.agent.telling import Telling
 from tunnel.config import AgentSettings, parse_address, parse_local, sections
 from tunnel.errors import LOAD_REFUSALS, ConfigError, Refused, TunnelError, WireError
 from tunnel.handler import AgentStatistics, ConnectVisit, Handler, Layer, LinkVisit, wrap
@@ -79,14 +80,17 @@ class Tunnel:
 
 class _Attempt:
     """A link from dialling to its end. over: the next one is due `wait` seconds from now; failed: it never came up.
-    is_surplus: it has come to a worker of the core that has one of ours already, and is given up."""
+    number: from 1, since the slot's last link; is_told: what is said of it is no repetition. is_surplus: it has come to
+    a worker of the core that has one of ours already, and is given up."""
 
     __slots__ = (
         "connected",
         "core",
         "failed",
         "is_surplus",
+        "is_told",
         "link",
+        "number",
         "over",
         "slot",
         "wait",
@@ -94,8 +98,10 @@ class _Attempt:
         "workers",
     )
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, number: int) -> None:
         self.slot = slot
+        self.number = number
+        self.is_told = number == 1
         self.link: Link
         self.core = ""  # the run of the core that welcomed it
         self.workers: Workers[Stream] | None = None
@@ -156,6 +162,7 @@ class Agent:
         self._attempts: list[_Attempt] = []  # the newest last; those before it have been sent away
         self._draining = False
         self._stopping = trio.Event()
+        self._telling = Telling()
         self._counts = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)
         self._round_trips: list[float] = []
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
@@ -283,11 +290,11 @@ class Agent:
 
     async def _keep(self, slot: Slot) -> None:
         """Keep a link for this slot: dial it again and again."""
-        retries = 0
+        retries = failures = 0
         async with open_pair() as links:
             while not self._draining and not slot.is_over:
                 began = monotonic()
-                attempt = _Attempt(slot)
+                attempt = _Attempt(slot, failures + 1)
                 links.start_soon(self._attempt, attempt)
                 await attempt.over.wait()
                 if self._draining or slot.is_over:
@@ -305,8 +312,10 @@ class Agent:
                         )
                 elif monotonic() - began > 5:
                     retries = 0
+                failures = failures + 1 if attempt.failed else 0
                 self._counts.reconnections += 1
-                log.info("reconnecting", server=self.settings.server, wait=f"{attempt.wait:.2f}s", attempt=retries)
+                say = log.info if attempt.is_told or not attempt.failed else log.debug
+                say("reconnecting", server=self.settings.server, wait=f"{attempt.wait:.2f}s", attempt=failures + 1)
                 await trio.sleep(attempt.wait)
 
     async def _attempt(self, attempt: _Attempt) -> None:
@@ -318,7 +327,7 @@ class Agent:
         self._attempts.append(attempt)
         came_up = 0.0
         try:
-            log.info("connecting to server", server=settings.server)
+            (log.info if attempt.is_told else log.debug)("connecting to server", server=settings.server)
             async with open_pair() as nursery:
                 connect = _Connect(settings.server, nursery, attempt)
                 await self._handle_connect(connect)
@@ -329,15 +338,15 @@ class Agent:
             if exc.final:
                 advice = "; give one with -token-file" if exc.reason == "missing_token" else ""
                 raise Stopped(f"the core at {settings.server} refused this agent: {exc}{advice}", exc.reason) from None
-            log.error("connection refused", server=settings.server, reason=exc.reason, error=str(exc))
+            self._tell(attempt, "connection refused", exc, reason=exc.reason)
             if exc.reason in LOAD_REFUSALS:
                 attempt.settle(backoff.after_load_refusal(exc.retry_after), failed=True)
             else:
                 attempt.settle(backoff.after_network_error(exc.retry_after), failed=True)
         except TunnelError as exc:
-            log.error("connection failed", server=settings.server, error=str(exc))
+            self._tell(attempt, "connection failed", exc)
         except Exception as exc:  # a bug here must not leave the machine unreachable
-            log.error("connection broke", server=settings.server, error=exc)
+            self._tell(attempt, "connection broke", exc)
         else:
             lasted = monotonic() - came_up
             log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
@@ -349,6 +358,17 @@ class Agent:
             self._retire(attempt)
         if not attempt.over.is_set():
             attempt.settle(backoff.after_network_error(), failed=True)
+
+    def _tell(self, attempt: _Attempt, msg: str, exc: Exception, **fields: str) -> None:
+        """Say why an attempt has failed; in the log in full once, then now and then. attempts: that failed like this
+        since it was said."""
+        attempts = self._telling.failed(f"{msg}: {exc!r}", trio.current_time())
+        attempt.is_told = attempts > 0
+        shown = exc if msg == "connection broke" else str(exc)
+        if attempts:
+            log.error(msg, server=self.settings.server, **fields, error=shown, attempts=attempts)
+        else:
+            log.debug(msg, server=self.settings.server, **fields, error=shown)
 
     def _retire(self, attempt: _Attempt) -> None:
         """Keep an ended link's counts."""
@@ -492,6 +512,7 @@ class Agent:
         came_up = monotonic()
         attempt.connected = True
         self._counts.consecutive_errors = 0
+        self._telling.came_up()
         self._sweeper.add(link)
         if self._on_up is not None:
             self._on_up.started()

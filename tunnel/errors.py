@@ -183,9 +183,9 @@ REFUSALS = (
     "connection_quota", "too_many_connections", "draining", "unavailable",  # load, or the store does not answer
     "version", "protocol", "timeout",  # the talk itself
 )  # fmt: skip
+#: refusals for who the agent is: "authentication failed" in the log; those for other reasons are "agent refused"
+CREDENTIAL_REFUSALS = frozenset({"missing_token", "bad_token", "revoked", "expired", "account_disabled"})
 #: refusals that no retry can mend: the agent ends with exit code 1
-FINAL_REFUSALS = frozenset(
-    {"missing_token", "bad_token", "revoked", "expired", "account_disabled", "bad_name", "version"}
-)
+FINAL_REFUSALS = CREDENTIAL_REFUSALS | {"bad_name", "version"}
 #: refusals for load: back off up to 30 s instead of 2 s
 LOAD_REFUSALS = frozenset({"connection_quota", "too_many_connections", "draining", "unavailable"})

@@ -1,5 +1,6 @@
 """Agents at the gate: what is refused and why, who supersedes whom, and what the end of a link leaves behind."""
 
+import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -16,7 +17,7 @@ from tunnel.core.quotas import Account, Limits
 from tunnel.core.registry import Registry
 from tunnel.core.reports import Reports
 from tunnel.core.tokens import Grant
-from tunnel.errors import Failure, Refused
+from tunnel.errors import REFUSALS, Failure, Refused
 from tunnel.handler import ConnectVisit, Handler, LinkVisit
 from tunnel.link import transport
 from tunnel.link.link import Link
@@ -32,10 +33,13 @@ class Accounts:
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
         self.released: list[str] = []
-        self.refusal: Refused | None = None
+        self.refusal: Refused | None = None  # of links that are there
+        self.refuses: Refused | None = None  # whoever comes
 
     async def authenticate(self, token: str, agent_id: str, parent: object = None) -> Grant:
         await trio.lowlevel.checkpoint()
+        if self.refuses is not None:
+            raise self.refuses
         if token == "broken":
             raise StoreError("the disk is full")
         if token == "bad":
@@ -181,6 +185,20 @@ async def test_refusals(reason: str, names: tuple[str, ...], options: dict[str, 
         assert "disk" not in said.text
         assert len(app.registry.links) == 1
         assert "acme" not in app.accounts.accounts or app.accounts.accounts["acme"].links == 0
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+async def test_the_log_says_what_it_was(reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that is taken is no failed authentication, and whoever looks for those wants no others."""
+    caplog.set_level(logging.WARNING, "tunnel.core")
+    async with rig() as app:
+        app.accounts.refuses = Refused(reason, "no")
+        await app.refused()
+        await until(lambda: caplog.records)
+    [record] = caplog.records
+    is_credential = reason in ("missing_token", "bad_token", "revoked", "expired", "account_disabled")
+    assert record.getMessage() == ("authentication failed" if is_credential else "agent refused")
+    assert vars(record)["fields"]["reason"] == reason
 
 
 async def test_refusals_for_load() -> None:

@@ -85,7 +85,7 @@ def test_a_name_of_another_account_is_refused(
     thief.expected_code = 1
     refusal = thief.wait_for("connection refused")
     assert refusal["reason"] == "name_taken" and "mine" in refusal["error"], refusal
-    core.wait_for("authentication failed", reason="name_taken", agent_id="thief")
+    core.wait_for("agent refused", reason="name_taken", agent_id="thief")
     assert thief.wait() == 1
     with Connection(core.public, "mine.localhost") as visitor:
         assert visitor.ask("GET /echo").status == 200

@@ -186,7 +186,7 @@ def test_a_core_without_ports_refuses(start_core: Callable[..., Any], start_agen
     agent.expected_code = 1
     assert agent.wait_for("connection refused")["reason"] == "no_port"
     assert agent.wait() == 1
-    core.wait_for("authentication failed", reason="no_port")
+    core.wait_for("agent refused", reason="no_port")
 
 
 def test_ports_are_of_the_range_and_run_out(

@@ -29,7 +29,7 @@ from tunnel.core.reports import Reports
 from tunnel.core.siblings import Siblings
 from tunnel.core.tcp import Ports
 from tunnel.core.tokens import Grant
-from tunnel.errors import Refused, TunnelError, WireError
+from tunnel.errors import CREDENTIAL_REFUSALS, Refused, TunnelError, WireError
 from tunnel.handler import ConnectVisit, Layer, LinkVisit, wrap
 from tunnel.link import transport
 from tunnel.link.link import Link
@@ -47,8 +47,6 @@ log = get_logger("tunnel.core")
 MAX_TUNNELS = 100  #: tunnels one agent may ask for
 MAX_INSTANCE = 128  #: characters of an agent's instance that are kept
 MAX_LINK_NAME = 32  #: of what tells its links apart
-#: refusals that wait the longer the more of them an address had: whoever guesses tokens learns little in a day
-SLOWED = frozenset({"missing_token", "bad_token", "revoked", "expired", "account_disabled"})
 
 
 class _Connect(ConnectVisit):
@@ -215,7 +213,7 @@ class Gate:
         except Refused as exc:
             assert connect is not None
             log.warning(
-                "authentication failed",
+                "authentication failed" if exc.reason in CREDENTIAL_REFUSALS else "agent refused",
                 reason=exc.reason,
                 detail=str(exc),
                 agent_id=connect.agent_id,
@@ -283,8 +281,8 @@ class Gate:
                 raise link.breach from None
             raise TunnelError(f"the link ended before the hello: {link.end_reason}") from None
         except (Refused, WireError, StoreError) as exc:
-            if isinstance(exc, Refused) and exc.reason in SLOWED:
-                await self._slow_down(visit)
+            if isinstance(exc, Refused) and exc.reason in CREDENTIAL_REFUSALS:
+                await self._slow_down(visit)  # whoever guesses tokens learns little in a day
             await self._say_no(link, exc)
             if isinstance(exc, StoreError):
                 raise Refused("unavailable", str(exc)) from exc
@@ -295,6 +293,7 @@ class Gate:
             self._refusals[breach.limit] += 1
 
     async def _slow_down(self, visit: _Connect) -> None:
+        """Wait the longer the more such refusals the address had."""
         delay = self._failures.note(visit.address)
         if delay:
             self._refusals["failed_logins"] += 1

@@ -180,7 +180,8 @@ def links() -> list[Json]:
         graph(504, "New links", "Agent links that authenticated, a second. Steady above 0: agents lose their links again and again.",
               [query(rate("tunnel_connections_total", CORE), "new links")], "cps"),
         graph(505, "Refused links by reason", """Agents turned away, a second. bad_token, revoked, expired: look at who dials in.
-              connection_quota, too_many_connections: limits. The log line "authentication failed" has the address.""",
+              connection_quota, too_many_connections: limits. The log lines "authentication failed" and
+              "agent refused" have the address.""",
               [query(f'{rate("tunnel_authentication_failures_total", CORE, "reason")} > 0', "{{reason}}"),
                query(rate("tunnel_authentication_failures_total", CORE), "all")], "cps"),
         graph(506, "Round trip of links", """Heartbeats' round trips over all links: the network between core and agents, and how
@@ -385,8 +386,9 @@ def log_lines() -> list[Json]:
              id of a line to open its trace.""", logql(f'{CORE_LOGS} |= "error" | json {of_account}')),
         logs(1105, "Slow requests (over 1 s)", """The reference page's query with the pipe that it lacks.""",
              logql(f"{LINES} | duration > 1s {of_account}"), width=12),
-        logs(1106, "Refused agents", "Agents whose credentials were refused, with address and reason.",
-             logql(f'{CORE_LOGS} |= "authentication failed" | json'), width=12),
+        logs(1106, "Refused agents", """Agents that were turned away, with address and reason. Those whose
+             credentials are no good are "authentication failed".""",
+             logql(f'{CORE_LOGS} |~ "authentication failed|agent refused" | json'), width=12),
     )  # fmt: skip
 
 

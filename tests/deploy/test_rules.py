@@ -334,6 +334,15 @@ def test_little_traffic_and_a_single_blip_ring_nobody(name: str, tmp_path: Path)
     run_tests(tmp_path, [expectation(QUIET[name], minute, {firing: []}) for minute in (26, 28, 30, 32)], name)
 
 
+def test_what_counts_agents_says_agents() -> None:
+    """An agent has a link to each worker of a core, and the limit counts it once."""
+    counting = [rule for rule in ALERTS.values() if re.search(r"tunnel_connections_(active|limit)", rule["expr"])]
+    assert len(counting) >= 3
+    for rule in counting:
+        said = rule["annotations"]["summary"] + " " + rule["annotations"]["description"]
+        assert "agents" in said and not re.search(r"agent links?|link limit", said, re.IGNORECASE), said
+
+
 def test_rules_keep_to_the_craft() -> None:
     """What makes rules lie or flap: windows of few scrapes, quantiles of single series, sums before rates."""
     for rule in rules():

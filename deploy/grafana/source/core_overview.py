@@ -50,7 +50,7 @@ def now() -> list[Json]:
              query(f"{FAILURES} / {REQUESTS}"), "percentunit", ERRORS, decimals=2),
         stat(105, "p95 latency", """95 % of requests took less, first byte of the request to last byte of the answer.
              HighLatency watches it at 2 s.""", query(quantile(0.95, DURATION, CORE)), "s", LATENCY),
-        stat(106, "Links used", "Agents connected, as a share of -max-connections. At 100 % new ones are refused.",
+        stat(106, "Agent limit used", "Agents connected, as a share of -max-connections. At 100 % new ones are refused.",
              query(f"sum(tunnel_connections_active{{{CORE}}}) / sum(tunnel_connections_limit{{{CORE}}})"),
              "percentunit", USED, decimals=1),
         stat(107, "Agents gone", """Agents that were here in the last 24 hours and have no link now (AgentDisconnected).
@@ -167,11 +167,11 @@ def links() -> list[Json]:
     rtt = "tunnel_connection_rtt_seconds"
     return row(
         500, "Agent links",
-        graph(501, "Links and their limit", """Agents connected now (all links of one count once), and how many the core takes (-max-connections).
+        graph(501, "Agents and their limit", """Agents connected now (all links of one count once), and how many the core takes (-max-connections).
               HighConnectionCount fires at 90 % of it, ConnectionLimitReached at 100 %.""",
               [query(f"sum(tunnel_connections_active{{{CORE}}})", "attached"),
                query(f"sum(tunnel_connections_limit{{{CORE}}})", "limit")], "short", log=True),
-        graph(502, "Links by account", "Agents connected now, by account: the ten with most.",
+        graph(502, "Agents by account", "Agents connected now, by account: the ten with most.",
               [query(f"topk(10, sum by (account_id) (tunnel_connections_by_account{{{ACCOUNT}}}))", "{{account_id}}")],
               "short", stacked=True),
         graph(503, "Links by state", """connecting: not authenticated yet; many of them are strangers or a slow store.

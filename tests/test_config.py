@@ -29,6 +29,7 @@ from tunnel.config import (
 )
 from tunnel.config.hiding import hide_secrets, secrets_in
 from tunnel.config.options import program
+from tunnel.config.values import show_about, show_size
 from tunnel.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -344,14 +345,62 @@ def test_no_durations(text: object) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), (5, 5), ("64KiB", 65536), ("10MiB", 10 << 20), ("1.5 kib", 1536), ("5MB", 5_000_000), ("2gib", 2 << 30)],
+    [
+        ("0", 0),
+        (5, 5),
+        ("64KiB", 65536),
+        ("10MiB", 10 << 20),
+        ("1.5 kib", 1536),
+        ("5MB", 5_000_000),
+        ("2gib", 2 << 30),
+        ("500GB", 500 * 10**9),
+        ("1.235kB", 1235),
+        ("2TiB", 2 << 40),
+    ],
 )
 def test_sizes(text: object, size: int) -> None:
     assert parse_size(text) == size
     assert core(f"-max-body={text}").max_body == size
 
 
-@pytest.mark.parametrize("text", ["", "-1", "10M", "MiB", "0.3KB5", "1.0001b", -5, True, 1.5, "9" * 400, 10**40])
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0"), (7, "7B"), (1000, "1kB"), (65536, "64KiB"), (3 << 29, "1.5GiB"), (500 * 10**9, "500GB"),
+        (5_000_000, "5MB"), (1 << 40, "1TiB"), (123_456_789, "123456789B"), ((1 << 63) - 1, f"{(1 << 63) - 1}B"),
+    ],
+)  # fmt: skip
+def test_sizes_are_shown_as_people_say_them(size: int, shown: str) -> None:
+    assert show_size(size) == shown
+
+
+@given(
+    st.integers(0, (1 << 63) - 1)
+    | st.builds(
+        lambda n, base, power: n * base**power % (1 << 63),
+        st.integers(0, 9999),
+        st.sampled_from([1000, 1024]),
+        st.integers(0, 5),
+    )
+)
+def test_a_shown_size_is_all_of_it(size: int) -> None:
+    assert parse_size(show_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "decimal", "binary"),
+    [
+        (0, "0B", "0B"), (999, "999B", "999B"), (1536, "1.536kB", "1.5KiB"), (5 << 20, "5.243MB", "5MiB"),
+        (460_212_345_678, "460.2GB", "428.6GiB"), ((1 << 63) - 1, "9223PB", "8192PiB"),
+    ],
+)  # fmt: skip
+def test_measured_sizes(size: int, decimal: str, binary: str) -> None:
+    assert (show_about(size), show_about(size, is_binary=True)) == (decimal, binary)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "10M", "MiB", "0.3KB5", "1.0001b", "9999PiB", -5, True, 1.5, "9" * 400, 10**40]
+)
 def test_no_sizes(text: object) -> None:
     with pytest.raises(ValueError, match="expected a"):
         parse_size(text)

@@ -61,7 +61,7 @@ def test_limits(run: Run) -> None:
         "-requests-per-month=1000000", "-bandwidth", "10MiB", "-bandwidth-per-month", "1TiB", "-connections", "5",
     )  # fmt: skip
     assert (code, out) == (0, "")
-    assert "100" in err and "10 MiB" in err
+    assert "100" in err and "10MiB" in err
     expected = {
         "max_connections": 5, "requests_per_second": 100.0, "requests_burst": 200, "requests_per_month": 1_000_000,
         "bandwidth_bytes_per_second": 10 << 20, "bandwidth_bytes_per_month": 1 << 40,
@@ -71,8 +71,18 @@ def test_limits(run: Run) -> None:
         **expected, "bandwidth_bytes_per_second": None
     }  # fmt: skip
     shown = run("account", "show", "acme")[1]
-    assert re.search(r"bytes a month +1 TiB", shown)
+    assert re.search(r"bytes a month +1TiB", shown)
     assert re.search(r"bytes a second +none", shown)
+
+
+def test_a_limit_is_shown_as_it_was_given(run: Run) -> None:
+    """500GB are no 465.7 GiB, and what was used of them is said so that it can be compared."""
+    run("account", "create", "acme")
+    assert "bytes a month 500GB" in run("account", "limit", "acme", "-bandwidth-per-month", "500GB")[2]
+    shown = run("account", "show", "acme")[1]
+    assert re.search(r"bytes a month +500GB\n", shown) and re.search(r"bytes in, out this month +0B, 0B", shown)
+    run("account", "limit", "acme", "-bandwidth-per-month", "500GiB")
+    assert re.search(r"bytes a month +500GiB\n", run("account", "show", "acme")[1])
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,13 @@ async def test_a_running_core_sees_it(run: Run, store: Store) -> None:
 
     [row] = ask(run, "usage", "acme")
     assert (row["requests"], row["bytes_in"], row["bytes_out"]) == (1, 1536, 5 << 20)
-    assert re.search(r"acme +\d{4}-\d\d +1 +1\.5 KiB +5 MiB", run("usage")[1])
+    assert re.search(r"acme +\d{4}-\d\d +1 +1\.536kB +5\.243MB", run("usage")[1])
+    for limit, shown in (("1TB", "1.536kB, 5.243MB"), ("1TiB", "1.5KiB, 5MiB")):
+        run("account", "limit", "acme", "-bandwidth-per-month", limit)
+        assert re.search(
+            rf"bytes a month +{limit}\nrequests this month +1\nbytes .* month +{shown}\n",
+            run("account", "show", "acme")[1],
+        )
     assert ask(run, "usage", "-month", "2001-01")[0]["requests"] == 0
     assert run("tunnel", "list")[1].splitlines()[1].split()[:3] == ["claimed", "acme", "claimed"]
     assert ask(run, "token", "list")[0]["last_used_at"] is not None
@@ -258,7 +274,7 @@ async def test_a_running_core_sees_it(run: Run, store: Store) -> None:
         ("1000", 1000), ("10MiB", 10 << 20), ("1TiB", 1 << 40), ("500kB", 500_000), ("500KB", 500_000),
         ("10M", 10 << 20),
         ("1.5GiB", 3 << 29), ("64 KiB", 65536), ("10MiB/s", 10 << 20), ("7B", 7), ("2PiB", 2 << 50), ("5Mi", 5 << 20),
-        (str((1 << 53) + 1), (1 << 53) + 1),
+        (str((1 << 53) + 1), (1 << 53) + 1), ("1.005MB", 1_005_000),
     ],
 )  # fmt: skip
 def test_sizes(text: str, size: int) -> None:

@@ -11,8 +11,12 @@ import re
 _NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(b|kib|mib|gib|kb|mb|gb)?")
-_BYTES = {"b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+_UNITS = {name: base**power for name, base, power in (
+    ("PiB", 1024, 5), ("TiB", 1024, 4), ("GiB", 1024, 3), ("MiB", 1024, 2), ("KiB", 1024, 1),
+    ("PB", 1000, 5), ("TB", 1000, 4), ("GB", 1000, 3), ("MB", 1000, 2), ("kB", 1000, 1), ("B", 1, 1),
+)}  # fmt: skip
+_BYTES = {name.lower(): size for name, size in _UNITS.items()}
+_SIZE = re.compile(rf"([0-9]{{1,19}}(?:\.[0-9]{{1,6}})?) ?({'|'.join(_BYTES)})?")
 _HOST = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -43,10 +47,17 @@ def parse_size(value: object) -> int:
     match = _SIZE.fullmatch(value.lower()) if isinstance(value, str) and value.isascii() else None
     if match is None:
         raise ValueError("expected a size in bytes, or with a unit such as 64KiB or 10MiB")
-    size = float(match[1]) * _BYTES[match[2] or "b"]
-    if size != int(size):
+    size, rest = scale(match[1], _BYTES[match[2] or "b"])
+    if rest or size >= 1 << 63:
         raise ValueError("expected a whole number of bytes")
-    return int(size)
+    return size
+
+
+def scale(number: str, unit: int) -> tuple[int, bool]:
+    """A decimal number of units as a whole number, rounded down; and whether something was cut off."""
+    whole, _, fraction = number.partition(".")
+    size, rest = divmod(int(whole + fraction) * unit, 10 ** len(fraction))
+    return size, rest > 0
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -110,7 +121,18 @@ def show_duration(seconds: float) -> str:
 
 
 def show_size(size: int) -> str:
-    for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size and size % length == 0:
-            return f"{size // length}{unit}"
-    return str(size)
+    """All of it, as short as it can be said, which is as people say it: "64KiB", "500GB", "1.5GiB", "1025B"."""
+    exact = []
+    for unit, length in _UNITS.items():
+        thousandths, rest = divmod(size * 1000, length)
+        if size >= length and not rest:
+            whole, fraction = divmod(thousandths, 1000)
+            exact.append(f"{whole}.{fraction:03}".rstrip("0").rstrip(".") + unit)
+    return min(exact, key=len) if exact else "0"
+
+
+def show_about(size: int, *, is_binary: bool = False) -> str:
+    """A measured size, to four digits: "1.234GB"; "0B" for none."""
+    units = [(unit, length) for unit, length in _UNITS.items() if unit == "B" or unit.endswith("iB") == is_binary]
+    unit, length = next((one for one in units if size >= one[1]), ("B", 1))
+    return f"{size}B" if unit == "B" else f"{size / length:.4g}{unit}"

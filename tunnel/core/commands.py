@@ -18,9 +18,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tunnel.config.values import show_about, show_size
 from tunnel.core import records
 from tunnel.core.database import Database
-from tunnel.core.phrases import Limit, parse_commands, parse_expiry, parse_name, show_size, show_table, show_time
+from tunnel.core.phrases import Limit, parse_commands, parse_expiry, parse_name, show_table, show_time
 from tunnel.core.quotas import Limits, Use, month_of
 from tunnel.core.records import AccountRecord, TokenRecord
 from tunnel.errors import TunnelError
@@ -123,7 +124,7 @@ def _account_list(conn: sa.Connection, options: Any) -> Answer:
             show_time(account.created_at),
             "disabled" if account.is_disabled else "active",
             str(use.requests),
-            show_size(use.bytes_in + use.bytes_out),
+            show_about(use.bytes_in + use.bytes_out),
         )
         for account, use in found
     ]
@@ -136,6 +137,7 @@ def _account_show(conn: sa.Connection, options: Any) -> Answer:
     [(_, use)] = records.list_usage(conn, month_of(time.time())[0], account.id)
     tokens = [_token_facts(token, account.name) for token, _ in records.list_tokens(conn, account.id)]
     names = [_name_facts(row) for row in records.list_names(conn, account.id)]
+    is_binary = show_size(account.limits.bandwidth_bytes_per_month or 0).endswith("iB")  # to be compared with it
     rows = [
         ("name", account.name),
         ("id", account.id),
@@ -143,7 +145,10 @@ def _account_show(conn: sa.Connection, options: Any) -> Answer:
         ("state", "disabled" if account.is_disabled else "active"),
         *_limit_rows(account.limits),
         ("requests this month", str(use.requests)),
-        ("bytes in, out this month", f"{show_size(use.bytes_in)}, {show_size(use.bytes_out)}"),
+        (
+            "bytes in, out this month",
+            ", ".join(show_about(each, is_binary=is_binary) for each in (use.bytes_in, use.bytes_out)),
+        ),
         ("usable tokens", str(sum(token["state"] == "usable" for token in tokens))),
         ("names", " ".join(row["name"] for row in names) or "none"),
     ]
@@ -264,7 +269,8 @@ def _usage(conn: sa.Connection, options: Any) -> Answer:
     found = records.list_usage(conn, month, account.id if account else None)
     answer = [{"account": each.name, "account_id": each.id, "month": month, **asdict(use)} for each, use in found]
     rows = [
-        (each.name, month, str(use.requests), show_size(use.bytes_in), show_size(use.bytes_out)) for each, use in found
+        (each.name, month, str(use.requests), show_about(use.bytes_in), show_about(use.bytes_out))
+        for each, use in found
     ]
     return answer, show_table(("ACCOUNT", "MONTH", "REQUESTS", "BYTES IN", "BYTES OUT"), rows), ""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from tunnel.config.values import parse_domain, parse_duration
+from tunnel.config.values import parse_domain, parse_duration, scale
 
 _ACCOUNT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
@@ -83,7 +83,7 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text} is not a size such as 64KiB, 10MiB or 1TiB")
     number, unit, binary = match[1], match[2].lower(), match[3]
     base = 1000 if unit and not binary and "b" in text.lower() else 1024
-    return int(float(number) * base ** " kmgtp".index(unit or " ")) if "." in number or unit else int(number)
+    return scale(number, base ** " kmgtp".index(unit or " "))[0]
 
 
 def parse_expiry(text: str | None) -> float:
@@ -115,15 +115,6 @@ def parse_name(kind: str, text: str) -> str:
 def show_time(at: float | None) -> str | None:
     """RFC 3339, UTC, to the second."""
     return None if at is None else datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def show_size(size: int) -> str:
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    return f"{size} B" if unit == "B" else f"{value:.4g} {unit}"
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:

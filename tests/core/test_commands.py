@@ -100,7 +100,7 @@ def test_bad_limits(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: li
     assert run_command(["account", "limit", "acme", *words], database_url="", data_dir=tmp_path) == 1
     out, err = capfd.readouterr()
     assert out == ""
-    assert re.fullmatch(r"tunnel: -[a-z-]+ .*: expected .* from [0-9.]+, or none\n", err)
+    assert re.fullmatch(r"tunnel core: -[a-z-]+ .*: expected .* from [0-9.]+, or none\n", err)
 
 
 def test_the_token_stands_alone_on_standard_output(run: Run) -> None:
@@ -129,7 +129,7 @@ def test_revoking(run: Run, which: str) -> None:
     states = {each["id"]: each["state"] for each in ask(run, "token", "list")}
     assert states == {made["id"]: "revoked", other["id"]: "usable"}
     code, _, err = run("token", "revoke", made["id"])
-    assert (code, err) == (1, f"tunnel: token {made['id']} is revoked already\n")
+    assert (code, err) == (1, f"tunnel core: token {made['id']} is revoked already\n")
 
 
 def test_names(run: Run) -> None:
@@ -140,7 +140,7 @@ def test_names(run: Run) -> None:
     assert [line.split()[:3] for line in out.splitlines()[1:]] == [
         ["api", "acme", "reserved"], ["www.example.com", "acme", "reserved"]
     ]  # fmt: skip
-    assert run("tunnel", "reserve", "api", "acme")[2] == "tunnel: api is reserved already, by account acme\n"
+    assert run("tunnel", "reserve", "api", "acme")[2] == "tunnel core: api is reserved already, by account acme\n"
     assert run("tunnel", "release", "api")[0] == 0
     assert [each["name"] for each in ask(run, "tunnel", "list")] == ["www.example.com"]
 
@@ -184,7 +184,7 @@ def test_what_cannot_be_done(tmp_path: Path, capfd: pytest.CaptureFixture[str], 
     assert run_command(words, database_url="", data_dir=tmp_path) == 1
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith(f"tunnel: {line}")
+    assert err.startswith(f"tunnel core: {line}")
     assert err.count("\n") == 1
 
 
@@ -201,7 +201,7 @@ def test_asked_wrongly(tmp_path: Path, capfd: pytest.CaptureFixture[str], words:
     assert run_command(words, database_url="", data_dir=tmp_path) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert "usage:" in err
+    assert re.fullmatch(r"tunnel core: .+; python -m tunnel\.core.* -h shows how\n", err)
     assert list(tmp_path.iterdir()) == []  # the store was not touched
 
 

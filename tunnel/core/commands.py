@@ -55,7 +55,7 @@ def run_command(words: list[str], *, database_url: str, data_dir: Path, base_dom
         finally:
             database.close()
     except (TunnelError, ValueError) as exc:
-        print(f"tunnel: {exc}", file=sys.stderr)
+        print(f"tunnel core: {exc}", file=sys.stderr)
         return 1
     if note:
         print(note, file=sys.stderr)

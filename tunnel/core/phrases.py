@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from tunnel.config.values import parse_domain, parse_duration, scale
 
@@ -130,6 +130,14 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> s
 # Grammar -----------------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as all errors are; argparse would print the usage first."""
+        asked = self.prog.partition("[FLAGS] ")[2]
+        command = self.prog.replace(" [FLAGS]", "")
+        self.exit(2, f"tunnel core: {asked + ': ' if asked else ''}{message}; {command} -h shows how\n")
+
+
 def parse_commands(words: Sequence[str]) -> argparse.Namespace | int:
     """What was asked (command, action, json and the command's own words), or the exit code if that was all."""
     try:
@@ -152,8 +160,8 @@ def _flag(parser: argparse.ArgumentParser, name: str, metavar: str, help: str, d
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tunnel.core", usage="python -m tunnel.core [FLAGS] COMMAND …", allow_abbrev=False
+    parser = _Parser(
+        prog="python -m tunnel.core [FLAGS]", usage="python -m tunnel.core [FLAGS] COMMAND …", allow_abbrev=False
     )
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, prog="python -m tunnel.core [FLAGS]"

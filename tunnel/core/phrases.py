@@ -160,7 +160,7 @@ def _flag(parser: argparse.ArgumentParser, name: str, metavar: str, help: str, d
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="python -m tunnel.core [FLAGS]", usage="python -m tunnel.core [FLAGS] COMMAND …", allow_abbrev=False
     )
     commands = parser.add_subparsers(

@@ -16,6 +16,7 @@ from tunnel.config import (
     CoreSettings,
     LocalService,
     data_dir,
+    kinds,
     load_agent,
     load_core,
     parse_address,
@@ -230,6 +231,29 @@ def test_files_that_are_no_text(tmp_path: pathlib.Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert "is not UTF-8" in fails(core, "-config", str(tmp_path / "binary"))
     assert "cannot be read (Is a directory)" in fails(core, "-config", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flag", "bad", "example"),
+    [
+        ("-tracing-endpoint", "foo", "http://localhost:4318"),
+        ("-tracing-endpoint", "collector:4318", "http://localhost:4318"),
+        ("-public-url", "tunnel.example.com", "https://tunnel.example.com"),
+        ("-acme-directory", "http://acme.example.com/directory", "https://acme.example.com/directory"),
+        ("-acme-directory", "", "https://acme.example.com/directory"),
+    ],
+)
+def test_a_wrong_url_is_told_an_example_of_its_kind(flag: str, bad: str, example: str) -> None:
+    said = fails(core, f"{flag}={bad}")
+    assert said == f"{flag}: expected a URL such as {example}, not {bad!r}"
+
+
+@pytest.mark.parametrize("kind", [kinds.PUBLIC_URL, kinds.ENDPOINT, kinds.AUTHORITY])
+def test_such_an_example_would_be_taken(kind: kinds.Kind) -> None:
+    with pytest.raises(ValueError, match="such as") as caught:
+        kind.check("foo")
+    example = str(caught.value).rpartition(" ")[2]
+    assert kind.check(example) == kind.check(example + "/") == example
 
 
 def test_certificates_come_in_pairs(tmp_path: pathlib.Path) -> None:

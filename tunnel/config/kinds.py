@@ -200,11 +200,17 @@ def _subdomain(value: Any) -> str:
     return parse_domain(_text(value)) if value != "" else ""
 
 
-def _url(value: Any) -> str:
-    text = _text(value).removesuffix("/")
-    if text and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text):
-        raise ValueError("expected a URL such as https://tunnel.example.com")
-    return text
+def url(example: str, *, is_plain_allowed: bool = True, may_be_empty: bool = True) -> Kind:
+    """A URL without query, user and final slash."""
+    scheme = "https?" if is_plain_allowed else "https"
+
+    def check(value: Any) -> str:
+        text = _text(value).removesuffix("/")
+        if not re.fullmatch(rf"{scheme}://[^/?#@\s]+(/[^?#\s]*)?", text) and (text or not may_be_empty):
+            raise ValueError(f"expected a URL such as {example}")
+        return text
+
+    return Kind("URL", check)
 
 
 def _database(value: Any) -> str:
@@ -242,13 +248,6 @@ def _hosts(value: Any) -> tuple[str, ...]:
     return found
 
 
-def _https(value: Any) -> str:
-    text = _url(value)
-    if not text.startswith("https://"):
-        raise ValueError("expected a URL that begins with https://")
-    return text
-
-
 def _email(value: Any) -> str:
     text = _text(value)
     if text and not re.fullmatch(r"[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,253}", text):
@@ -275,8 +274,9 @@ SUBDOMAIN = Kind("NAME", _subdomain)
 DOMAIN = Kind("DOMAIN", _domain)
 HOSTS = Kind("NAMES", _hosts, show=",".join, repeats=True)
 EMAIL = Kind("ADDRESS", _email)
-URL = Kind("URL", _url)
-HTTPS = Kind("URL", _https)
+PUBLIC_URL = url("https://tunnel.example.com")
+ENDPOINT = url("http://localhost:4318")
+AUTHORITY = url("https://acme.example.com/directory", is_plain_allowed=False, may_be_empty=False)
 DATABASE = Kind("URL", _database, secret=True)  # it may hold a password
 FINGERPRINT = Kind("SHA256", _fingerprint)
 IDENTIFIER = Kind("NAME", _identifier)

@@ -63,7 +63,7 @@ class AcmeSettings(Settings, frozen=True, kw_only=True):
         ),
     ] = False
     email: Annotated[str, Option(v.EMAIL, PUBLIC, "where the authority may write to about them")] = ""
-    directory: Annotated[str, Option(v.HTTPS, PUBLIC, "the authority (ACME directory); default: Let's Encrypt")] = (
+    directory: Annotated[str, Option(v.AUTHORITY, PUBLIC, "the authority (ACME directory); default: Let's Encrypt")] = (
         "https://acme-v02.api.letsencrypt.org/directory"
     )
     ca_cert: Annotated[
@@ -96,7 +96,7 @@ class MetricsSettings(Settings, frozen=True, kw_only=True):
 
 class TracingSettings(Settings, frozen=True, kw_only=True):
     endpoint: Annotated[
-        str, Option(v.URL, SEE, "where spans go (OTLP base URL, or Zipkin's); empty: OTEL_* decides, or no export")
+        str, Option(v.ENDPOINT, SEE, "where spans go (OTLP base URL, or Zipkin's); empty: OTEL_* decides, or no export")
     ] = ""
     protocol: Annotated[str, Option(v.choice("http/protobuf", "grpc", "zipkin"), SEE, "how spans are exported")] = (
         "http/protobuf"
@@ -150,7 +150,7 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         "localhost"
     )
     public_url: Annotated[
-        str, Option(v.URL, PUBLIC, "what visitors type, where it differs from public-addr (behind a proxy)")
+        str, Option(v.PUBLIC_URL, PUBLIC, "what visitors type, where it differs from public-addr (behind a proxy)")
     ] = ""
     tcp_ports: Annotated[
         str, Option(v.PORTS, PUBLIC, "public ports for TCP tunnels, such as 20000-20100; 0: any free port; empty: none")

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,22 @@ def test_bad_urls(url: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         Database(url, tmp_path)
     assert "hush-hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "exc", [ModuleNotFoundError("No module named 'psycopg'"), ImportError("no pq wrapper available")]
+)
+def test_without_psycopg_it_says_what_to_install(
+    exc: ImportError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_none(*args: object, **options: object) -> None:
+        raise exc
+
+    monkeypatch.setattr("sqlalchemy.create_engine", find_none)
+    with pytest.raises(ConfigError) as caught:
+        Database("postgresql://u:hush-hush@127.0.0.1:1/x", tmp_path)
+    assert str(caught.value) == "PostgreSQL needs the package psycopg: pip install 'trio-tunnel[postgresql]'"
+    assert "postgresql" in metadata("trio-tunnel").get_all("Provides-Extra", [])
 
 
 async def test_an_unreachable_server_is_one_line_without_the_password(tmp_path: Path) -> None:

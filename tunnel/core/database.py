@@ -210,8 +210,8 @@ def _make_engine(url: sa.URL, system: str) -> sa.Engine:
             max_overflow=1,
             connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False},
         )
-    except ModuleNotFoundError as exc:
-        raise ConfigError(f"PostgreSQL needs psycopg ({exc.name}): pip install 'trio-tunnel[postgresql]'") from None
+    except ImportError:  # psycopg is not there, or without a libpq
+        raise ConfigError("PostgreSQL needs the package psycopg: pip install 'trio-tunnel[postgresql]'") from None
     except (sa.exc.ArgumentError, TypeError, ValueError):
         raise ConfigError("database.url has a part that is not understood") from None
 

@@ -155,6 +155,13 @@ def test_as_a_program_it_says_what_is_wrong(words: list[str], capsys: pytest.Cap
     assert "is no address; write 3000, :3000 (all interfaces) or HOST:3000" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["-h"], ["--help"], ["--help", "more"]])
+def test_as_a_program_it_says_how_it_is_used(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: python -m tunnel.sample") and "default: 3000" in out and err == ""
+
+
 def test_as_a_program_it_says_when_its_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main([f"127.0.0.1:{taken.getsockname()[1]}"]) == 2

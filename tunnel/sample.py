@@ -21,6 +21,12 @@ MAX_HEAD = 64 * 1024  # bytes; the core accepts as much
 IDLE = 75.0  # seconds between requests on a connection
 INTERVAL = 1.0  # seconds between events
 
+HELP = """\
+usage: python -m tunnel.sample [PORT | :PORT | HOST:PORT]
+
+A small HTTP service to try a tunnel with: / explains itself, /events is a stream of server-sent events, every other
+path echoes the request. PORT (default: 3000) listens on loopback only, :PORT on all interfaces. Ctrl-C ends it."""
+
 _STYLE = (
     ":root{color-scheme:light dark}body{max-width:44rem;margin:8vh auto;padding:0 1.25rem;font:1rem/1.55 system-ui,"
     "sans-serif}pre{overflow:auto;padding:1rem;border:1px solid #8886;border-radius:.5rem;font-size:.85rem}"
@@ -170,6 +176,9 @@ def welcome_page(echo: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT. Exit code 2 when the address is wrong or taken."""
+    if argv and argv[0] in ("-h", "-help", "--help"):
+        print(HELP)
+        return 0
     where = argv[0] if argv else "3000"
     host, colon, port = where.rpartition(":")
     if len(argv) > 1 or not port.isascii() or not port.isdigit() or int(port) > 65535:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from observability.exporters import HTTP, Limits, Target, make_exporter, make_resource
 from observability.record import Enter, Record
 from observability.spans import Facts, SpanBuilder
+from observability.usual import UsualSpans
 
 if TYPE_CHECKING:
     from observability.sinks import Sink
@@ -53,17 +54,17 @@ class SpanQueue:
     def __len__(self) -> int:
         return len(self._spans)
 
-    def is_full(self) -> bool:
-        return len(self._spans) >= self._limit
+    def room(self) -> int:
+        return self._limit - len(self._spans)
 
     def put(self, span: Any) -> None:
-        spans = self._spans
-        length = len(spans)
-        if length >= self._limit:
-            self.dropped += 1
-            return
-        spans.append(span)
-        if length + 1 == self._batch:
+        self.put_all((span,))
+
+    def put_all(self, spans: Sequence[Any]) -> None:
+        fitting = spans[: self.room()]
+        self.dropped += len(spans) - len(fitting)
+        self._spans.extend(fitting)
+        if len(self._spans) >= self._batch:
             self.wake.set()
 
     def take(self) -> list[Any]:
@@ -92,7 +93,7 @@ class Exporter:
         self._records: list[Record] = []
         self._building = threading.Lock()
         self._builder = SpanBuilder(role)
-        self._encode: Callable[[Facts], bytes] | None = None  # once the sink takes bytes
+        self._make: Callable[[Record], Span | None] = self._builder.build  # bytes once the sink takes them
         self._is_lost = False  # the sink could not be made
         self._is_stopping = False
         self._lost_before = 0
@@ -113,20 +114,20 @@ class Exporter:
         """Make spans of what was gathered; on either thread."""
         with self._building:
             records, self._records = self._records, []
-            queue, encode, build = self.queue, self._encode, self._builder.build
-            for record in records:
-                if self._is_lost:
-                    self.failed += 1
-                    continue
-                if queue.is_full():
-                    queue.dropped += 1
-                    continue
+            if self._is_lost:
+                self.failed += len(records)
+                return
+            queue, make = self.queue, self._make
+            room = queue.room()
+            spans: list[Span] = []
+            for record in records[:room]:
                 try:
-                    facts = build(record)
-                    if facts is not None:
-                        queue.put(facts if encode is None else encode(facts))
+                    if span := make(record):
+                        spans.append(span)
                 except Exception as exc:  # a visit with impossible facts must not cost the others theirs
                     self._spoil(record[0].kind, exc)
+            queue.put_all(spans)
+            queue.dropped += max(0, len(records) - room)
 
     def stop(self) -> None:
         """Send what is queued, within STOP_SECONDS. Blocks: call it in a thread."""
@@ -177,7 +178,8 @@ class Exporter:
             return
         if self.on_ready is not None:
             self.on_ready(enter)
-        self._encode = self._sink.encode
+        if self._sink.takes_bytes:
+            self._make = UsualSpans(self._builder, self._role).encode
         queue = self.queue
         while not self._is_stopping:
             if len(queue) < self._limits.batch:

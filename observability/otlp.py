@@ -13,85 +13,84 @@ from collections.abc import Sequence
 from functools import lru_cache
 from struct import Struct
 
-from observability.spans import Attributes, Facts
+from observability.groups import Attributes, Common
+from observability.spans import Facts
 
-_fixed64 = Struct("<Q").pack
-_double = Struct("<d").pack
+pack_fixed64 = Struct("<Q").pack
+pack_double = Struct("<d").pack
 _times = Struct("<BQBQ").pack  # fields 7 and 8 of a span: start and end
 
 #: SpanFlags: "is remote is known" and "the parent is remote"
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
-_FLAGS = {
+FLAGS = {
     is_remote: b"\x85\x01" + Struct("<I").pack(_HAS_IS_REMOTE | (_IS_REMOTE if is_remote else 0))
     for is_remote in (False, True)
 }
 _ERROR = b"\x18\x02"  # Status.code = STATUS_CODE_ERROR
-_EMPTY_STATUS = b"\x7a\x00"
+EMPTY_STATUS = b"\x7a\x00"
+ATTRIBUTE = b"\x4a"  #: the tag of one, as a field of a span
 _KINDS = {kind: bytes((0x30, kind)) for kind in range(6)}
 
 
 def varint(number: int) -> bytes:
     """Protobuf's variable-length integer, not negative."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    if number < 0x4000:
+        return _VARINTS[number] if number < 0x1000 else bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80)) + varint(number >> 21)
 
 
-_VARINTS = tuple(varint(number) for number in range(4096))
+_VARINTS = tuple(
+    bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7)) for number in range(0x1000)
+)
 
 
-def _size(number: int) -> bytes:
-    return _VARINTS[number] if number < 4096 else varint(number)
-
-
-def _field(tag: bytes, payload: bytes) -> bytes:
-    return tag + _size(len(payload)) + payload
+def field(tag: bytes, payload: bytes) -> bytes:
+    return tag + varint(len(payload)) + payload
 
 
 @lru_cache(1024)
-def _before_value(tag: bytes, key: str, wire: bytes, size: int) -> bytes:
+def before_value(tag: bytes, key: str, wire: bytes, size: int) -> bytes:
     """All of a KeyValue, as a field with this tag, that precedes the last `size` bytes: its lengths depend on them."""
     any_value = len(wire) + size
-    name = _field(b"\x0a", key.encode())
-    return tag + _size(len(name) + 1 + len(_size(any_value)) + any_value) + name + b"\x12" + _size(any_value) + wire
+    name = field(b"\x0a", key.encode())
+    return tag + varint(len(name) + 1 + len(varint(any_value)) + any_value) + name + b"\x12" + varint(any_value) + wire
 
 
 @lru_cache(1024)
-def _before_double(tag: bytes, key: str) -> bytes:
-    return _before_value(tag, key, b"\x21", 8)
+def before_double(tag: bytes, key: str) -> bytes:
+    return before_value(tag, key, b"\x21", 8)
 
 
 @lru_cache(8192)
-def _before_text(tag: bytes, key: str, size: int) -> bytes:
-    return _before_value(tag, key, b"\x0a" + _size(size), size)
+def before_text(tag: bytes, key: str, size: int) -> bytes:
+    return before_value(tag, key, b"\x0a" + varint(size), size)
 
 
 @lru_cache(1024)
-def _before_time(event: str) -> bytes:
+def before_time(event: str) -> bytes:
     """An event without an attribute, as a field of a span, up to its time."""
-    name = _field(b"\x12", event.encode())
-    return b"\x5a" + _size(len(name) + 9) + name + b"\x09"
+    name = field(b"\x12", event.encode())
+    return b"\x5a" + varint(len(name) + 9) + name + b"\x09"
 
 
 @lru_cache(1024)
-def _name(name: str, kind: int) -> bytes:
-    return _field(b"\x2a", name.encode()) + _KINDS[kind]
+def name_and_kind(name: str, kind: int) -> bytes:
+    return field(b"\x2a", name.encode()) + _KINDS[kind]
 
 
 def _attributes(out: list[bytes], tag: bytes, attributes: Attributes) -> None:
     """Append each as a KeyValue, a field with this tag, in pieces."""
     for key, value in attributes.items():
         if type(value) is float:
-            out.append(_before_double(tag, key) + _double(value))
+            out.append(before_double(tag, key) + pack_double(value))
         elif isinstance(value, str):
             text = value.encode()
-            out.append(_before_text(tag, key, len(text)) + text)
+            out.append(before_text(tag, key, len(text)) + text)
         else:
-            number = _VARINTS[value] if 0 <= value < 4096 else varint(value & 0xFFFFFFFFFFFFFFFF)
-            out.append(_before_value(tag, key, b"\x18", len(number)) + number)
+            number = varint(value & 0xFFFFFFFFFFFFFFFF)
+            out.append(before_value(tag, key, b"\x18", len(number)) + number)
 
 
 class Encoder:
@@ -104,47 +103,56 @@ class Encoder:
     def request(self, spans: Sequence[bytes]) -> bytes:
         """An ExportTraceServiceRequest of encoded spans."""
         scope = self._scope_head + b"".join(spans)
-        return _field(b"\x0a", self._resource_head + _field(b"\x12", scope))
+        return field(b"\x0a", self._resource_head + field(b"\x12", scope))
 
-    def span(self, facts: Facts) -> bytes:
-        """A span as a field of ScopeSpans."""
-        unhex = bytes.fromhex
-        parts = [
-            b"\x0a\x10",
-            unhex(facts.trace_id),
-            b"\x12\x08",
-            unhex(facts.span_id),
-            _name(facts.name, facts.kind),
-            _times(0x39, facts.start, 0x41, facts.end),
-            _FLAGS[facts.is_remote],
-        ]
-        if facts.tracestate:
-            parts.append(_field(b"\x1a", facts.tracestate.encode()))
-        if facts.parent_id:
-            parts += (b"\x22\x08", unhex(facts.parent_id))
-        for common in facts.common:
-            encoded = common.encoded
-            if not encoded and common.attributes:
-                pieces: list[bytes] = []
-                _attributes(pieces, b"\x4a", common.attributes)
-                encoded = common.encoded = b"".join(pieces)
-            parts.append(encoded)
-        _attributes(parts, b"\x4a", facts.own)
-        for event, at, what in facts.events:
-            if what:
-                pieces = [_field(b"\x12", event.encode()), b"\x09", _fixed64(at)]
-                _attributes(pieces, b"\x1a", {"exception.type": what})
-                parts.append(_field(b"\x5a", b"".join(pieces)))
-            else:
-                parts.append(_before_time(event) + _fixed64(at))
-        if facts.link is not None:
-            pieces = [b"\x0a\x10", unhex(facts.link.trace_id), b"\x12\x08", unhex(facts.link.span_id)]
-            _attributes(pieces, b"\x22", {"tunnel.link": "visitor"})
-            pieces.append(b"\x35" + _FLAGS[True][2:])
-            parts.append(_field(b"\x6a", b"".join(pieces)))
-        parts.append(_field(b"\x7a", _description(facts.description) + _ERROR) if facts.failed else _EMPTY_STATUS)
-        return _field(b"\x12", b"".join(parts))
+
+def encode_span(facts: Facts) -> bytes:
+    """A span as a field of ScopeSpans."""
+    unhex = bytes.fromhex
+    parts = [
+        b"\x0a\x10",
+        unhex(facts.trace_id),
+        b"\x12\x08",
+        unhex(facts.span_id),
+        name_and_kind(facts.name, facts.kind),
+        _times(0x39, facts.start, 0x41, facts.end),
+        FLAGS[facts.is_remote],
+    ]
+    if facts.tracestate:
+        parts.append(field(b"\x1a", facts.tracestate.encode()))
+    if facts.parent_id:
+        parts += (b"\x22\x08", unhex(facts.parent_id))
+    for common in facts.common:
+        parts.append(common.encoded or encode_common(common))
+    _attributes(parts, ATTRIBUTE, facts.own)
+    for event, at, what in facts.events:
+        if what:
+            pieces = [field(b"\x12", event.encode()), b"\x09", pack_fixed64(at)]
+            _attributes(pieces, b"\x1a", {"exception.type": what})
+            parts.append(field(b"\x5a", b"".join(pieces)))
+        else:
+            parts.append(before_time(event) + pack_fixed64(at))
+    if facts.link is not None:
+        pieces = [b"\x0a\x10", unhex(facts.link.trace_id), b"\x12\x08", unhex(facts.link.span_id)]
+        _attributes(pieces, b"\x22", {"tunnel.link": "visitor"})
+        pieces.append(b"\x35" + FLAGS[True][2:])
+        parts.append(field(b"\x6a", b"".join(pieces)))
+    parts.append(field(b"\x7a", _description(facts.description) + _ERROR) if facts.failed else EMPTY_STATUS)
+    return field(b"\x12", b"".join(parts))
+
+
+def encode_attributes(attributes: Attributes) -> bytes:
+    """As fields of a span."""
+    pieces: list[bytes] = []
+    _attributes(pieces, ATTRIBUTE, attributes)
+    return b"".join(pieces)
+
+
+def encode_common(common: Common) -> bytes:
+    """The same of attributes that recur; kept with them."""
+    common.encoded = encode_attributes(common.attributes)
+    return common.encoded
 
 
 def _description(text: str) -> bytes:
-    return _field(b"\x12", text.encode()) if text else b""
+    return field(b"\x12", text.encode()) if text else b""

@@ -6,7 +6,7 @@ where its HTTP exporter looks different inside than we know it, the sink falls b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from observability.otlp import Encoder
+from observability.otlp import Encoder, encode_span
 from observability.readable import to_readable
 from observability.spans import Facts
 
@@ -23,11 +23,10 @@ from observability.spans import Facts
 class Sink(Protocol):
     """`add` makes of one span what `send` takes many of. `send` blocks; it says whether the collector took them.
 
-    encode: the same as `add` where that makes bytes, and is quick and safe on any thread; otherwise None.
+    takes_bytes: that is OTLP's bytes, so spans that are encoded already can be sent as well.
     """
 
-    @property
-    def encode(self) -> Callable[[Facts], bytes] | None: ...
+    takes_bytes: bool
 
     def add(self, facts: Facts) -> Any: ...
 
@@ -39,7 +38,7 @@ class Sink(Protocol):
 class ReadableSink:
     """For any exporter of the SDK."""
 
-    encode = None
+    takes_bytes = False
 
     def __init__(self, exporter: SpanExporter, resource: Resource, scope: InstrumentationScope) -> None:
         self._exporter = exporter
@@ -59,11 +58,15 @@ class ReadableSink:
 class EncodedSink:
     """For the SDK's OTLP/HTTP exporter, past its encoder. `client`: what it sends with."""
 
+    takes_bytes = True
+
     def __init__(self, exporter: SpanExporter, client: Any, resource: Resource, scope: InstrumentationScope) -> None:
         self._exporter = exporter
         self._client = client
         self._encoder = make_encoder(resource, scope)
-        self.encode = self.add = self._encoder.span
+
+    def add(self, facts: Facts) -> bytes:
+        return encode_span(facts)
 
     def send(self, spans: Sequence[bytes]) -> bool:
         return bool(self._client.export(self._encoder.request(spans)).success)

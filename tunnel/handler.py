@@ -113,14 +113,16 @@ class LinkVisit(Visit):
 class Fields(list[tuple[bytes, bytes]]):
     """The fields of a head, (name, value) as sent, in order. Requests whose heads repeat one another share one.
 
-    found: a tracing layer's own, what it has read there, None before. It goes when the head goes.
+    found, agent: a tracing layer's own, what it has read there of traces and of the visitor's program, None before.
+    They go when the head goes.
     """
 
-    __slots__ = ("found",)
+    __slots__ = ("agent", "found")
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
         super().__init__(pairs)
         self.found: Any = None
+        self.agent: str | None = None
 
 
 class RequestVisit(Visit):

@@ -10,9 +10,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from observability.context import SpanContext
+from observability.groups import Common
+from observability.otlp import encode_span
 from observability.readable import to_readable
 from observability.sinks import make_encoder
-from observability.spans import Common, Facts
+from observability.spans import Facts
 
 RESOURCE = Resource({"service.name": "tunnel-core", "n": 1}, "https://opentelemetry.io/schemas/1.30.0")
 SCOPE = InstrumentationScope("trio-tunnel", "1.2.3")
@@ -46,6 +48,6 @@ all_facts = st.builds(
 
 @given(st.lists(all_facts, min_size=1, max_size=3))
 def test_the_same_spans_as_the_sdk_would_send(many: list[Facts]) -> None:
-    ours = ExportTraceServiceRequest.FromString(ENCODER.request([ENCODER.span(facts) for facts in many]))
+    ours = ExportTraceServiceRequest.FromString(ENCODER.request([encode_span(facts) for facts in many]))
     theirs = encode_spans([to_readable(facts, RESOURCE, SCOPE) for facts in many])
     assert ours == theirs

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tracetools import SPAN, TRACE, a_local, a_request, a_stream
 
 from observability.context import SpanContext
+from observability.groups import MAX_TEXT, redact, split_target
 from observability.phases import phases
 from observability.record import ROOT, Origin, Record
-from observability.spans import CLIENT, INTERNAL, MAX_TEXT, SERVER, Facts, SpanBuilder, WallClock, redact, split_target
+from observability.spans import CLIENT, INTERNAL, SERVER, Facts, SpanBuilder, WallClock
 from tunnel.errors import OUTCOMES
 from tunnel.handler import ConnectVisit, QueryVisit, RequestVisit, Visit
 
@@ -210,7 +211,7 @@ def test_targets() -> None:
 
 
 def record(visit: Visit, span_id: str, started: float, ended: float, parent: str = "") -> Record:
-    visit.trace_id, visit.span_id, visit.started = TRACE, span_id, started
+    visit.trace_id, visit.span_id, visit.started, visit.ended = TRACE, span_id, started, ended
     return visit, ended, Origin(parent, False, None), ""
 
 

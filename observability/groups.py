@@ -1,0 +1,182 @@
+"""Attributes that many spans say alike: a tunnel's names, a visitor, a target. Each group is made once and kept,
+together with its encoding; it is a function of the few values that it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from tunnel.handler import Fields, LocalVisit, RequestVisit, StreamVisit
+
+Attributes = dict[str, Any]  #: str, int and float values only
+
+MAX_TEXT = 2048  # characters kept of a path, a query string, a user agent: they are visitors' and may be huge
+MAX_METHOD = 100  # characters of a method that nobody knows
+MAX_KEPT = 300  # characters of a text whose group is kept: longer ones are rare, and would take much memory
+KNOWN_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+
+
+class Common:
+    """Attributes that recur from span to span. encoded: what an encoder made of them, b"" before."""
+
+    __slots__ = ("attributes", "encoded")
+
+    def __init__(self, attributes: Attributes) -> None:
+        self.attributes = attributes
+        self.encoded = b""
+
+
+def of_request(visit: RequestVisit) -> tuple[Common, Common, Common, Common]:
+    scheme, host, target = visit.scheme, visit.host[:MAX_KEPT], visit.target
+    agent = _user_agent(visit)
+    return (
+        _route(visit.method[:MAX_METHOD], scheme, host, visit.http_version),
+        _answered(visit.status, visit.outcome, visit.tunnel, visit.agent_id, visit.connection_id, visit.account_id),
+        (_visitor if len(agent) <= MAX_KEPT else _visitor.__wrapped__)(visit.client, agent),
+        (_url if len(target) <= MAX_KEPT else _url.__wrapped__)(scheme, host, target),
+    )
+
+
+def of_stream(visit: StreamVisit) -> tuple[Common, Common, Common]:
+    target = visit.target
+    return (
+        _carried(visit.method[:MAX_METHOD], visit.protocol),
+        _answered(visit.status, visit.outcome, visit.tunnel, visit.agent_id, visit.connection_id, visit.account_id),
+        (_path if len(target) <= MAX_KEPT else _path.__wrapped__)(target),
+    )
+
+
+def of_local(visit: LocalVisit) -> tuple[Common, ...]:
+    scheme, address, method, target = visit.scheme, visit.address, visit.method, visit.target
+    service = _service(address, scheme, method[:MAX_METHOD], visit.status, visit.outcome)
+    if not method:
+        return (service,)
+    return service, (_full if len(target) <= MAX_KEPT else _full.__wrapped__)(scheme, address, target)
+
+
+def _user_agent(visit: RequestVisit) -> str:
+    headers = visit.request_headers
+    if not isinstance(headers, Fields):
+        return _find_user_agent(headers)
+    agent = headers.agent
+    if agent is None:
+        agent = headers.agent = _find_user_agent(headers)
+    return agent
+
+
+def _find_user_agent(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    for field, value in headers:
+        if len(field) == 10 and field.lower() == b"user-agent":
+            return value[:MAX_TEXT].decode("latin-1")
+    return ""
+
+
+@lru_cache(1024)
+def _route(method: str, scheme: str, host: str, http_version: str) -> Common:
+    out = _method(method)
+    out["url.scheme"] = scheme
+    out["network.protocol.version"] = http_version
+    _put(out, "server.address", clean(host))
+    return Common(out)
+
+
+@lru_cache(4096)
+def _answered(status: int, outcome: str, tunnel: str, agent_id: str, connection_id: str, account_id: str) -> Common:
+    """How it ended, and whose it was."""
+    out: Attributes = {}
+    _put(out, "http.response.status_code", status)
+    _put(out, "tunnel.outcome", outcome)
+    _put(out, "tunnel.name", tunnel)
+    _put(out, "agent.id", clean(agent_id))
+    _put(out, "tunnel.connection.id", connection_id)
+    _put(out, "tunnel.account.id", account_id)
+    return Common(out)
+
+
+@lru_cache(4096)
+def _visitor(client: str, user_agent: str) -> Common:
+    out: Attributes = {}
+    _put(out, "client.address", client)
+    _put(out, "user_agent.original", clean(user_agent))
+    return Common(out)
+
+
+@lru_cache(2048)
+def _url(scheme: str, host: str, target: str) -> Common:
+    path, query = split_target(target)
+    url = f"{scheme}://{clean(host)}{path}"
+    out: Attributes = {"http.url": f"{url}?{query}" if query else url, "url.path": path}
+    _put(out, "url.query", query)
+    return Common(out)
+
+
+@lru_cache(2048)
+def _path(target: str) -> Common:
+    if not target:
+        return Common({})
+    path, query = split_target(target)
+    out: Attributes = {"url.path": path}
+    _put(out, "url.query", query)
+    return Common(out)
+
+
+@lru_cache(2048)
+def _full(scheme: str, address: str, target: str) -> Common:
+    path, query = split_target(target)
+    url = f"{scheme}://{address}{path}"
+    full = f"{url}?{query}" if query else url
+    return Common({"url.full": full, "http.url": full})
+
+
+@lru_cache(1024)
+def _carried(method: str, protocol: str) -> Common:
+    out = _method(method) if method else {}
+    out["tunnel.stream.protocol"] = protocol
+    return Common(out)
+
+
+@lru_cache(1024)
+def _service(address: str, scheme: str, method: str, status: int, outcome: str) -> Common:
+    host, _, port = address.rpartition(":")
+    out: Attributes = {"server.address": host.strip("[]") or address, "url.scheme": scheme}
+    if port.isascii() and port.isdigit():
+        out["server.port"] = int(port)
+    if method:
+        out |= _method(method)
+    _put(out, "http.response.status_code", status)
+    _put(out, "tunnel.outcome", outcome)
+    return Common(out)
+
+
+def _put(out: Attributes, key: str, value: object) -> None:
+    if value:
+        out[key] = value
+
+
+def _method(method: str) -> Attributes:
+    if method in KNOWN_METHODS:
+        return {"http.request.method": method, "http.method": method}
+    original = clean(method)
+    return {"http.request.method": "_OTHER", "http.request.method_original": original, "http.method": original}
+
+
+def clean(text: str) -> str:
+    """Bounded, and valid UTF-8: one lone surrogate would make the whole batch unsendable."""
+    text = text[:MAX_TEXT]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """A request target as (path, query string with the values redacted). An absolute target loses its authority."""
+    path, _, query = target.partition("#")[0].partition("?")
+    if "://" in path and not path.startswith("/"):
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return clean(path), redact(query) if query else ""
+
+
+def redact(query: str) -> str:
+    """`a=1&b=2` → `a=REDACTED&b=REDACTED`. Names stay, and so does what has no `=`; `;` separates as `&` does."""
+    parts = query[:MAX_TEXT].replace(";", "&").split("&")
+    return clean("&".join(f"{part.partition('=')[0]}=REDACTED" if "=" in part else part for part in parts))

@@ -43,7 +43,10 @@ def make_record(level: int, msg: str, fields: dict[str, Any]) -> logging.LogReco
 
 
 class Line(msgspec.Struct, omit_defaults=True):
-    """An access record, its keys in the order of the contract. Empty ids and `error` are left out."""
+    """An access record, its keys in the order of the contract. Empty ids, `cause` and `error` are left out.
+
+    cause: why a request was turned away. client: the visitor's address, only where nothing else says who it was.
+    """
 
     time: str
     level: str
@@ -60,6 +63,8 @@ class Line(msgspec.Struct, omit_defaults=True):
     agent_id: str = ""
     account_id: str = ""
     lasted: str = ""
+    client: str = ""
+    cause: str = ""
     trace_id: str = ""
     span_id: str = ""
     error: str = ""
@@ -67,7 +72,7 @@ class Line(msgspec.Struct, omit_defaults=True):
 
 _encode = msgspec.json.Encoder().encode
 _FIELDS = Line.__struct_fields__[3:]
-_OPTIONAL = frozenset(Line.__struct_fields__[-6:])
+_OPTIONAL = frozenset(Line.__struct_fields__[-8:])
 
 
 _SHORT = tuple(f"{number / 100:.2f}ms" for number in range(1001))
@@ -136,6 +141,8 @@ class AccessLog:
                 visit.agent_id,
                 visit.account_id,
                 lasted,
+                visit.client if visit.cause and not visit.host else "",
+                visit.cause,
                 visit.trace_id,
                 visit.span_id,
                 error,
@@ -184,13 +191,13 @@ class AccessLog:
             line.time = formatter.stamp(at)
             # what came from outside may hold a secret, or characters that need care
             ids = f"{line.request_id}/{line.agent_id}/{line.account_id}"
-            outside = f"{line.method}/{line.host}/{line.path}/{ids}/{line.error}"
+            outside = f"{line.method}/{line.host}/{line.path}/{ids}/{line.cause}/{line.error}"
             if formatter.redact(outside) == outside:
                 if self._is_json:
                     if outside.isascii() and "\x7f" not in outside:
                         put(_encode(line) + b"\n")
                         return
-                elif not line.error and _PLAIN.fullmatch(outside):
+                elif not (line.cause or line.error) and _PLAIN.fullmatch(outside):
                     put(_text(line).encode())
                     return
         except UnicodeEncodeError:  # lone surrogates
@@ -242,7 +249,7 @@ def _text(line: Line) -> str:
         f"status={line.status} outcome={line.outcome} duration={line.duration} bytes_in={line.bytes_in} "
         f"bytes_out={line.bytes_out} request_id={line.request_id}"
     )
-    for name in ("agent_id", "account_id", "lasted", "trace_id", "span_id"):
+    for name in ("agent_id", "account_id", "lasted", "client", "trace_id", "span_id"):
         if value := getattr(line, name):
             text += f" {name}={value}"
     return text + "\n"

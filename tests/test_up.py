@@ -140,6 +140,11 @@ async def test_a_request_is_a_line() -> None:
         assert "secret" not in first
         assert " GET /b 502 local_refused " in second
         assert second.endswith("(can't connect)")
+        turned_away = visit("/c", "quota", 429)
+        turned_away.cause = "100 requests a second are used up"
+        feed.add(turned_away)
+        assert "429 quota" in (third := (await stream.wait_for("/c")).splitlines()[2])
+        assert third.endswith("(100 requests a second are used up)")
         feed.add(visit("/last"))
         nursery.cancel_scope.cancel()
     assert " GET /last 200 ok " in stream.getvalue()

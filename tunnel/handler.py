@@ -131,6 +131,7 @@ class RequestVisit(Visit):
     Marks: "head" (request head read), "opened" (stream opened), "answered" (answer's head came from the agent),
     "first_byte" (answer's head written), "upgraded" (101 written), "event" (first body byte of an event stream).
     `request_headers` are (name, value) byte pairs as the visitor sent them, in order.
+    `cause` says in one line why it was turned away, where that is no failure (those have `error`); "" otherwise.
     `agent_us` and `local_us` are the agent's and the local service's share up to the answer's head, microseconds,
     -1 where unknown.
     """
@@ -139,6 +140,7 @@ class RequestVisit(Visit):
         "account_id",
         "agent_id",
         "agent_us",
+        "cause",
         "client",
         "connection_id",
         "event_stream",
@@ -167,6 +169,7 @@ class RequestVisit(Visit):
         self.agent_id = ""
         self.account_id = ""
         self.connection_id = ""
+        self.cause = ""
         self.event_stream = False
         self.agent_us = -1
         self.local_us = -1

@@ -64,7 +64,13 @@ class Feed:
         seconds = monotonic() - visit.started
         path = visit.target.partition("?")[0]
         finished = Finished(
-            time.time(), visit.method or "?", path or "/", visit.status, visit.outcome, seconds, visit.error
+            time.time(),
+            visit.method or "?",
+            path or "/",
+            visit.status,
+            visit.outcome,
+            seconds,
+            visit.error or visit.cause,
         )
         self.total += 1
         self.outcomes[visit.outcome] += 1

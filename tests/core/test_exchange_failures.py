@@ -85,6 +85,26 @@ async def test_heads_that_are_refused_end_the_connection(raw: bytes, outcome: st
         assert app.requests[0].method == "GET"
 
 
+@pytest.mark.parametrize(
+    ("raw", "cause"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00", "it is TLS, and this port speaks plain HTTP"),
+        (b"\x00\x01binary\r\n\r\n", "it begins with no method"),
+        (head("GET", "/", "app example"), "the Host field is malformed"),
+        (head("TRACE", "/", "app.example.com"), "TRACE is not passed through the tunnel"),
+    ],
+)
+async def test_the_visit_says_why_it_was_turned_away(raw: bytes, cause: str) -> None:
+    """It is no failure of ours, but whoever reads the log wants to know."""
+    async with core() as app:
+        visitor = app.visitor()
+        await visitor.send(raw)
+        await visitor.socket.recv()
+        request = await app.finished()
+        assert (request.cause, request.error) == (cause, "")
+        assert request.client == "192.0.2.1"
+
+
 @pytest.mark.parametrize("raw", [head("TRACE"), head("CONNECT", "/"), head("TRACE", "/", "nobody.example.com")])
 async def test_methods_that_are_refused(raw: bytes) -> None:
     async with core() as app:

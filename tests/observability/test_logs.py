@@ -180,6 +180,26 @@ async def test_duration_of_upgrades_and_event_streams() -> None:
         assert re.fullmatch(r"36\d\d\.\d{3}s", record["lasted"])
 
 
+async def test_who_was_turned_away_and_why() -> None:
+    """No failure, so no `error`; an address only where there is no host that would say whose it was."""
+    for is_json in (True, False):
+        stranger = request(method="-", host="", target="", status=400, outcome="bad_request")
+        stranger.client, stranger.cause = "192.0.2.7", 'it begins with no "method"'
+        known = request(status=429, outcome="quota")
+        known.client, known.cause = "192.0.2.7", "100 requests a second are used up"
+        plain = request()
+        plain.client = "192.0.2.7"
+        one, two, three = await lines_of(stranger, known, plain, as_json=is_json)
+        if is_json:
+            said = json.loads(one)
+            assert (said["client"], said["cause"], said["level"]) == ("192.0.2.7", stranger.cause, "INFO")
+            assert json.loads(two)["cause"] == known.cause and "client" not in two
+        else:
+            assert 'client=192.0.2.7 cause="it begins with no \\"method\\""' in one and "method=-" in one
+            assert 'cause="100 requests a second are used up"' in two and "client" not in two
+        assert "client" not in three and "cause" not in three and "error" not in one + two + three
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(1.2041, "1.204s"), (0.0359, "35ms"), (0.9999, "999ms"), (0.00042, "0.42ms"), (61, "61.000s"), (-1, "0.00ms")],

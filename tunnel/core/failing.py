@@ -32,6 +32,8 @@ class Refuser:
             self._refusals[failure.limit] += 1
         if row.failed:
             request.error = failure.text or row.title
+        else:
+            request.cause = failure.text
         if request.head_written:
             # Too late for another answer: break this one off so that nobody takes it for complete.
             request.keep_alive = False

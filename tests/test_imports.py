@@ -5,6 +5,7 @@ as well: what a room names it knows.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,3 +126,13 @@ def test_every_directory_with_modules_is_a_package() -> None:
     for _, path in modules():
         if "migrations" not in path.parts:
             assert (path.parent / "__init__.py").exists(), f"{path.parent} has no __init__.py"
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    """Or tests of two directories could not run in one call. (Each conftest.py is pytest's own business: nothing may be
+    imported from one, for whose it would be depends on the call.)"""
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "__main__.py")]
+    names = Counter(path.stem for path in tests if not (path.parent / "__init__.py").exists())
+    assert not [name for name, count in names.items() if count > 1]
+    for path in tests:
+        assert "conftest" not in imported(path, path.stem), path

@@ -489,7 +489,7 @@ def test_local_services() -> None:
         ("http://u:pw@x:1", "", "user or password"), ("a=1,a=2", "", "twice"), ("a=1,2", "", "needs a name"),
         ("a=1,b=2", "c", "-subdomain names one service"), ("a=1", "b", "differently"), ("-x=1", "", "name"),
         ("=1", "", "name"), ("tcp://x", "", "port"), ("http://x:0", "", "port"), ("http://x:99999", "", "port"),
-        ("1", "a b", "-subdomain"), ("x y", "", "-local"),
+        ("1", "a b", "-subdomain: expected a name such as app"), ("x y", "", "-local"),
     ],
 )  # fmt: skip
 def test_wrong_local_services(text: str, subdomain: str, says: str) -> None:

@@ -92,6 +92,18 @@ def test_text() -> None:
     assert line[24:] == ' INFO    link up agent_id=a-1 path="/a b" said="\\"" streams=3 ratio=0.5 none=null'
 
 
+def test_lists_as_text() -> None:
+    """Names are read by people; what could be taken for two stays as JSON has it."""
+
+    def do() -> None:
+        get_logger("tunnel.x").info(
+            "link up", tunnels=["app", "www.example.org"], odd=["a,b", "c"], none=[], numbers=[1]
+        )
+
+    (line,) = logged(do, as_json=False)
+    assert line[24:] == r' INFO    link up tunnels=app,www.example.org odd="[\"a,b\",\"c\"]" none=[] numbers=[1]'
+
+
 def test_levels() -> None:
     def do() -> None:
         log = get_logger("tunnel.x")

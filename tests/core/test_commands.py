@@ -171,7 +171,7 @@ def test_migrate(run: Run) -> None:
         (["token", "revoke", ""], "there is no such token"),
         (["token", "revoke", "%"], "there is no such token"),
         (["token", "revoke", "tok_"], "several tokens begin so: tok_"),
-        (["tunnel", "reserve", "a b", "acme"], "'a b': expected a host name"),
+        (["tunnel", "reserve", "a b", "acme"], "'a b': expected a name such as app"),
         (["tunnel", "reserve", "api", "nobody"], "there is no account nobody"),
         (["tunnel", "release", "api"], "api is not reserved"),
         (["usage", "nobody"], "there is no account nobody"),

@@ -306,9 +306,9 @@ class Agent:
                     if not self._connected:  # else a core that ends still serves us, and its successor is on the way
                         retries += 1
                     if 0 <= self.settings.max_retries < retries:
+                        attempts = "1 attempt" if retries == 1 else f"{retries} attempts"
                         raise Stopped(
-                            f"no link to {self.settings.server} after {retries} attempts; giving up (-max-retries)",
-                            "max_retries",
+                            f"no link to {self.settings.server} after {attempts} (-max-retries)", "max_retries"
                         )
                 elif monotonic() - began > 5:
                     retries = 0

@@ -19,6 +19,7 @@ from tunnel.config.values import (
     parse_duration,
     parse_ports,
     parse_size,
+    parse_tunnel_name,
     show_duration,
     show_size,
 )
@@ -197,7 +198,7 @@ def _propagators(value: Any) -> tuple[str, ...]:
 
 
 def _subdomain(value: Any) -> str:
-    return parse_domain(_text(value)) if value != "" else ""
+    return parse_tunnel_name(_text(value)) if value != "" else ""
 
 
 def url(example: str, *, is_plain_allowed: bool = True, may_be_empty: bool = True) -> Kind:

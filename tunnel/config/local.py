@@ -6,7 +6,7 @@ import re
 
 from msgspec import Struct
 
-from tunnel.config.values import parse_address, parse_domain
+from tunnel.config.values import parse_address, parse_tunnel_name
 from tunnel.errors import ConfigError
 
 _PORTS = {"http": 80, "https": 443}
@@ -55,7 +55,7 @@ def parse_local(text: str, subdomain: str = "") -> tuple[LocalService, ...]:
 
 def _name(text: str, what: str) -> str:
     try:
-        return parse_domain(text)
+        return parse_tunnel_name(text)
     except ValueError as exc:
         raise ConfigError(f"{what}: {exc}") from None
 

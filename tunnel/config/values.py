@@ -103,12 +103,17 @@ def parse_ports(text: str) -> range:
     return range(low, high + 1)
 
 
-def parse_domain(text: str) -> str:
+def parse_domain(text: str, example: str = "a host name such as tunnel.example.com") -> str:
     """A host name in lower case without the final dot. Raises ValueError."""
     name = text.lower().removesuffix(".")
     if not _DOMAIN.fullmatch(name) or len(name) > 253:
-        raise ValueError("expected a host name such as tunnel.example.com (letters, digits, dots and inner dashes)")
+        raise ValueError(f"expected {example} (letters, digits, dots and inner dashes)")
     return name
+
+
+def parse_tunnel_name(text: str) -> str:
+    """A subdomain, or a whole host name, as `parse_domain`."""
+    return parse_domain(text, "a name such as app, or a whole host name such as www.example.org")
 
 
 def show_duration(seconds: float) -> str:

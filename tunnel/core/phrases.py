@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, NoReturn
 
-from tunnel.config.values import parse_domain, parse_duration, scale
+from tunnel.config.values import parse_duration, parse_tunnel_name, scale
 
 _ACCOUNT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
@@ -104,7 +104,7 @@ def parse_name(kind: str, text: str) -> str:
     """A name in its normal form. kind: "account", or "tunnel" (a subdomain or a full host name)."""
     if kind == "tunnel":
         try:
-            return parse_domain(text)
+            return parse_tunnel_name(text)
         except ValueError as exc:
             raise ValueError(f"{text!r}: {exc}") from None
     if not _ACCOUNT.fullmatch(text):

@@ -34,6 +34,7 @@ _REDACTIONS = (
 # C0, DEL, C1, line and paragraph separators, direction overrides: nothing that moves a cursor or hides text
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN = re.compile(r"[!#-\[\]-~]+")  # text values that need no quotes
+_WORD = re.compile(r"[\w.*:/@+-]+", re.ASCII)  # a list of such needs none either
 _NAME = re.compile(r"[^A-Za-z0-9_]")
 _MILLISECONDS = tuple(f".{number:03d}Z" for number in range(1000))
 _encode = msgspec.json.Encoder().encode
@@ -211,6 +212,8 @@ def _text_value(value: Any) -> str:
         if _PLAIN.fullmatch(value):
             return value
     else:
+        if isinstance(value, list) and value and all(isinstance(one, str) and _WORD.fullmatch(one) for one in value):
+            return ",".join(value)
         value = _encode(_without_surrogates(value)).decode()
         if _PLAIN.fullmatch(value):
             return str(value)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 import trio
 from prometheus_client.core import Metric
 
-from observability.agent_metrics import FAMILIES
+from observability import agent_metrics
 from observability.exposition import EOF_LINE, OPENMETRICS, TEXT, choose, label_value, number, render
 from tunnel.handler import AgentReport, Host, LinkVisit, PageAnswer, PageRequest
 
@@ -35,6 +35,8 @@ GONE_SECONDS = 24 * 3600.0
 MAX_GONE_BY_ACCOUNT = 1000
 MAX_GONE = 10_000
 STALE_SECONDS = 300.0  # of a linked agent's report; past it only agent_connection_active is shown
+
+FAMILIES = {**agent_metrics.FAMILIES, **agent_metrics.WORKER_FAMILIES}  #: what an agent may report
 
 _ACTIVE = "agent_connection_active"
 _NUMBER = rb"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?"

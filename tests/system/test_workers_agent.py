@@ -46,6 +46,8 @@ def test_it_is_one_agent(
 
     poll(lambda: reported().get("agent_requests_total") == 20, "its report has come", 15, 0.2)
     assert reported()["agent_connection_active"] == 1
+    assert reported()["agent_workers_active"] == reported()["agent_workers"] == 2
+    assert reported()["agent_worker_restarts_total"] == 0
     assert sample(core.metrics, "tunnel_connections_active") == 1
     for path in ("/healthz", "/readyz", "/health/detailed"):
         assert get(agent.metrics, path)[0] == 200, path

@@ -27,8 +27,8 @@ from tunnel.net import address_text, listen
 from tunnel.plugins import Program
 from tunnel.wire import frames
 from tunnel.workers.channel import ChannelLost, Handler
-from tunnel.workers.crew import END_SECONDS, Crew, Worker
-from tunnel.workers.whole import CrewView, WorkerPages, is_ready, unite
+from tunnel.workers.crew import Crew, Worker
+from tunnel.workers.whole import Whole, WorkerPages
 
 log = get_logger("tunnel.agent")
 
@@ -54,7 +54,6 @@ class Supervisor:
         self._instance = secrets.token_hex(8)
         self._stopping = trio.Event()
         self._stopped: Stopped | None = None
-        self._said: list[tuple[int, Said]] = []
         self._crew = Crew(
             settings.workers,
             log_level=settings.log_level,
@@ -63,25 +62,15 @@ class Supervisor:
             handlers=self._handlers,
         )
         self._program = Program("agent", sections(settings), self.statistics, list)
-        self._program.workers = CrewView(self._crew, self.refresh)
+        self._whole = Whole(self._program, self._crew, "agent", Said, is_ending=self._stopping.is_set)
         self._program.set_details("local_services", self._local_services)
-        self._program.checks.update(self._checks())
 
     # What others may ask --------------------------------------------------------------------------------------
 
-    async def refresh(self) -> None:
-        self._said = [
-            (worker.number, msgspec.msgpack.decode(offers["agent"], type=Said))
-            for worker, offers in await self._crew.ask("offers", ["agent"])
-            if "agent" in offers
-        ]
-        self._program.checks.clear()
-        self._program.checks.update(self._checks())
-
     def statistics(self) -> AgentStatistics:
-        """Of all workers, as of the last `refresh`."""
+        """Of all workers, as of their last word."""
         total = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)
-        for _, said in self._said:
+        for _, said in self._whole.said:
             one = said.statistics
             total.connected = total.connected or one.connected
             total.consecutive_errors = max(total.consecutive_errors, one.consecutive_errors)
@@ -92,22 +81,9 @@ class Supervisor:
                 setattr(total, name, getattr(total, name) + getattr(one, name))
         return total
 
-    def _checks(self) -> dict[str, Any]:
-        checks: dict[str, Any] = {"workers": self._check_workers}
-        said = [(number, one.checks) for number, one in self._said]
-        for name in dict.fromkeys(name for _, one in said for name in one):
-            checks[name] = partial(unite, name, said)
-        return checks
-
-    def _check_workers(self) -> tuple[bool, str]:
-        if self._stopping.is_set():
-            return False, "shutting down"
-        ready = len(self._crew.ready)
-        return any(is_ready(said.checks) for _, said in self._said), f"{ready} of {self._crew.count} workers serve"
-
     def _local_services(self) -> dict[str, Any]:
         """As the first worker sees them."""
-        return next((said.details.get("local_services", {}) for _, said in self._said), {})
+        return next((said.details.get("local_services", {}) for _, said in self._whole.said), {})
 
     # Running --------------------------------------------------------------------------------------------------
 
@@ -142,12 +118,7 @@ class Supervisor:
         self._crew.end()
         self._crew.open()  # those that wait are to end too
         self._crew.tell("stop")
-        with trio.move_on_after(self.settings.drain_timeout + END_SECONDS) as scope:
-            while self._crew.living:
-                await self._crew.wait_change()
-        if scope.cancelled_caught:
-            log.error("workers killed", error="they have not ended in time")
-            self._crew.kill()
+        await self._crew.wait_ended(self.settings.drain_timeout)
 
     async def _report(self) -> None:
         """What all have counted, over one link: the core has one report of an agent."""

@@ -4,7 +4,6 @@ supervisor puts another in its place; when the supervisor is gone, it ends too."
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import msgspec
@@ -16,12 +15,9 @@ from tunnel.errors import ConfigError
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger, setup
 from tunnel.tuning import tune_gc
-from tunnel.workers.channel import ChannelLost
 from tunnel.workers.member import Member, Place, find_place
 
 log = get_logger("tunnel.agent")
-
-LAST_WORDS_SECONDS = 2.0
 
 
 def work() -> int:
@@ -50,45 +46,18 @@ async def _work(place: Place) -> int:
 
         member.on("stop", stop)
         member.on("report", lambda message, files: agent.send_report(message))
-        await nursery.start(_watch_signals, agent, nursery)
-        nursery.start_soon(_watch_supervisor, agent, member)
+        await nursery.start(member.watch_end, agent.stop, nursery)
         try:
             if member.number == 0:
-                nursery.start_soon(_tell, member, "ready")
+                nursery.start_soon(member.tell, "ready")
             else:
-                await _tell(member, "ready")  # until the first one has a link
+                await member.tell("ready")  # until the first one has a link
             async with open_pair() as running:
                 await running.start(agent.run)
-                await _tell(member, "up")
+                await member.tell("up")
         except Stopped as exc:
             code = 1
-            await _tell(member, "stopped", [str(exc), exc.reason])
-        with trio.move_on_after(LAST_WORDS_SECONDS):
-            await _tell(member, "parting", member.make_offers())
+            await member.tell("stopped", [str(exc), exc.reason])
+        await member.part()
         nursery.cancel_scope.cancel()
     return code
-
-
-async def _tell(member: Member, name: str, message: Any = None) -> None:
-    """And wait until it is heard."""
-    try:
-        await member.channel.call(name, message)
-    except ChannelLost:
-        pass
-
-
-async def _watch_supervisor(agent: Agent, member: Member) -> None:
-    await member.is_alone.wait()
-    agent.stop()
-
-
-async def _watch_signals(agent: Agent, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-    """The first lets open requests finish, the second ends all now."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        is_stopping = False
-        async for _ in signals:
-            if is_stopping:
-                nursery.cancel_scope.cancel()
-            is_stopping = True
-            agent.stop()

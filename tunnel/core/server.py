@@ -22,7 +22,6 @@ import trio
 
 from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, sections
 from tunnel.core.accounts import Accounts
-from tunnel.core.admin import choose_token, guard
 from tunnel.core.board import AGENT_HANDSHAKES, GUESTS, VISITOR_HANDSHAKES, VISITORS
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
 from tunnel.core.door import Door
@@ -30,11 +29,12 @@ from tunnel.core.exchange import Exchanger
 from tunnel.core.first import FirstToken, agent_command, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
-from tunnel.core.inherited import AGENTS, DASHBOARD, HTTP, METRICS, PUBLIC, Inherited, adopt, inherit
+from tunnel.core.inherited import AGENTS, HTTP, PUBLIC, Inherited, adopt, inherit
 from tunnel.core.issuing.challenges import Challenges
 from tunnel.core.issuing.issuer import Issuer
 from tunnel.core.issuing.making import CERTIFICATES, make_issuer, place_for
 from tunnel.core.limits import Rate, Shares, no_refusals
+from tunnel.core.ownpages import OwnPages
 from tunnel.core.plain import PlainSide
 from tunnel.core.ports import OwnPorts, PortSource
 from tunnel.core.private import make_private
@@ -47,10 +47,9 @@ from tunnel.core.siblings import SiblingPorts, SiblingRows, Siblings
 from tunnel.core.status import Said, said_by, status_page
 from tunnel.core.store import Store, StoreError
 from tunnel.core.tcp import Ports
-from tunnel.core.upgrade import KEEP_SECONDS, MOVE_SECONDS, Predecessor, Successor, UpgradeError
+from tunnel.core.upgrade import KEEP_SECONDS, Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError
-from tunnel.handler import CoreStatistics, Layer, LinkStatistics, Page, RequestVisit
-from tunnel.http.pages import serve_pages
+from tunnel.handler import CoreStatistics, Layer, LinkStatistics, RequestVisit
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
@@ -85,8 +84,6 @@ class Core:
         self.public_address: Address = ("", 0)
         self.http_address: Address | None = None
         self.agent_address: Address = ("", 0)
-        self.metrics_address: Address | None = None
-        self.dashboard_address: Address | None = None
         self.token_file: Path | None = None
         self.fingerprint = ""
         self.is_orphan = False  # the successor of an upgrade has died after it had taken the agents' port
@@ -103,7 +100,8 @@ class Core:
         self._told = trio.Event()  # the supervisor wants no more to be accepted
         self._is_closed = trio.Event()  # nothing is accepted any more
         self._listeners: dict[str, list[socket.socket]] = {}  # by the names of tunnel.core.inherited
-        self._until_upgrade: list[trio.CancelScope] = []  # around what a successor does in our place
+        self._until_upgrade: list[trio.CancelScope] = []  # around what takes agents
+        self._pages = OwnPages(settings, self.data_dir, self._inherited)
         self._ports: Ports | None = None
         self._successor: Successor | None = None
         self._listening = False
@@ -178,6 +176,14 @@ class Core:
         suffix = f":{port}" if port != default else ""
         return f"{scheme}://{self.registry.host_of(tunnel.name)}{suffix}"
 
+    @property
+    def metrics_address(self) -> Address | None:
+        return self._pages.metrics
+
+    @property
+    def dashboard_address(self) -> Address | None:
+        return self._pages.dashboard
+
     async def say(self) -> Said:
         return said_by(self)
 
@@ -210,15 +216,15 @@ class Core:
         """
         if self._successor is not None or self._draining.is_set() or self._gate is None or self._ports is None:
             raise UpgradeError("this core is starting, shutting down, or has a successor already")
-        successor = self._successor = Successor({**self._listeners, **self._ports.sockets()})
+        successor = self._successor = Successor({**self._listeners, **self._pages.sockets, **self._ports.sockets()})
         log.info("upgrade: successor started", pid=successor.pid)
         try:
             await successor.wait_ready()
         except BaseException:
             self._successor = None
             raise
-        for scope in self._until_upgrade:
-            scope.cancel()
+        self._pages.stop()
+        self.stop_taking_agents()
         names = self.registry.names_in_use()
         self._gate.send_away("the core is being upgraded")
         self.is_orphan = not await successor.wait_moved(names)
@@ -405,14 +411,14 @@ class Core:
             )
             await background.start(accounts.run, gate.recheck)
             if self._member is None:
-                self._start_pages(background)
+                self._pages.start(background, self._program.pages, status_page(self))
             if siblings is not None and self._member is not None:
                 siblings.receive(self._member, door, gate, ports, handlers)
             async with open_pair() as accepting:
                 for listener in agents:
                     accepting.start_soon(self._take_agents, gate, listener, handlers)
                 if inherited.channel is not None:
-                    await self._follow(Predecessor(inherited.channel))
+                    await Predecessor(inherited.channel).follow(self.registry.names_in_use)
                 if self._member is not None:
                     await self._wait_turn(self._member)
                 for listener in public:
@@ -479,19 +485,6 @@ class Core:
             self._until_upgrade.append(scope)
             await gate.accept(listener, handlers)
 
-    async def _follow(self, predecessor: Predecessor) -> None:
-        """Wait for the agents of the core before us, and for its word that visitors are ours."""
-        names = set(await predecessor.ready())
-        with trio.move_on_after(MOVE_SECONDS) as scope:
-            while True:
-                missing = names - self.registry.names_in_use().keys()
-                if not missing:
-                    break
-                await trio.sleep(DRAIN_POLL)
-        if scope.cancelled_caught:
-            log.warning("upgrade: not all agents came", missing=len(missing), names=sorted(missing)[:10])
-        await predecessor.moved()
-
     async def _finish(self, exchanger: Exchanger, door: Door, gate: Gate) -> None:
         """Let every accepted request finish, within the deadline."""
         exchanger.is_draining = True
@@ -521,34 +514,6 @@ class Core:
             for tunnel in self.registry.forget_expired():
                 if self._siblings is None:
                     log.info("name is free again", tunnel=tunnel.name)
-
-    # Pages ----------------------------------------------------------------------------------------------------
-
-    def _start_pages(self, nursery: trio.Nursery) -> None:
-        settings = self.settings
-        if settings.metrics_addr:
-            address = self.metrics_address = self._listen(METRICS, settings.metrics_addr, "-metrics-addr")
-            nursery.start_soon(self._serve_pages, METRICS, self._program.pages, address)
-        if settings.dashboard_addr:
-            address = self.dashboard_address = self._listen(DASHBOARD, settings.dashboard_addr, "-dashboard-addr")
-            token, made = choose_token(settings.dashboard_token, address[0], self.data_dir)
-            if made is not None:
-                log.info("the status page needs a token, others can reach it", file=str(made))
-            pages = {path: page for path, page in self._program.pages.items() if not path.startswith("/metrics")}
-            page = status_page(self)
-            pages = guard({**pages, "/": page, "/status": page}, token)
-            nursery.start_soon(self._serve_pages, DASHBOARD, pages, address)
-
-    def _listen(self, name: str, where: str, what: str) -> Address:
-        sockets = self._listeners[name] = self._inherited.listen(name, parse_address(where), what)
-        address: Address = sockets[0].getsockname()[:2]
-        return address
-
-    async def _serve_pages(self, name: str, pages: dict[str, Page], address: Address) -> None:
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in self._listeners[name]]
-        with trio.CancelScope() as scope:
-            self._until_upgrade.append(scope)
-            await serve_pages(listeners, pages, bound=address[0])
 
     def _announce(self, first: FirstToken | None) -> None:
         self.token_file = first.path if first is not None else self.data_dir / "default.token"

@@ -19,7 +19,6 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +26,31 @@ import msgspec
 import trio
 
 from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, sections
-from tunnel.core.admin import choose_token, guard
 from tunnel.core.board import Board, Rows, make_board
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
 from tunnel.core.first import FirstToken, ensure_default, leave_invitation
-from tunnel.core.inherited import AGENTS, DASHBOARD, HTTP, METRICS, PUBLIC, inherit
+from tunnel.core.inherited import AGENTS, HTTP, PUBLIC, inherit
 from tunnel.core.issuing.making import CERTIFICATES, place_for
+from tunnel.core.ownpages import OwnPages
 from tunnel.core.ports import OwnPorts, SharedPorts
 from tunnel.core.private import make_private
 from tunnel.core.roster import Roster
-from tunnel.core.server import FORGET_INTERVAL, Address, announce, check_settings, reach
+from tunnel.core.server import FORGET_INTERVAL, announce, check_settings, reach
 from tunnel.core.status import Said, status_page, united
 from tunnel.core.store import Store
-from tunnel.core.upgrade import MOVE_SECONDS, Predecessor, Successor, UpgradeError
+from tunnel.core.upgrade import Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError, Refused
-from tunnel.handler import CoreStatistics, LinkStatistics, Page, QuotaStatistics
-from tunnel.http.pages import serve_pages
+from tunnel.handler import CoreStatistics, LinkStatistics, QuotaStatistics
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.plugins import Program
 from tunnel.workers.channel import Handler, WithFiles
-from tunnel.workers.crew import END_SECONDS, Crew, Worker
-from tunnel.workers.whole import CrewView, WorkerPages, is_ready, unite
+from tunnel.workers.crew import Crew, Worker
+from tunnel.workers.whole import Whole, WorkerPages
 
 log = get_logger("tunnel.core")
 
 WAIT_SECONDS = 10.0  #: that a connection waits for a worker which is being replaced: as long as an agent does
-NAMES_POLL = 0.02
 SHARED = (PUBLIC, HTTP, AGENTS)  #: listeners that the workers accept from
 
 
@@ -68,8 +65,6 @@ class Supervisor:
         self.data_dir: Path = data_dir(settings)
         self.is_orphan = False
         self.fingerprint = ""
-        self.metrics_address: Address | None = None
-        self.dashboard_address: Address | None = None
         self._inherited = inherit(os.environ)
         self._sockets: dict[str, list[socket.socket]] = {}  # by the names of tunnel.core.inherited
         self._roster = Roster(settings.name_hold)
@@ -77,8 +72,7 @@ class Supervisor:
         self._is_handed_over = False
         self._is_up = False
         self._successor: Successor | None = None
-        self._pages: list[trio.CancelScope] = []
-        self._said: list[tuple[Worker, Said]] = []
+        self._pages = OwnPages(settings, self.data_dir, self._inherited)
         self._first: FirstToken | None = None
         public_host = parse_address(settings.public_addr)[0]
         self._key = secrets.token_bytes(16)
@@ -96,32 +90,24 @@ class Supervisor:
             on_end=self._lose,
         )
         self._program = Program("core", sections(settings), self.statistics, list)
-        self._program.workers = CrewView(self._crew, self.refresh)
+        self._whole = Whole(self._program, self._crew, "core", Said, {"draining": self._check_draining})
 
     # What others may ask --------------------------------------------------------------------------------------
 
     async def say(self) -> Said:
         """All workers as one."""
-        await self.refresh()
-        checks = {name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._checks().items()}
-        tunnels = united(tunnel for _, said in self._said for tunnel in said.tunnels)
+        await self._whole.refresh()
+        checks = {
+            name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()
+        }
+        tunnels = united(tunnel for _, said in self._whole.said for tunnel in said.tunnels)
         return Said(self.statistics(), checks, tunnels, self._program.details())
 
-    async def refresh(self) -> None:
-        """Ask the workers anew; `statistics`, the checks and the details are of this moment then."""
-        self._said = [
-            (worker, msgspec.msgpack.decode(offers["core"], type=Said))
-            for worker, offers in await self._crew.ask("offers", ["core"])
-            if "core" in offers
-        ]
-        self._program.checks.clear()
-        self._program.checks.update(self._checks())
-
     def statistics(self) -> CoreStatistics:
-        """Of all workers, as of the last `refresh`."""
+        """Of all workers, as of their last word."""
         links: list[LinkStatistics] = []
         total = CoreStatistics(self.settings.max_connections, 0, 0, links, [], {}, held_bytes_limit=0)
-        for _, said in self._said:
+        for _, said in self._whole.said:
             one = said.statistics
             links += one.links
             total.bytes_in += one.bytes_in
@@ -134,21 +120,8 @@ class Supervisor:
                 for name, count in its.items():
                     mine[name] = mine.get(name, 0) + count
             total.certificate_expiry.update(one.certificate_expiry)
-        total.quotas = add_quotas([said.statistics.quotas for _, said in self._said], self._roster.by_account)
+        total.quotas = add_quotas([said.statistics.quotas for _, said in self._whole.said], self._roster.by_account)
         return total
-
-    def _checks(self) -> dict[str, Any]:
-        """Ready means: one of the workers is. What is not well with another shows in the reasons."""
-        checks: dict[str, Any] = {"draining": self._check_draining, "workers": self._check_workers}
-        answers = [(worker.number, said.checks) for worker, said in self._said]
-        for name in dict.fromkeys(name for _, one in answers for name in one):
-            if name != "draining":
-                checks[name] = partial(unite, name, answers)
-        return checks
-
-    def _check_workers(self) -> tuple[bool, str]:
-        ready = len(self._crew.ready)
-        return any(is_ready(said.checks) for _, said in self._said), f"{ready} of {self._crew.count} workers serve"
 
     def _check_draining(self) -> tuple[bool, str]:
         return (False, "shutting down") if self._draining.is_set() else (True, "serving")
@@ -171,15 +144,14 @@ class Supervisor:
         """As `Core.upgrade`: a new supervisor with workers of its own takes over. Raises UpgradeError."""
         if self._successor is not None or self._draining.is_set() or not self._is_up:
             raise UpgradeError("this core is starting, shutting down, or has a successor already")
-        successor = self._successor = Successor({**self._sockets, **self._ports.sockets()})
+        successor = self._successor = Successor({**self._sockets, **self._pages.sockets, **self._ports.sockets()})
         log.info("upgrade: successor started", pid=successor.pid)
         try:
             await successor.wait_ready()
         except BaseException:
             self._successor = None
             raise
-        for scope in self._pages:
-            scope.cancel()
+        self._pages.stop()
         names = self._roster.names()
         await self._crew.ask("stop taking agents")  # all of them before the first agent dials again
         await self._crew.ask("send agents away")
@@ -204,9 +176,10 @@ class Supervisor:
     async def _serve(self, background: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
         await background.start(self._crew.run)
         background.start_soon(self._forget_names)
-        self._start_pages(background)
+        pages = WorkerPages(self._program.pages, self._crew)
+        self._pages.start(background, pages, status_page(self))
         if self._inherited.channel is not None:
-            await self._follow(Predecessor(self._inherited.channel))
+            await Predecessor(self._inherited.channel).follow(self._roster.names)
         self._crew.open()
         self._is_up = True
         self._announce()
@@ -241,18 +214,6 @@ class Supervisor:
             self._sockets[HTTP] = take(HTTP, parse_address(settings.http_addr), "-http-addr")
         return True
 
-    async def _follow(self, predecessor: Predecessor) -> None:
-        names = set(await predecessor.ready())
-        with trio.move_on_after(MOVE_SECONDS) as scope:
-            while True:
-                missing = names - self._roster.names().keys()
-                if not missing:
-                    break
-                await trio.sleep(NAMES_POLL)
-        if scope.cancelled_caught:
-            log.warning("upgrade: not all agents came", missing=len(missing), names=sorted(missing)[:10])
-        await predecessor.moved()
-
     async def _finish(self) -> None:
         """All workers stop accepting, then finish what they have."""
         settings = self.settings
@@ -267,12 +228,7 @@ class Supervisor:
                 sock.close()
         if self._successor is not None:
             await self._successor.go()
-        with trio.move_on_after(settings.drain_timeout + END_SECONDS) as scope:
-            while self._crew.living:
-                await self._crew.wait_change()
-        if scope.cancelled_caught:
-            log.error("workers killed", error="they have not ended in time")
-            self._crew.kill()
+        await self._crew.wait_ended(settings.drain_timeout)
 
     async def _forget_names(self) -> None:
         while True:
@@ -359,34 +315,6 @@ class Supervisor:
             "agent": agent,
         }  # fmt: skip
 
-    # Pages ----------------------------------------------------------------------------------------------------
-
-    def _start_pages(self, nursery: trio.Nursery) -> None:
-        settings = self.settings
-        pages = WorkerPages(self._program.pages, self._crew)
-        if settings.metrics_addr:
-            address = self.metrics_address = self._listen(METRICS, settings.metrics_addr, "-metrics-addr")
-            nursery.start_soon(self._serve_pages, METRICS, pages, address)
-        if settings.dashboard_addr:
-            address = self.dashboard_address = self._listen(DASHBOARD, settings.dashboard_addr, "-dashboard-addr")
-            token, made = choose_token(settings.dashboard_token, address[0], self.data_dir)
-            if made is not None:
-                log.info("the status page needs a token, others can reach it", file=str(made))
-            own = {path: page for path, page in self._program.pages.items() if not path.startswith("/metrics")}
-            page = status_page(self)
-            nursery.start_soon(self._serve_pages, DASHBOARD, guard({**own, "/": page, "/status": page}, token), address)
-
-    def _listen(self, name: str, where: str, what: str) -> Address:
-        sockets = self._sockets[name] = self._inherited.listen(name, parse_address(where), what)
-        address: Address = sockets[0].getsockname()[:2]
-        return address
-
-    async def _serve_pages(self, name: str, pages: Mapping[str, Page], address: Address) -> None:
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in self._sockets[name]]
-        with trio.CancelScope() as scope:
-            self._pages.append(scope)
-            await serve_pages(listeners, pages, bound=address[0])
-
     def _announce(self) -> None:
         public, agents = (self._sockets[name][0].getsockname()[:2] for name in (PUBLIC, AGENTS))
         plain = self._sockets.get(HTTP)
@@ -395,8 +323,8 @@ class Supervisor:
             self._first,
             public=public,
             agents=agents,
-            metrics=self.metrics_address,
-            dashboard=self.dashboard_address,
+            metrics=self._pages.metrics,
+            dashboard=self._pages.dashboard,
             fingerprint=self.fingerprint,
             plain=plain[0].getsockname()[:2] if plain else None,
             workers=self._crew.count,

@@ -20,17 +20,21 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
 
 from tunnel.core.inherited import HANDOVER
 from tunnel.errors import TunnelError
+from tunnel.log import get_logger
+
+log = get_logger("tunnel.core")
 
 READY_SECONDS = 30.0  # for the successor to start
 MOVE_SECONDS = 10.0  # for the agents to dial the successor
 KEEP_SECONDS = 2.0  # that kept connections have for a last request, which is answered with `Connection: close`
+NAMES_POLL = 0.02
 _MAX_LINE = 1 << 20
 
 _OURS = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID")  # meant for one process only
@@ -134,13 +138,27 @@ class Predecessor:
     def __init__(self, sock: socket.socket) -> None:
         self._channel = _Channel(sock)
 
-    async def ready(self) -> list[str]:
+    async def follow(self, names_here: Callable[[], Container[str]]) -> None:
+        """Take over its agents, and wait for its word that visitors are ours. names_here: what is served here now."""
+        names = await self._ready()
+        with trio.move_on_after(MOVE_SECONDS) as scope:
+            while True:
+                here = names_here()
+                missing = [name for name in names if name not in here]
+                if not missing:
+                    break
+                await trio.sleep(NAMES_POLL)
+        if scope.cancelled_caught:
+            log.warning("upgrade: not all agents came", missing=len(missing), names=sorted(missing)[:10])
+        await self._moved()
+
+    async def _ready(self) -> list[str]:
         """Say that agents are taken; returns the names to wait for."""
         await self._channel.say(ready=True)
         heard = await self._channel.hear()
         return [str(name) for name in heard.get("names", [])] if heard else []
 
-    async def moved(self) -> None:
+    async def _moved(self) -> None:
         """Say that the agents are here, and wait for the word to take visitors."""
         await self._channel.say(moved=True)
         with trio.move_on_after(MOVE_SECONDS):

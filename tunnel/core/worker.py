@@ -6,7 +6,6 @@ SIGTERM drains this one, and the supervisor puts another in its place. When the 
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import msgspec
@@ -20,12 +19,9 @@ from tunnel.errors import ConfigError
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger, setup
 from tunnel.tuning import tune_gc
-from tunnel.workers.channel import ChannelLost
 from tunnel.workers.member import Member, Place, find_place
 
 log = get_logger("tunnel.core")
-
-LAST_WORDS_SECONDS = 2.0
 
 
 def work() -> int:
@@ -50,19 +46,9 @@ async def _work(place: Place) -> None:
         core = Core(msgspec.convert(member.orders["settings"], CoreSettings), member)
         tune_gc()
         _obey(core, member)
-        await nursery.start(_watch_signals, core, nursery)
-
-        async def watch_supervisor() -> None:
-            await member.is_alone.wait()
-            core.drain()
-
-        nursery.start_soon(watch_supervisor)
+        await nursery.start(member.watch_end, core.drain, nursery)
         await core.run()
-        with trio.move_on_after(LAST_WORDS_SECONDS):
-            try:
-                await member.part()
-            except ChannelLost:
-                pass
+        await member.part()
         nursery.cancel_scope.cancel()
 
 
@@ -80,15 +66,3 @@ def _obey(core: Core, member: Member) -> None:
     member.on("close", close)
     member.on("stop taking agents", lambda message, files: core.stop_taking_agents())
     member.on("send agents away", lambda message, files: core.send_agents_away())
-
-
-async def _watch_signals(core: Core, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
-    """The first drains, the second ends all now."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        is_draining = False
-        async for _ in signals:
-            if is_draining:
-                nursery.cancel_scope.cancel()
-            is_draining = True
-            core.drain()

@@ -177,9 +177,15 @@ class Crew:
                 worker.process.kill()
         self._note_change()
 
-    def kill(self) -> None:
-        for worker in self.living.values():
-            worker.process.kill()
+    async def wait_ended(self, seconds: float) -> None:
+        """Until all have ended after `end`. They have so long to finish, and some more to end; then they are killed."""
+        with trio.move_on_after(seconds + END_SECONDS) as scope:
+            while self.living:
+                await self._changed.wait()
+        if scope.cancelled_caught:
+            log.error("workers killed", error="they have not ended in time")
+            for worker in self.living.values():
+                worker.process.kill()
 
     async def _keep(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
         is_first = True

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import trio
 
 from tunnel.handler import PageAnswer, PageRequest
 from tunnel.plugins import Program
-from tunnel.workers.channel import Channel, Handler
+from tunnel.workers.channel import Channel, ChannelLost, Handler
 
+LAST_WORDS_SECONDS = 2.0
 VARIABLE = "TUNNEL_WORKER"  #: in a worker's environment: JSON, see `Place`
 
 
@@ -85,9 +88,34 @@ class Member:
         answer: PageAnswer = await pages[path](PageRequest(path, query, headers))
         return [answer.status, answer.body, answer.content_type, answer.headers]
 
+    async def tell(self, name: str, message: Any = None) -> None:
+        """And wait until it is heard, or the supervisor is gone."""
+        with suppress(ChannelLost):
+            await self.channel.call(name, message)
+
     async def part(self) -> None:
-        """Last words: what has been counted. Raises ChannelLost."""
-        await self.channel.call("parting", self.make_offers())
+        """Last words: what has been counted."""
+        with trio.move_on_after(LAST_WORDS_SECONDS):
+            await self.tell("parting", self.make_offers())
+
+    async def watch_end(
+        self, end: Callable[[], None], nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """`end` is called at the first signal, and when the supervisor is gone. The second signal ends the nursery."""
+
+        async def watch_supervisor() -> None:
+            await self.is_alone.wait()
+            end()
+
+        nursery.start_soon(watch_supervisor)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            is_ending = False
+            async for _ in signals:
+                if is_ending:
+                    nursery.cancel_scope.cancel()
+                is_ending = True
+                end()
 
     def on(self, name: str, handler: Callable[[Any, list[int]], Any]) -> None:
         self.channel.on(name, handler)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Generic, Protocol, TypeVar
 
-from tunnel.handler import Offered, Page, PageAnswer, PageRequest
+import msgspec
+
+from tunnel.handler import Check, Offered, Page, PageAnswer, PageRequest
+from tunnel.plugins import Program
 from tunnel.workers.channel import ChannelLost
 from tunnel.workers.crew import Crew
 
 Checks = Mapping[str, Mapping[str, Any]]  #: by name: {"ok": whether it holds, "reason": text}
+Told = TypeVar("Told", bound="OfWorker")
 
 
 class CrewView:
@@ -41,6 +47,60 @@ class CrewView:
 
     async def refresh(self) -> None:
         await self._refresh()
+
+
+class OfWorker(Protocol):
+    """What a worker says of itself."""
+
+    @property
+    def checks(self) -> Checks: ...
+
+
+class Whole(Generic[Told]):
+    """The workers as one program. said: by number, what each said at the last `refresh`.
+
+    part: under which name they say it, and `kind` what it is. own: the supervisor's checks, in place of the workers' of
+    the same names. is_ending: whether it is about to end, when nobody serves any more.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        crew: Crew,
+        part: str,
+        kind: type[Told],
+        own: Mapping[str, Check] = MappingProxyType({}),
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.said: list[tuple[int, Told]] = []
+        self._program, self._crew, self._part, self._kind = program, crew, part, kind
+        self._own, self._is_ending = own, is_ending
+        program.workers = CrewView(crew, self.refresh)
+        program.checks.update(self._checks())
+
+    async def refresh(self) -> None:
+        """Ask them anew; what is said and the checks are of this moment then."""
+        self.said = [
+            (worker.number, msgspec.msgpack.decode(offers[self._part], type=self._kind))
+            for worker, offers in await self._crew.ask("offers", [self._part])
+            if self._part in offers
+        ]
+        self._program.checks.clear()
+        self._program.checks.update(self._checks())
+
+    def _checks(self) -> dict[str, Check]:
+        """Ready means: one of the workers is. What is not well with another shows in the reasons."""
+        checks: dict[str, Check] = {**self._own, "workers": self._check_workers}
+        said = [(number, one.checks) for number, one in self.said]
+        for name in dict.fromkeys(name for _, one in said for name in one):
+            checks.setdefault(name, partial(unite, name, said))
+        return checks
+
+    def _check_workers(self) -> tuple[bool, str]:
+        if self._is_ending():
+            return False, "shutting down"
+        is_served = any(is_ready(one.checks) for _, one in self.said)
+        return is_served, f"{len(self._crew.ready)} of {self._crew.count} workers serve"
 
 
 class WorkerPages(dict[str, Page]):

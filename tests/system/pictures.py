@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import socket
 import sys
 import tempfile
@@ -11,6 +13,8 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from acmeserver import AcmeServer
+from crewing import pids
 from observing import Prometheus, tracing
 from running import RunningAgent, RunningCore
 from service import Service
@@ -20,6 +24,8 @@ from watching import SpanTap
 ROOT = Path(__file__).parents[2]
 MINUTES = 3.0
 WRONG = "tt_" + "s" * 43
+BASE = "tunnel.test"
+NAMES = ("app", "shop", "blog")
 
 
 def never_finish(core: RunningCore, ended: threading.Event) -> None:
@@ -42,6 +48,46 @@ def try_tokens(core: RunningCore, service: Service, ended: threading.Event) -> N
         stranger.expected_code = 1
         stranger.wait()
         stranger.close()
+
+
+def ask_secured(server: AcmeServer, core: RunningCore, ended: threading.Event) -> None:
+    """Visitors over TLS, who hear of one name after the other and trust the authority only: until a name has its
+    certificate they go away again."""
+    began = time.monotonic()
+    while not ended.wait(0.1):
+        for name in NAMES[: 1 + int((time.monotonic() - began) / 30)]:
+            with suppress(OSError), server.visit(core.public, f"{name}.{BASE}") as visitor:
+                visitor.sendall(f"GET /echo HTTP/1.1\r\nHost: {name}.{BASE}\r\n\r\n".encode())
+                visitor.recv(65536)
+
+
+def start_crew(
+    directory: Path, stack: ExitStack, ended: threading.Event
+) -> tuple[Prometheus, RunningCore, RunningAgent]:
+    """A core and an agent of two workers each, with certificates from an authority."""
+    server = AcmeServer(directory / "authority")
+    stack.callback(server.close)
+    tap = stack.enter_context(SpanTap(directory))
+    traced, environment = tracing(tap.endpoint)
+    core = RunningCore(
+        directory / "core", "-workers=2", "-heartbeat=200ms", "-public-tls", "-http-addr=127.0.0.1:0", "-acme-agree",
+        f"-acme-directory={server.directory}", f"-acme-ca-cert={server.web_ca}", f"-base-domain={BASE}", *traced,
+        environment=environment,
+    )  # fmt: skip
+    stack.callback(core.close)
+    server.tell(http_port=core.http[1])
+    service = Service()
+    flags = ("-workers=2", "-metrics-report-interval=1s", "-heartbeat=200ms", *traced)
+    agent = RunningAgent(core, ",".join(f"{name}={service.url}" for name in NAMES), *flags, environment=environment)
+    stack.callback(agent.close)
+    targets = {
+        "tunnel-core": (core.metrics, "/metrics"),
+        "tunnel-agents": (core.metrics, "/metrics/agents"),
+        "tunnel-agent": (agent.metrics, "/metrics"),
+    }
+    prometheus = stack.enter_context(Prometheus(directory, targets, "1s", [copy_of_rules(directory / "rules.yml")[0]]))
+    threading.Thread(target=ask_secured, args=(server, core, ended), daemon=True).start()
+    return prometheus, core, agent
 
 
 def main() -> None:
@@ -81,6 +127,8 @@ def main() -> None:
         rules = copy_of_rules(directory / "rules.yml")[0]
         prometheus = stack.enter_context(Prometheus(directory, targets, "1s", [rules]))
         ended = threading.Event()
+        (directory / "crew").mkdir()
+        crewed, *crews = start_crew(directory / "crew", stack, ended)
         threads = [
             threading.Thread(target=visit, args=(core, ended), daemon=True),
             threading.Thread(target=visit, args=(core, ended), daemon=True),
@@ -92,11 +140,14 @@ def main() -> None:
         began = time.monotonic()
         time.sleep(MINUTES * 60 / 3)
         second.kill()  # an agent that is gone for a while
+        for program in crews:
+            os.kill(pids(program)[1], signal.SIGKILL)
         time.sleep(20)
         second = start_second()
         stack.callback(second.close)
         time.sleep(max(0.0, began + MINUTES * 60 - time.monotonic()))
-        for path in drawing.draw_all(f"http://127.0.0.1:{prometheus.port}", ROOT / "docs" / "img", MINUTES):
+        others = dict.fromkeys(("Workers", "The monitoring itself"), f"http://127.0.0.1:{crewed.port}")
+        for path in drawing.draw_all(f"http://127.0.0.1:{prometheus.port}", ROOT / "docs" / "img", MINUTES, others):
             print(path.relative_to(ROOT))
         ended.set()
         for thread in threads:

@@ -23,9 +23,9 @@ def rows_of(board: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]
         heading, panels = panel["title"], []
 
 
-def has_picture(heading: str, panels: list[dict[str, Any]]) -> bool:
-    """Not of what the run for the pictures has nothing of, and not of logs and traces."""
-    return "only where" not in heading and any(one.get("datasource", {}).get("uid") == "prometheus" for one in panels)
+def has_picture(panels: list[dict[str, Any]]) -> bool:
+    """Not of logs and traces."""
+    return any(one.get("datasource", {}).get("uid") == "prometheus" for one in panels)
 
 
 def picture_of(uid: str, heading: str) -> str:
@@ -38,7 +38,7 @@ def section(board: dict[str, Any]) -> str:
     lines = [f"## {board['title']}", ""]
     for heading, panels in rows_of(board):
         lines += [f"### {heading}", ""]
-        if has_picture(heading, panels):
+        if has_picture(panels):
             lines += [f"![{heading}](img/{picture_of(board['uid'], heading)})", ""]
         lines += ["| panel | what it shows |", "| --- | --- |"]
         lines += [f"| {one['title']} | {one['description'].replace('|', chr(92) + '|')} |" for one in panels]

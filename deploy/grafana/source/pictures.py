@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -388,20 +389,24 @@ def place(panels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def draw_all(url: str, directory: Path, minutes: float) -> list[Path]:
-    """Raises OSError where there is no Prometheus. The files it wrote; older ones are removed."""
+def draw_all(url: str, directory: Path, minutes: float, others: Mapping[str, str] | None = None) -> list[Path]:
+    """The files it wrote; older ones are removed. Raises OSError where there is no Prometheus.
+
+    others: by the beginning of a row's heading, another Prometheus that has its data.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     mpl.rcParams["font.family"] = "DejaVu Sans"
-    source = Source(url, minutes)
+    sources = {begins: Source(each, minutes) for begins, each in {**(others or {}), "": url}.items()}
     written = []
     for path in sorted(DASHBOARDS.glob("*.json")):
         board = json.loads(path.read_text(encoding="utf-8"))
         for title, panels in rows_of(board):
-            if has_picture(title, panels):
+            if has_picture(panels):
                 written.append(directory / picture_of(board["uid"], title))
                 job = board["uid"] if board["uid"] == "tunnel-core" else "tunnel-agents"
+                source = next(each for begins, each in sources.items() if title.startswith(begins))
                 Picture(job, place(panels), source, minutes).draw(written[-1])
     for old in {*directory.glob("tunnel-*.png")} - {*written}:
         old.unlink()

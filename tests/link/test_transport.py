@@ -136,6 +136,20 @@ async def test_a_close_tells_its_code_and_reason(core_tapped: bool, agent_tapped
         assert ends.agent_end == "closed by the other end (1000 the core is shutting down)"
 
 
+@pytest.mark.parametrize("pings", [1, 50], ids=["one by one", "many at once"])
+async def test_pings_that_cross_our_close_break_nothing(pings: int) -> None:
+    """trio-websocket raises for a ping that it comes to when it has said its close; that must not take the place of a
+    stranger's refusal."""
+    async with transports(True, False) as ends, trio.open_nursery() as nursery:
+        nursery.start_soon(ends.core.close, "refused")
+        for _ in range(20):
+            try:
+                await Raw(ends).send(_frame(PING, b"still there?") * pings)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                break
+            await trio.lowlevel.checkpoint()
+
+
 @tapped
 async def test_nothing_is_heard_behind_a_close(core_tapped: bool) -> None:
     async with transports(core_tapped, False) as ends:

@@ -35,7 +35,8 @@ OPCODE_BINARY = 0x02
 CLOSE = 0x88
 FOUND_HERE = {1002, 1007, 1009}  #: codes with which our own reader ends a connection
 BREACH = 1002  #: close code: protocol error (RFC 6455, 7.4.1)
-PINGS = (0x89, 0x8A)  #: ping and pong, which may stand anywhere
+PING = 0x89
+PINGS = (PING, 0x8A)  #: ping and pong, which may stand anywhere
 FIN = 0x80
 MASKED = 0x80
 RECEIVE = 256 * 1024
@@ -58,6 +59,7 @@ class Tap(trio.abc.Stream):
         self._aside = False
         self._is_more = True  # the last read was full, or the first
         self._said_close = False
+        self.is_closing = False  # trio-websocket is saying its close
         self.allowance: int | None = None  # bytes it may still send; None: any number
         self.breach = ""  # how the other end went beyond its allowance
         self.lost = trio.Event()  # the other end has closed, or the connection broke
@@ -168,9 +170,14 @@ class Tap(trio.abc.Stream):
         return self._cut(data)
 
     def _cut(self, data: bytes) -> bytes:
-        """Deliver the whole binary messages in `data`; returns what is trio-websocket's, raw."""
+        """Deliver the whole binary messages in `data`; returns what is trio-websocket's, raw.
+
+        Of several pings the last is enough (RFC 6455, 5.5.3). None behind our close: trio-websocket would break on it,
+        as on one that it comes to after its close in the same piece.
+        """
         assert self.on_message is not None
         others: list[bytes] = []
+        ping = b""
         at, size, need = 0, len(data), 0
         while size - at >= 2:
             first, second = data[at], data[at + 1]
@@ -202,11 +209,15 @@ class Tap(trio.abc.Stream):
             if ours:
                 payload = data[start:end]
                 self.on_message(apply_mask(payload, data[start - 4 : start]) if masked else payload)
+            elif first == PING:
+                ping = data[at:end]
             else:
                 others.append(data[at:end])
             at = end
         if at < size:
             self._parts, self._have, self._need = [data[at:]], size - at, need
+        if ping and not self.is_closing:
+            others.insert(0, ping)  # before what ends the connection, if that is here too
         return b"".join(others)
 
 
@@ -263,6 +274,7 @@ class Transport:
 
     async def close(self, reason: str) -> None:
         """Close politely, within two seconds, then for good."""
+        self._tap.is_closing = True
         with trio.move_on_after(2):
             await self._ws.aclose(1000, reason[:100])
         self.socket.close()

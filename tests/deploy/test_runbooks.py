@@ -214,7 +214,7 @@ def test_log_lines_and_their_fields_exist(name: str) -> None:
 
 @PAGE
 def test_span_attributes_exist(name: str) -> None:
-    spans = (ROOT / "observability" / "spans.py").read_text()
+    spans = "".join(path.read_text() for path in (ROOT / "observability").glob("*.py"))
     for query in queries(TEXTS[name], "traceql"):
         assert query.startswith("{ ") and query.endswith(" }")
         for attribute in re.findall(r"\bspan\.([\w.]+)", query):

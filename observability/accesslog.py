@@ -11,17 +11,18 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
 
 from observability.logqueue import QueueHandler
-from tunnel.handler import Layer, LocalVisit, Observer, RequestVisit, Visit, monotonic
+from tunnel.handler import Ended, Layer, LocalVisit, Observer, RequestVisit, Visit, monotonic
 
 MAX_PATH = 2048  # characters of a path that are logged
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _PLAIN = re.compile(r"[!#-\[\]-~]*")  # nothing that needs quotes or escapes, in either format
+_MOST_KEPT, _LONGEST_KEPT = 1024, 300  # pieces of lines, and characters of what visitors choose of them
 _log = logging.getLogger("observability")
 
 
@@ -103,10 +104,113 @@ class AccessLog:
         self._put = handler.writer.put if handler is not None else None
         self._formatter = cast(Formatter, handler.formatter) if handler is not None else None
         self._is_json = self._formatter is not None and self._formatter.is_json
+        self._stamp = self._formatter.stamp if self._formatter is not None else str
+        self._frames: dict[tuple[str, str, int, str, str, str], tuple[str, ...]] = {}
+        self._paths: dict[str, str] = {}
 
     def layer(self, kind: str) -> Layer:
         """The layer that writes a record for each visit of this kind ("request" or "local")."""
-        return Observer({}, {}, {kind: self.request if kind == "request" else self.local})
+        if kind == "local":
+            return Observer({}, {}, {kind: self.local}, self.locals)
+        return Observer({}, {}, {kind: self.request}, self.requests if self._is_json else None)
+
+    def requests(self, visits: Sequence[Ended]) -> None:
+        """The same as `request` for each of those in a row, as JSON: the usual ones are put together of pieces."""
+        put, is_quiet = self._put, self._level > logging.INFO
+        assert put is not None
+        lines: list[str] = []
+        for visit, raised in visits:
+            if visit.kind != "request":
+                continue
+            if raised is not None or visit.error or visit.status >= 500 or visit.cause or not visit.method:
+                line = ""
+            elif is_quiet:
+                continue
+            else:
+                line = self._usual(visit)
+            if line:
+                lines.append(line)
+                continue
+            if lines:
+                put("".join(lines).encode())
+                lines = []
+            self.request(visit, raised)
+        if lines:
+            put("".join(lines).encode())
+
+    def _usual(self, visit: RequestVisit) -> str:
+        """The line of a request that went well; "" where something in it needs care."""
+        marks, request_id = visit.marks, visit.request_id
+        if "upgraded" in marks or "event" in marks:
+            return ""
+        key = (visit.method, visit.host, visit.status, visit.outcome, visit.agent_id, visit.account_id)
+        frame = self._frames.get(key)
+        if frame is None:
+            frame = self._frame(key)
+        path = self._paths.get(visit.target)
+        if path is None:
+            path = self._path(visit.target)
+        # letters and digits alone need no quoting, and are no secret but for what may begin a JWT
+        if not (frame and path and request_id.isalnum() and request_id.isascii()) or "eyJ" in request_id:
+            return ""
+        trace_id, span_id, ids = visit.trace_id, visit.span_id, ""
+        if trace_id or span_id:
+            if not (trace_id.isalnum() and span_id.isalnum()):
+                return ""
+            ids = f',"trace_id":"{trace_id}","span_id":"{span_id}"'
+        before, between, after = frame
+        return (
+            f'{{"time":"{self._stamp(_wall(visit.ended))}{before}{path}{between}'
+            f'{duration_text(visit.ended - visit.started)}","bytes_in":{visit.bytes_in},"bytes_out":{visit.bytes_out},'
+            f'"request_id":"{request_id}"{after}{ids}}}\n'
+        )
+
+    def _frame(self, key: tuple[str, str, int, str, str, str]) -> tuple[str, ...]:
+        """What is the same in many lines: before the path, before the duration, behind the request's id."""
+        method, host, status, outcome, agent_id, account_id = key
+        frame: tuple[str, ...] = ()
+        outside = f"{method}/{host}/{outcome}/{agent_id}/{account_id}"
+        if self._is_harmless(outside):
+            after = "".join(
+                f',"{name}":{_quoted(value)}'
+                for name, value in (("agent_id", agent_id), ("account_id", account_id))
+                if value
+            )
+            frame = (
+                f'","level":"INFO","msg":"request","method":{_quoted(method)},"host":{_quoted(host)},"path":',
+                f',"status":{status},"outcome":{_quoted(outcome)},"duration":"',
+                after,
+            )
+        if len(self._frames) >= _MOST_KEPT:
+            self._frames.clear()
+        if len(outside) <= _LONGEST_KEPT:
+            self._frames[key] = frame
+        return frame
+
+    def _path(self, target: str) -> str:
+        path = path_of(target)
+        text = _quoted(path) if self._is_harmless(path) else ""
+        if len(self._paths) >= _MOST_KEPT:
+            self._paths.clear()
+        if len(target) <= _LONGEST_KEPT:
+            self._paths[target] = text
+        return text
+
+    def _is_harmless(self, outside: str) -> bool:
+        """Neither a secret in it nor characters that need care."""
+        return (
+            outside.isascii()
+            and "\x7f" not in outside
+            and self._formatter is not None
+            and self._formatter.redact(outside) == outside
+        )
+
+    def locals(self, visits: Sequence[Ended]) -> None:
+        """The same as `local` for each of those in a row."""
+        is_debug = self._level <= logging.DEBUG
+        for visit, raised in visits:
+            if visit.kind == "local" and (is_debug or visit.error or raised is not None or visit.status >= 500):
+                self.local(visit, raised)
 
     def request(self, visit: RequestVisit, raised: BaseException | None) -> None:
         """The record of a visitor's request. `duration` ends as the metric's does: for an upgrade at the 101, for an
@@ -213,6 +317,10 @@ class AccessLog:
                 _log.handle(record)
             return
         self._put(f"{self._formatter.format(record)}\n".encode("utf-8", "backslashreplace"))
+
+
+def _quoted(text: str) -> str:
+    return _encode(text).decode()
 
 
 class _Wall:

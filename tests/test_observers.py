@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.handler import Begin, End, Guard, Handler, Layer, Observer, Visit, wrap
+from tunnel.handler import Begin, End, Ended, Guard, Handler, Layer, Observer, Visit, wrap
 from tunnel.observers import MOST, PAUSE, Observers, fold
 
 log = logging.getLogger("tunnel.plugins")
@@ -163,7 +163,7 @@ async def test_late_observers_are_told_in_order_and_soon(autojump_clock: trio.te
             await visited(handler, number)
         assert seen == []
         await trio.sleep(2 * PAUSE)
-        assert seen == [f"{number} NoneType True" for number in (0, 0, 1, 1, 2, 2)]
+        assert seen == [f"{number} NoneType True" for number in (0, 1, 2)] * 2
         await visited(handler, 3)
         layer.settle()
         assert seen[6:] == ["3 NoneType True"] * 2
@@ -203,6 +203,36 @@ async def test_a_late_observer_that_breaks_is_reported_once(caplog: pytest.LogCa
     await visited(handler, 3)
     layer.settle()
     assert (len(broken), len(sound)) == (1, 4)
+    assert [record.getMessage() for record in caplog.records] == ["layer switched off"]
+
+
+async def test_a_batch_is_told_in_one_call_and_what_it_raises_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[list[tuple[int, str]]] = []
+
+    def batch(visits: Sequence[Ended]) -> None:
+        seen.append([(visit.status, type(raised).__name__) for visit, raised in visits])
+        if len(seen) == 2:
+            raise ValueError("late")
+
+    def told(visit: Visit, raised: BaseException | None) -> None:
+        raise AssertionError("there is a batch")
+
+    alone: list[str] = []
+    (layer,) = fold(guards(Observer({}, {}, {"request": told}, batch), telling_late(alone)))
+    assert isinstance(layer, Observers)
+    handler = wrap(handler_that([]), [layer])
+    await visited(handler, 0)
+    with pytest.raises(HandlerError):
+        await visited(wrap(handler_that([], HandlerError("mine")), [layer]), 1)
+    layer.settle()
+    layer.settle()
+    assert seen == [[(0, "NoneType"), (1, "HandlerError")]]
+    for number in (2, 3):
+        await visited(handler, number)
+        layer.settle()
+    assert len(seen) == 2 and len(alone) == 4
     assert [record.getMessage() for record in caplog.records] == ["layer switched off"]
 
 

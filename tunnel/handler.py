@@ -253,6 +253,7 @@ def wrap(handler: Handler, layers: Sequence[Layer]) -> Handler:
 
 Begin = Callable[[Any], None]
 End = Callable[[Any, BaseException | None], None]
+Ended = tuple[Any, BaseException | None]  #: a visit, and what its handler raised
 
 
 class Observer:
@@ -261,18 +262,30 @@ class Observer:
     `begins` and `ends` hold, by kind of visit, what is called before the handler, and what is called after it with the
     exception that it raised, or None. Neither waits. `late` is called as `ends` is, but some milliseconds later and for
     many visits in a row, in the order in which they ended; `visit.ended` says when that was. What only counts or
-    writes belongs there: it runs in one go on a warm processor, and visitors don't wait for it.
+    writes belongs there: it runs in one go on a warm processor, and visitors don't wait for it. Where `batch` is given
+    it is called instead, with all visits in a row: those of the kinds in `late`, and others, which it is to skip.
 
     It is a layer like any other, but a program runs neighbouring observers in one coroutine and gathers what is for
     `late` (tunnel/observers.py). By itself it calls `late` at once.
     """
 
     def __init__(
-        self, begins: Mapping[str, Begin], ends: Mapping[str, End], late: Mapping[str, End] | None = None
+        self,
+        begins: Mapping[str, Begin],
+        ends: Mapping[str, End],
+        late: Mapping[str, End] | None = None,
+        batch: Callable[[Sequence[Ended]], None] | None = None,
     ) -> None:
         self.begins = begins
         self.ends = ends
         self.late = late or {}
+        self.batch = batch or self._one_by_one
+
+    def _one_by_one(self, visits: Sequence[Ended]) -> None:
+        late = self.late
+        for visit, raised in visits:
+            if end := late.get(visit.kind):
+                end(visit, raised)
 
     def __call__(self, handler: Handler) -> Handler:
         async def observed(visit: Visit) -> None:
@@ -287,9 +300,10 @@ class Observer:
                 raise
             finally:
                 visit.ended = monotonic()
-                for told in (self.ends, self.late):
-                    if end := told.get(kind):
-                        end(visit, raised)
+                if end := self.ends.get(kind):
+                    end(visit, raised)
+                if kind in self.late:
+                    self.batch(((visit, raised),))
 
         return observed
 

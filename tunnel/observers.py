@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import trio
 
-from tunnel.handler import Begin, End, Guard, Handler, Layer, Observer, Visit, monotonic
+from tunnel.handler import Begin, End, Ended, Guard, Handler, Layer, Observer, Visit, monotonic
 
 PAUSE = 0.01  # seconds after a visit's end within which it is told to those who want it late
 MOST = 64  # visits told in a row: the run loop does nothing else meanwhile
@@ -47,8 +47,9 @@ class Observers:
         self._guards = guards
         self._begins: defaultdict[str, tuple[tuple[Guard, Begin], ...]] = defaultdict(tuple)
         self._ends: defaultdict[str, tuple[tuple[Guard, End], ...]] = defaultdict(tuple)
-        self._late: defaultdict[str, tuple[tuple[Guard, End], ...]] = defaultdict(tuple)
-        self._over: list[tuple[Visit, BaseException | None]] = []  # not told yet
+        self._late: tuple[tuple[Guard, Observer], ...] = ()
+        self._late_kinds: frozenset[str] = frozenset()
+        self._over: list[Ended] = []  # not told yet
         self._wake = trio.Event()
         self._gather()
 
@@ -60,7 +61,8 @@ class Observers:
         for kind in _KINDS:
             self._begins[kind] = tuple((guard, one.begins[kind]) for guard, one in observers if kind in one.begins)
             self._ends[kind] = tuple((guard, one.ends[kind]) for guard, one in inside if kind in one.ends)
-            self._late[kind] = tuple((guard, one.late[kind]) for guard, one in inside if kind in one.late)
+        self._late = tuple((guard, one) for guard, one in inside if one.late)
+        self._late_kinds = frozenset(kind for _, one in self._late for kind in one.late)
 
     def _switch_off(self, guard: Guard, exc: Exception) -> None:
         guard.switch_off(exc)
@@ -92,7 +94,7 @@ class Observers:
                 end(visit, raised)
             except Exception as exc:
                 self._switch_off(guard, exc)
-        if self._late[kind]:
+        if kind in self._late_kinds:
             over = self._over
             over.append((visit, raised))
             count = len(over)
@@ -104,12 +106,13 @@ class Observers:
     def settle(self) -> None:
         """Tell now what is to be told late."""
         over, self._over = self._over, []
-        for visit, raised in over:
-            for guard, end in self._late[visit.kind]:
-                try:
-                    end(visit, raised)
-                except Exception as exc:
-                    self._switch_off(guard, exc)
+        if not over:
+            return
+        for guard, observer in self._late:
+            try:
+                observer.batch(over)
+            except Exception as exc:
+                self._switch_off(guard, exc)
 
     async def run(self) -> None:
         """Until cancelled: tell what has ended, PAUSE seconds after the first of it."""

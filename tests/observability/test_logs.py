@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 import trio
 from fakehost import FakeHost
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from logql import evaluate
 
 from observability import accesslog, logqueue, logs
-from tunnel.handler import Guard, Handler, LocalVisit, RequestVisit, StreamVisit, Visit, wrap
+from observability.accesslog import AccessLog
+from tunnel.handler import Guard, Handler, LocalVisit, RequestVisit, StreamVisit, Visit, monotonic, wrap
 from tunnel.log import SyncHandler, get_logger, setup
+from tunnel.log.lines import JsonFormatter
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -275,6 +277,61 @@ async def test_the_fast_and_the_slow_way_say_the_same() -> None:
                 for line in (fast, slow)
             ]
             assert same[0] == same[1]
+
+
+LINES = st.builds(
+    dict,
+    method=st.sampled_from(["GET", "BREW", "tt_abcdefgh", ""]),
+    host=st.sampled_from(["", "api.localhost", 'a"b', "\x7f"]),
+    target=st.sampled_from(["", "/", "/a?b=c", "http://u:p@h/x", "/tt_abcdefgh", "/" + "x" * 3000, "/\x1b", "/a\\b"]),
+    status=st.sampled_from([101, 200, 404, 502]),
+    outcome=st.sampled_from(["", "ok", "quota"]),
+    request_id=st.sampled_from(["", "r1", "0123456789abcdef", "eyJabcdefghijkl", "r-1", "\u00e9"]),
+    agent_id=st.sampled_from(["", "agent-1", "tt_abcdefgh"]),
+    account_id=st.sampled_from(["", "acme"]),
+    ids=st.sampled_from([("", ""), (TRACE, SPAN), (TRACE, ""), ('a"', "b")]),
+    marks=st.sampled_from([{}, {"first_byte": 1.0}, {"upgraded": 1.0}, {"event": 1.0}]),
+    cause=st.sampled_from(["", "", "why"]),
+    error=st.sampled_from(["", "", "broke"]),
+    seconds=st.floats(0, 100),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(LINES, max_size=4), st.sampled_from([logging.INFO, logging.WARNING]))
+def test_many_lines_in_a_row_are_those_of_each(many: list[dict[str, Any]], level: int) -> None:
+    written: list[bytes] = []
+
+    class Put:
+        put = staticmethod(written.append)
+
+    handler: Any = logging.NullHandler()
+    handler.writer = Put
+    handler.setFormatter(JsonFormatter())
+    log = AccessLog(level, handler)
+    visits: list[tuple[RequestVisit, None]] = []
+    for facts in many:
+        visit = request(**{name: value for name, value in facts.items() if name not in ("ids", "seconds")})
+        visit.trace_id, visit.span_id = facts["ids"]
+        visit.started, visit.ended = 1000.0, 1000.0 + facts["seconds"]
+        visits.append((visit, None))
+    log.requests(visits)
+    together = b"".join(written)
+    written.clear()
+    for visit, raised in visits:
+        log.request(visit, raised)
+    assert together == b"".join(written)
+
+
+def test_usual_lines_are_handed_over_in_one_piece() -> None:
+    written: list[bytes] = []
+    handler: Any = logging.NullHandler()
+    handler.writer = type("Put", (), {"put": staticmethod(written.append)})
+    handler.setFormatter(JsonFormatter())
+    visits = [request(request_id="r1", ended=monotonic()) for _ in range(3)]
+    AccessLog(logging.INFO, handler).requests([(visit, None) for visit in visits])
+    (piece,) = written
+    assert [json.loads(line)["path"] for line in piece.splitlines()] == ["/a"] * 3
 
 
 # The queue ------------------------------------------------------------------------------------------------------

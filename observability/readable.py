@@ -6,6 +6,7 @@ Imported on the export thread: this file needs OpenTelemetry.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from opentelemetry.context import attach, detach
 from opentelemetry.sdk.resources import Resource
@@ -33,11 +34,21 @@ _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
 
 
+class _Current(NonRecordingSpan):
+    """A visit's span for whoever looks for the current one. Hardly anybody does, so its context is made when asked."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._ids = visit.trace_id, visit.span_id
+
+    @property
+    def _context(self) -> SpanContext:  # type: ignore[override]  # an attribute there
+        trace_id, span_id = self._ids
+        return SpanContext(int(trace_id, 16), int(span_id, 16), False, _SAMPLED)
+
+
 def enter(visit: Visit) -> Callable[[], None]:
     """Make the visit's span OpenTelemetry's current one, in this task; call the result in the same task to end that."""
-    span = NonRecordingSpan(SpanContext(int(visit.trace_id, 16), int(visit.span_id, 16), False, _SAMPLED))
-    token = attach(set_span_in_context(span))
-    return lambda: detach(token)
+    return partial(detach, attach(set_span_in_context(_Current(visit))))
 
 
 def to_readable(facts: Facts, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:

@@ -72,7 +72,7 @@ class Visit:
         self.trace_id = ""
         self.span_id = ""
         self.sampled = False
-        self.origin: Any = None  # a tracing layer's own: where its span hangs, None if there is none
+        self.origin: Any = None  # a tracing layer's own: where its span hangs, or what of its context goes on
         self.extra: Any = None  # another layer's own state for this visit; keep a dict if several need it
         self.reached = 0  # the guard's: how many layers in the call has come
         self.raised: BaseException | None = None  # the guard's: what the handler itself raised

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.attribution import groups, parts
+from benchmarks.attribution import groups, observing, parts
 from benchmarks.attribution.attribute import SAMPLER, lines, read_report
 from benchmarks.attribution.groups import TABLE, Stack, group_of, owner_of, owners, shares
 from benchmarks.processes import Process, poll
+
+from observability.record import Record
+from observability.usual import UsualSpans
+from tunnel.handler import Visit
 
 CASES = [
     (["h11._readers:maybe_read_from_SEND_BODY_server", "tunnel.http.heads:parse_request"], groups.PARSE),
@@ -86,12 +90,14 @@ def test_a_report_becomes_micros_a_request() -> None:
 def test_parts_on_their_own_do_what_they_are_timed_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "ROUNDS", 1)
     monkeypatch.setattr(parts, "SECONDS", 1e-6)
+    monkeypatch.setattr(observing, "ROUNDS", 1)
+    monkeypatch.setattr(observing, "REQUESTS", 100)
     exchange = parts.round_trip()
     for _ in range(100):  # its streams end, or their windows would
         exchange()
     with parts.loopback() as pass_on:
         assert pass_on() == (1024, b"x" * 1024)
-    assert {part for part, _, _ in parts.measure()} == {"parse", "emit", "link", "scheduler", "sockets"}
+    assert {part for part, _, _ in parts.measure()} == {"parse", "emit", "link", "scheduler", "layers", "sockets"}
 
 
 BUSY = """
@@ -125,3 +131,23 @@ def test_the_sampler_sees_what_a_program_does(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "busy.json").read_text())
     assert report["main"] >= 0.15
     assert sum(count for count, _, frames in report["stacks"] if "__main__:spin" in frames[:2]) >= 10
+
+
+@pytest.mark.parametrize("role", ["core", "agent"])
+async def test_the_layers_that_are_timed_are_at_work(role: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One that breaks is switched off, and would cost nothing."""
+    seen: list[Visit] = []
+    made = UsualSpans.encode
+
+    def encode(self: UsualSpans, record: Record) -> bytes:
+        seen.append(record[0])
+        return made(self, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UsualSpans, "encode", encode)
+        around = observing.layers(role, 1.0)
+        one = observing.at_core(around) if role == "core" else observing.at_agent(around, True)
+        for number in range(100):
+            await one(number)
+    assert len(seen) >= 100 and all(visit.trace_id and visit.outcome == "ok" for visit in seen)
+    assert not caplog.records

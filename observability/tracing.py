@@ -100,12 +100,12 @@ class Tracer:
             leave()
 
     def _ended(self, visit: Visit, raised: BaseException | None) -> None:
-        if visit.sampled:
+        if visit.sampled and visit.origin is not None:
             self._put((visit, visit.ended, visit.origin, type(raised).__name__ if raised is not None else ""))
 
     def _all_ended(self, visits: Sequence[Ended]) -> None:
         for visit, raised in visits:
-            if visit.sampled:
+            if visit.sampled and visit.origin is not None:
                 self._put((visit, visit.ended, visit.origin, type(raised).__name__ if raised is not None else ""))
 
     def start_root(self, visit: Visit) -> None:

@@ -50,16 +50,22 @@ class Socket(trio.abc.HalfCloseableStream):
     Raises trio.BrokenResourceError when the connection failed, trio.ClosedResourceError when we closed it.
     """
 
-    __slots__ = ("_eager", "_ended", "_poll", "_receiving", "_sending", "is_closed", "sock")
+    __slots__ = ("_eager", "_ended", "_poll", "_receiving", "_sending", "is_closed", "on_close", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.is_closed = False
+        self.on_close: Callable[[], None] | None = None  # called once, when we close it
         self._eager = 0
         self._receiving = False
         self._sending = False
         self._ended = False  # our direction
         self._poll: Any = None  # for `is_stale`
+
+    @property
+    def is_plain(self) -> bool:
+        """No TLS: what has come is what the kernel says has come."""
+        return type(self.sock) is socket.socket
 
     # Receiving
 
@@ -216,6 +222,8 @@ class Socket(trio.abc.HalfCloseableStream):
         if not self.is_closed:
             self.is_closed = True
             trio.lowlevel.notify_closing(self.sock)
+            if self.on_close is not None:
+                self.on_close()
             self.sock.close()
 
     def wake_receiver(self) -> None:

@@ -40,6 +40,13 @@ def fold(guards: Sequence[Guard]) -> list[Layer]:
     return layers
 
 
+def only_observers(layers: Sequence[Layer]) -> Observers | None:
+    """These layers as one that may be called by hand, where no coroutine is; None if one of them needs a coroutine."""
+    if not layers:
+        return Observers([])
+    return layers[0] if len(layers) == 1 and isinstance(layers[0], Observers) else None
+
+
 class Observers:
     """One layer of several guarded observers, outermost first. `run` has to run for those that are told late."""
 
@@ -69,24 +76,39 @@ class Observers:
         self._gather()
 
     def __call__(self, handler: Handler) -> Handler:
-        begins = self._begins
-
         async def observed(visit: Visit) -> None:
-            for guard, begin in begins[visit.kind]:
-                try:
-                    begin(visit)
-                except Exception as exc:
-                    self._switch_off(guard, exc)
+            self.begin(visit)
             try:
                 await handler(visit)
             except BaseException as raised:
-                self._end(visit, raised)
+                self.end(visit, raised)
                 raise
-            self._end(visit, None)
+            self.end(visit, None)
 
         return observed
 
-    def _end(self, visit: Visit, raised: BaseException | None) -> None:
+    def go_on(self, handler: Handler) -> Handler:
+        """The same for visits that `begin` has told of already."""
+
+        async def observed(visit: Visit) -> None:
+            try:
+                await handler(visit)
+            except BaseException as raised:
+                self.end(visit, raised)
+                raise
+            self.end(visit, None)
+
+        return observed
+
+    def begin(self, visit: Visit) -> None:
+        for guard, begin in self._begins[visit.kind]:
+            try:
+                begin(visit)
+            except Exception as exc:
+                self._switch_off(guard, exc)
+
+    def end(self, visit: Visit, raised: BaseException | None) -> None:
+        """Of a visit that has begun, once."""
         visit.ended = monotonic()
         kind = visit.kind
         for guard, end in self._ends[kind]:

@@ -174,7 +174,7 @@ class Up:
         from tunnel.config import load_agent, load_core
         from tunnel.core.server import Core
         from tunnel.net import address_text
-        from tunnel.tuning import tune_gc
+        from tunnel.tuning import tune
 
         data_dir, level = data_dir_of(self._options), self._options.log_level
         common = [f"-log-level={level}", f"-drain-timeout={DRAIN_TIMEOUT}"]
@@ -190,7 +190,7 @@ class Up:
         flags = agent_flags(address_text(core.agent_address), token_file, local, subdomain)
         self._agent = agent = Agent(load_agent([*flags, *common], {}))
         await programs.start(agent.run)
-        tune_gc()
+        tune()
 
     async def _start_beside(self, nursery: trio.Nursery) -> list[str]:
         """What it says of itself; it is in the outer nursery, so it ends after core and agent."""

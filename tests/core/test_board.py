@@ -209,7 +209,8 @@ while time.monotonic() < until:
             limit = shares.enter(address)
         held += not limit
         refused += bool(limit)
-        most = max(most, shares.count(address) + board.count_elsewhere(VISITORS, cell))
+        with board.deciding(VISITORS):  # else one leaves and another comes while we add up
+            most = max(most, shares.count(address) + board.count_elsewhere(VISITORS, cell))
     let_in += held
     for _ in range(held):
         shares.leave(address)

@@ -154,6 +154,7 @@ class Line:
         self.socket = _NoSocket()
         self.other: Line = self
         self.sent: list[bytes] = []
+        self.has_rest = self.can_send_now = False  # nothing leaves but by `send`
         self.is_cut = False  # what is sent is lost, without a word
         self.held: trio.Event | None = None  # `send` waits for it
         self.on_message: OnMessage | None = None

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tunnel.agent.client import Agent, Stopped
     from tunnel.log import get_logger, setup
-    from tunnel.tuning import tune_gc
+    from tunnel.tuning import tune
 
     setup(settings.log_level, settings.log_json)
     log = get_logger("tunnel.agent")
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             agent = Supervisor(settings)
         else:
             agent = Agent(settings)
-        tune_gc()
+        tune()
         trio.run(_serve, agent, log)
     except ConfigError as exc:
         log.error("can't start", error=str(exc))

@@ -27,7 +27,9 @@ from tunnel import __version__
 from tunnel.agent import dialing
 from tunnel.agent.forward import Forwarder
 from tunnel.agent.probing import LocalProber
+from tunnel.agent.quick import Quick
 from tunnel.agent.racing import Race, Try
+from tunnel.agent.served import ServedStream
 from tunnel.agent.slots import Slot, Slots
 from tunnel.agent.telling import Telling
 from tunnel.config import AgentSettings, parse_address, parse_local, sections
@@ -44,6 +46,7 @@ from tunnel.link.workers import Cancellable, Workers
 from tunnel.log import get_logger
 from tunnel.net import Socket, address_text, listen
 from tunnel.plugins import Program
+from tunnel.ready import make_ready
 from tunnel.wire import control, frames
 from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
 from tunnel.workers.member import Member
@@ -92,6 +95,7 @@ class _Attempt:
         "link",
         "number",
         "over",
+        "quick",
         "slot",
         "wait",
         "went_away",
@@ -104,7 +108,8 @@ class _Attempt:
         self.is_told = number == 1
         self.link: Link
         self.core = ""  # the run of the core that welcomed it
-        self.workers: Workers[Stream] | None = None
+        self.workers: Workers[Stream | ServedStream] | None = None
+        self.quick: Quick | None = None
         self.connected = False
         self.went_away = self.is_surplus = False
         self.failed = False
@@ -166,6 +171,7 @@ class Agent:
         self._counts = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)
         self._round_trips: list[float] = []
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
+        self._ready = make_ready(lambda exc: log.error("a socket's function broke", error=exc))
         self._program = Program("agent", sections(settings), self.statistics, self._take_round_trips)
         self._program.checks["link"] = self._check_link
         self._prober = LocalProber(self.services)
@@ -262,6 +268,8 @@ class Agent:
         self._handle_connect = wrap(self._connect, layers)
         self._handle_link = wrap(self._attached, layers)
         nursery.start_soon(self._sweeper.run)
+        if self._ready is not None:
+            nursery.start_soon(self._ready.run)
         nursery.start_soon(self._prober.run)
         if self.settings.metrics_addr and self._member is None:
             sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")
@@ -322,7 +330,11 @@ class Agent:
         """One link from dialling to its end; settles when the next one is due."""
         settings, backoff = self.settings, attempt.slot.backoff
         link = attempt.link = Link(
-            False, settings.heartbeat, settings.heartbeat_timeout, partial(self._on_opened, attempt)
+            False,
+            settings.heartbeat,
+            settings.heartbeat_timeout,
+            partial(self._on_opened, attempt),
+            ready=self._ready,
         )
         self._attempts.append(attempt)
         came_up = 0.0
@@ -596,11 +608,20 @@ class Agent:
             return
         if attempt.workers is None:
             attempt.workers = Workers(stream.link.nursery, self._serve_stream)
-        attempt.workers.submit(stream)
+            observers = self._forwarder.observers
+            if observers is not None and self._ready is not None:
+                attempt.quick = Quick(self._forwarder, observers, self._ready, attempt.workers.submit)
+                stream.link.nursery.start_soon(attempt.quick.run)
+        if attempt.quick is None or not attempt.quick.begin(stream, self.services, self.agent_id):
+            attempt.workers.submit(stream)
 
-    async def _serve_stream(self, stream: Stream, scope: Cancellable) -> None:
+    async def _serve_stream(self, job: Stream | ServedStream, scope: Cancellable) -> None:
+        """job: a stream, or one that was begun without a task."""
         assert self._forwarder is not None
-        await self._forwarder.serve(stream.link, stream, self.services, self.agent_id, scope)
+        if isinstance(job, ServedStream):
+            await self._forwarder.go_on(job, scope)
+        else:
+            await self._forwarder.serve(job.link, job, self.services, self.agent_id, scope)
 
 
 async def _watch_silence(carrier: transport.Transport) -> None:

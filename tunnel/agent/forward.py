@@ -1,5 +1,8 @@
 """The streams of a link, served from local services: one task a stream, one exchange with the local service in it.
 
+The most common streams need no task (tunnel/agent/quick.py, by the same functions); where one turns out to need more, a
+task goes on from there (`go_on`).
+
 What can happen, in this order: (1) the head that came is not valid; (2) the service can't be reached (local_refused);
 (3) it breaks off or says what is not HTTP (local_broken); (4) it is too slow (timeout); (5) the core resets the stream
 because the visitor left. 1 to 4 reset the stream with that outcome, so that the core can tell the visitor whose fault
@@ -20,11 +23,12 @@ from tunnel.agent.served import LocalRequest, ServedStream
 from tunnel.errors import BY_CODE, OUTCOMES, Failure
 from tunnel.handler import Layer, wrap
 from tunnel.http.client import Service
-from tunnel.http.forwarded import read_forwarded
+from tunnel.http.forwarded import Forwarded, read_forwarded
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.workers import Cancellable
 from tunnel.log import get_logger
+from tunnel.observers import only_observers
 from tunnel.wire import frames
 from tunnel.wire.frames import UNKNOWN, Open, Response
 
@@ -43,8 +47,14 @@ class Forwarder:
     def __init__(self, layers: Sequence[Layer], sweeper: Sweeper, request_timeout: float) -> None:
         self.active = 0
         self._idle: trio.Event | None = None  # while somebody waits for that
+        self.local = LocalExchanger(request_timeout)
         self._handle = wrap(self._serve, layers)
-        self._handle_local = wrap(LocalExchanger(request_timeout).exchange, layers)
+        self._handle_local = wrap(self.local.exchange, layers)
+        self.observers = only_observers(layers)  # None: a layer needs a coroutine around each stream
+        self._go_on, self._go_on_local = self._handle, self._handle_local
+        if self.observers is not None:
+            self._go_on = self.observers.go_on(self._serve)
+            self._go_on_local = self.observers.go_on(self.local.exchange)
         self._sweeper = sweeper
 
     async def serve(
@@ -59,7 +69,31 @@ class Forwarder:
         if opened.tunnel >= len(services):
             stream.reset("no_tunnel", "the agent does not serve this tunnel")
             return
-        visit = ServedStream(stream, opened, services[opened.tunnel], scope)
+        visit = self.begin(stream, opened, services[opened.tunnel], agent_id, scope)
+        try:
+            await self._handle(visit)
+        except Exception as exc:
+            self._break(visit, exc)
+        finally:
+            self.end(visit)
+
+    async def go_on(self, visit: ServedStream, scope: Cancellable) -> None:
+        """One that was begun without a task, observers told and all. `scope`: as for `serve`."""
+        stream = visit.stream
+        visit.scope = scope
+        stream.on_failure = scope.cancel
+        if stream.failure is not None or visit.timed_out:
+            scope.cancel()
+        try:
+            await self._go_on(visit)
+        except Exception as exc:
+            self._break(visit, exc)
+        finally:
+            self.end(visit)
+
+    def begin(self, stream: Stream, opened: Open, service: Service, agent_id: str, scope: Cancellable) -> ServedStream:
+        """A stream that is served from now on; `end` follows in any case. `scope` hears of its failure."""
+        visit = ServedStream(stream, opened, service, scope)
         visit.stream_id = stream.id
         visit.agent_id = agent_id
         if opened.context:
@@ -67,18 +101,21 @@ class Forwarder:
         stream.on_failure = scope.cancel
         self._sweeper.add(visit)
         self.active += 1
-        try:
-            await self._handle(visit)
-        except Exception as exc:  # a bug here costs this one stream
-            log.error("stream broke", stream=stream.id, error=exc)
-            stream.reset("internal", "the agent failed on this stream")
-        finally:
-            self.active -= 1
-            if self._idle is not None and not self.active:
-                self._idle.set()
-            self._sweeper.discard(visit)
-            stream.on_failure = None
-            link.session.forget(stream)  # of a body that nobody took to its end
+        return visit
+
+    def end(self, visit: ServedStream) -> None:
+        self.active -= 1
+        if self._idle is not None and not self.active:
+            self._idle.set()
+        self._sweeper.discard(visit)
+        visit.stream.on_failure = None
+        visit.stream.link.session.forget(visit.stream)  # of a body that nobody took to its end
+
+    @staticmethod
+    def _break(visit: ServedStream, exc: Exception) -> None:
+        """A bug here costs this one stream."""
+        log.error("stream broke", stream=visit.stream_id, error=exc)
+        visit.stream.reset("internal", "the agent failed on this stream")
 
     async def wait_idle(self) -> None:
         """Wait until no stream is being served."""
@@ -91,19 +128,23 @@ class Forwarder:
         stream = visit.stream
         try:
             await self._dispatch(visit)
-            visit.outcome = "ok"
-            if not stream.is_over:
-                # Answered before the request's body was complete: nobody needs the rest.
-                stream.reset("ok", "the answer is complete")
+            self.succeeded(visit)
         except Failure as exc:
             visit.outcome = exc.outcome
             visit.error = exc.text if OUTCOMES[exc.outcome].failed else ""
             stream.reset(exc.outcome, exc.text)
         except trio.Cancelled:
-            self._name_cancellation(visit)
+            self.name_cancellation(visit)
             raise
 
-    def _name_cancellation(self, visit: ServedStream) -> None:
+    @staticmethod
+    def succeeded(visit: ServedStream) -> None:
+        visit.outcome = "ok"
+        if not visit.stream.is_over:
+            # Answered before the request's body was complete: nobody needs the rest.
+            visit.stream.reset("ok", "the answer is complete")
+
+    def name_cancellation(self, visit: ServedStream) -> None:
         stream = visit.stream
         if visit.timed_out:
             visit.outcome = "timeout"
@@ -124,18 +165,13 @@ class Forwarder:
     async def _dispatch(self, visit: ServedStream) -> None:
         protocol = visit.opened.protocol
         if protocol in (frames.HTTP, frames.UPGRADE):
-            head = read_forwarded(visit.opened.head)
-            visit.method = head.method.decode()
-            visit.target = head.target.decode("ascii")
-            local = LocalRequest(visit, head)
-            if visit.headers:
-                local.headers = dict(visit.headers)  # trace context goes on, also where no layer looks at it
+            local, handle = visit.local, self._go_on_local
+            if local is None:
+                local, handle = make_local(visit, read_forwarded(visit.opened.head)), self._handle_local
             try:
-                await self._handle_local(local)
+                await handle(local)
             finally:
-                visit.status = local.status
-                visit.bytes_in = local.bytes_in
-                visit.bytes_out = local.bytes_out
+                leave(local)
         elif protocol == frames.TCP:
             await self._raw(visit)
         else:
@@ -155,6 +191,23 @@ class Forwarder:
             raise broken(stream, visit.service) from exc
         finally:
             socket.close()
+
+
+def make_local(visit: ServedStream, head: Forwarded) -> LocalRequest:
+    """The request in a stream, for its local service."""
+    visit.method = head.method.decode()
+    visit.target = head.target.decode("ascii")
+    local = LocalRequest(visit, head)
+    if visit.headers:
+        local.headers = dict(visit.headers)  # trace context goes on, also where no layer looks at it
+    return local
+
+
+def leave(local: LocalRequest) -> None:
+    """It is over: what it came to is told of its stream, too."""
+    visit = local.visit
+    visit.status = local.status
+    visit.bytes_in, visit.bytes_out = local.bytes_in, local.bytes_out
 
 
 def _read_context(visit: ServedStream, context: bytes) -> None:

@@ -1,8 +1,9 @@
 """A request of a stream and its answer, with the local service: asked over a kept connection or a new one.
 
-The common exchange is a whole request, a kept connection, and a small answer that comes in one piece: one task, one
-wait. Everything else (bodies that are still coming, long answers, upgrades, interim answers) goes the long way beside
-it.
+The common exchange is a whole request, a kept connection, and a small answer that comes in one piece: `begin`, and
+when it is here `finish`, which wait for nothing. tunnel/agent/quick.py calls them without a task; then one may go on
+with what they have left. Everything else (bodies that are still coming, long answers, upgrades, interim answers) goes
+the long way beside them.
 """
 
 from __future__ import annotations
@@ -44,33 +45,77 @@ class LocalExchanger:
         stream, opened = visit.stream, visit.opened
         visit.deadline = visit.started + self._limit(opened)
         try:
-            head = local_head(local.head, local.headers, opened.length)
             # Before an upgrade there is no body; what comes on the stream then is for `_upgraded` alone.
             if opened.protocol == frames.UPGRADE:
-                await self._relay(local, await self._ask(local, head))
-            elif stream.ended and not stream.trailers and opened.length >= frames.NO_BODY:
-                body = _whole_body(stream)
-                local.bytes_in = len(body)
-                answer = await self._ask(local, head + body)
+                await self._relay(local, await self._ask(local, local_head(local.head, local.headers, opened.length)))
+            elif local.request or is_whole(stream, opened):
+                answer = await self._ask(local, local.request or self.compose(local))
                 if not self._pass_small(local, answer):
                     await self._relay(local, answer)
             else:
-                await self._streamed(local, head)
+                await self._streamed(local, local_head(local.head, local.headers, opened.length))
             local.outcome = "ok"
         except Failure as exc:
             local.outcome = exc.outcome
             local.error = exc.text if OUTCOMES[exc.outcome].failed else ""  # a visitor who leaves is no fault of it
             raise
         except trio.Cancelled:
-            if visit.timed_out:
-                local.outcome, local.error = "timeout", f"{local.address} did not answer in time"
-            else:
-                failure = stream.failure
-                local.outcome = BY_CODE[failure[0]].name if failure and failure[0] in BY_CODE else "link_lost"
+            self.name_cancellation(local)
             raise
         finally:
             if local.socket is not None:
                 local.socket.close()
+
+    def name_cancellation(self, local: LocalRequest) -> None:
+        """Say whose doing it is that nobody waits for the service any longer."""
+        if local.visit.timed_out:
+            local.outcome, local.error = "timeout", f"{local.address} did not answer in time"
+        else:
+            failure = local.visit.stream.failure
+            local.outcome = BY_CODE[failure[0]].name if failure and failure[0] in BY_CODE else "link_lost"
+
+    def compose(self, local: LocalRequest) -> bytes:
+        """A request that is all here (`is_whole`), as it is sent. Raises Failure."""
+        opened = local.visit.opened
+        body = _whole_body(local.visit.stream)
+        local.bytes_in = len(body)
+        return local_head(local.head, local.headers, opened.length) + body
+
+    # Without waiting ------------------------------------------------------------------------------------------
+
+    def begin(self, local: LocalRequest, socket: Socket) -> bool:
+        """Send a whole request on a kept connection; False if a task has to go on with that. Raises Failure."""
+        visit = local.visit
+        visit.deadline = visit.started + self._limit(visit.opened)
+        local.socket = socket
+        request = local.request = self.compose(local)
+        try:
+            local.sent = socket.send_nowait(request)
+        except trio.BrokenResourceError:
+            return False
+        return local.sent == len(request)
+
+    def finish(self, local: LocalRequest) -> bool | None:
+        """Pass on what has come, if that is the whole of a small answer; None: nothing has come yet. False if a task
+        has to go on with it."""
+        socket = local.socket
+        assert socket is not None
+        try:
+            local.part = part = socket.recv_nowait()
+            if part is None:
+                return None
+            answer = self._whole_head(local, part)
+        except (Failure, trio.BrokenResourceError) as exc:
+            local.problem = exc
+            return False
+        if answer is None or not self._pass_small(local, answer):
+            return False
+        local.outcome = "ok"
+        if local.socket is not None:
+            local.socket.close()
+        return True
+
+    # Asking ---------------------------------------------------------------------------------------------------
 
     def _limit(self, opened: Open) -> float:
         """Seconds to the answer's head."""
@@ -83,15 +128,20 @@ class LocalExchanger:
         by the service and is never sent again, whatever the method.
         """
         service, method = local.visit.service, local.head.method
-        socket = service.take_idle()
+        socket, sent = local.socket, local.sent  # where it was begun
+        if socket is None:
+            socket = local.socket = service.take_idle()
         if socket is not None:
-            local.socket = socket
-            sent = -1
             try:
-                sent = socket.send_nowait(request)
+                if not local.request:
+                    sent = socket.send_nowait(request)
+                elif local.problem is not None:
+                    raise local.problem
+                elif sent < 0:
+                    raise trio.BrokenResourceError
                 if sent < len(request):
                     await socket.send(request[sent:])
-                part = await socket.recv_later()
+                part = await socket.recv_later() if local.part is None else local.part
                 return self._whole_head(local, part) or await self._read_head(local, socket, part)
             except trio.BrokenResourceError as exc:
                 if sent >= 0 or method not in IDEMPOTENT:
@@ -335,6 +385,11 @@ class LocalExchanger:
             await socket.send(b"0\r\n" + stream.trailers + b"\r\n")
         elif 0 <= visit.opened.length != local.bytes_in:
             raise Failure("bad_request", "the request's body is not as long as it said")
+
+
+def is_whole(stream: Stream, opened: Open) -> bool:
+    """Whether the request's body is all here, or there is none."""
+    return stream.ended and not stream.trailers and opened.length >= frames.NO_BODY
 
 
 def _nothing(service: Service) -> str:

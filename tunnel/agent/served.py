@@ -17,7 +17,7 @@ FOREVER = float("inf")
 class ServedStream(StreamVisit):
     """A stream being served, with its deadline for the sweeper."""
 
-    __slots__ = ("deadline", "opened", "scope", "service", "stream", "timed_out")
+    __slots__ = ("deadline", "local", "opened", "scope", "service", "stream", "timed_out")
 
     def __init__(self, stream: Stream, opened: Open, service: Service, scope: Cancellable) -> None:
         super().__init__(None, frames.PROTOCOLS[opened.protocol])
@@ -25,6 +25,7 @@ class ServedStream(StreamVisit):
         self.opened = opened
         self.service = service
         self.scope = scope
+        self.local: LocalRequest | None = None  # begun without a task, which may have to go on with it
         self.deadline = FOREVER
         self.timed_out = False
 
@@ -36,12 +37,20 @@ class ServedStream(StreamVisit):
 
 
 class LocalRequest(LocalVisit):
-    """An exchange with the local service. socket: the connection that it has, until it is kept for the next."""
+    """An exchange with the local service. socket: the connection that it has, until it is kept for the next.
 
-    __slots__ = ("head", "socket", "visit")
+    Of one that was begun without a task: `request`, all that is sent; `sent`, how many bytes of it the kernel took, -1
+    when the connection turned out to be dead; `part`, the beginning of the answer; `problem`, what came instead.
+    """
+
+    __slots__ = ("head", "part", "problem", "request", "sent", "socket", "visit")
 
     def __init__(self, visit: ServedStream, head: Forwarded) -> None:
         super().__init__(visit, visit.service.address, "http")
         self.visit = visit
         self.head = head
         self.socket: Socket | None = None
+        self.request = b""
+        self.sent = -1
+        self.part: bytes | None = None
+        self.problem: Exception | None = None

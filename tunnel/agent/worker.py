@@ -14,7 +14,7 @@ from tunnel.config import AgentSettings
 from tunnel.errors import ConfigError
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger, setup
-from tunnel.tuning import tune_gc
+from tunnel.tuning import tune
 from tunnel.workers.member import Member, Place, find_place
 
 log = get_logger("tunnel.agent")
@@ -39,7 +39,7 @@ async def _work(place: Place) -> int:
         nursery.start_soon(member.run)
         await member.wait_orders()
         agent = Agent(msgspec.convert(member.orders["settings"], AgentSettings), member)
-        tune_gc()
+        tune()
 
         def stop(message: Any, files: list[int]) -> None:
             agent.stop()

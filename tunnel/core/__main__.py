@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tunnel.core.database import StoreError
     from tunnel.core.server import Core
     from tunnel.log import get_logger, setup
-    from tunnel.tuning import tune_gc
+    from tunnel.tuning import tune
 
     setup(settings.log_level, settings.log_json)
     ignore_odd_names()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             core = Supervisor(settings)
         else:
             core = Core(settings)
-        tune_gc()
+        tune()
         trio.run(_serve, core)
     except (ConfigError, StoreError) as exc:
         log.error("can't start", error=str(exc))

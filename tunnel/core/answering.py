@@ -1,6 +1,7 @@
 """The answer on its way to the visitor: what came from the agent, with our framing and fields.
 
-The common answer is small and all there when its task wakes: `_whole`, one write. Everything else goes part by part.
+The common answer is small and all there when it is looked at: `answer_nowait`, one write. Everything else goes part by
+part.
 """
 
 from __future__ import annotations
@@ -39,37 +40,77 @@ class Answerer:
         request = visit.request
         stream = request.stream
         assert stream is not None
-        if stream.head is None and stream.failure is None and not stream.interims:
-            await stream.wait_change()
+        if not visit.unsent:
+            if stream.head is None and stream.failure is None and not stream.interims:
+                await stream.wait_change()
+            if self.answer_nowait(visit):
+                return
+        if visit.unsent:
+            await self._send_whole(visit)
+            return
         response = stream.head
         if response is None or stream.interims:
             response = await self._final(request, stream)
+            self._note(request, response)
         assert isinstance(response, Response)
-        request.marks["answered"] = monotonic()
-        request.agent_us, request.local_us = response.agent_us, response.local_us
-        check_relayed(response.head)
-        status = response.status
-        if status == 101:
+        if response.status == 101:
             await self._upgraded(visit, response)
             return
-        request.status = status
+        request.status = response.status
+        request.visitor.begin(BODY, self._idle_timeout)
+        if has_no_body(request.method.encode(), response.status):
+            await self._write_head(request, self._compose(request, response, bodiless=True))
+        else:
+            await self._relay(request, stream, response)
+
+    def answer_nowait(self, visit: RequestStream) -> bool:
+        """Pass on an answer that is small, all here, and taken by the visitor at once; False for any other, with which
+        `answer` goes on. Raises as that."""
+        request = visit.request
+        stream = request.stream
+        assert stream is not None
+        response = stream.head
+        if response is None or stream.interims:
+            return False
+        assert isinstance(response, Response)
+        self._note(request, response)
+        status = response.status
+        if status == 101:
+            return False
         if has_no_body(request.method.encode(), status):
             data = self._compose(request, response, bodiless=True)
         elif stream.ended and not stream.trailers and stream.inbox_bytes <= SMALL_BODY:
-            data, delay = self._whole(request, stream, response)
-            if delay:
-                request.visitor.begin(BODY, self._idle_timeout)
-                await pause(request, delay)
+            data, visit.delay = self._whole(request, stream, response)
         else:
-            request.visitor.begin(BODY, self._idle_timeout)
-            await self._relay(request, stream, response)
-            return
+            return False
+        request.status = status
+        if visit.delay:
+            visit.unsent = data
+            return False
         request.head_written = True
         sent = request.visitor.socket.send_nowait(data)
         if sent < len(data):
-            request.visitor.phase = BODY
-            await self._write_rest(request, data, sent)
+            visit.unsent = data[sent:]
+            return False
         request.marks["first_byte"] = monotonic()
+        return True
+
+    async def _send_whole(self, visit: RequestStream) -> None:
+        """What `answer_nowait` could not send, now or at all."""
+        request = visit.request
+        if visit.delay:
+            request.visitor.begin(BODY, self._idle_timeout)
+            await pause(request, visit.delay)
+        request.head_written = True
+        request.visitor.phase = BODY
+        await self._write_rest(request, visit.unsent, 0)
+        request.marks["first_byte"] = monotonic()
+
+    def _note(self, request: Request, response: Response) -> None:
+        """The answer's head is here. Raises Failure if it can't be passed on."""
+        request.marks["answered"] = monotonic()
+        request.agent_us, request.local_us = response.agent_us, response.local_us
+        check_relayed(response.head)
 
     async def _final(self, request: Request, stream: Stream) -> Response:
         """The final answer's head; interim ones are passed on."""

@@ -14,6 +14,7 @@ from tunnel.core.certificates import Certificates
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.limits import Counts, Place, Rate, Shares
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
+from tunnel.core.quick import Quick
 from tunnel.core.request import make_request_id
 from tunnel.core.visitor import ANSWER, BODY, HEAD, IDLE, Visitor
 from tunnel.errors import TunnelError
@@ -57,7 +58,7 @@ class Serving(Protocol):
 class Door:
     """serving: who answers the requests. tls: for visitors, None for plain HTTP. proxies: who sends PROXY protocol
     headers. handshake_timeout: seconds for these and TLS; keepalive_timeout: seconds between requests. shares: all
-    visitors' connections, other doors' and TCP ports' too."""
+    visitors' connections, other doors' and TCP ports' too. quick: serves what it can without the connection's task."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Door:
         keepalive_timeout: float,
         shares: Shares | None = None,
         rate: Rate | None = None,
+        quick: Quick | None = None,
     ) -> None:
         self.visitors: set[Visitor] = set()
         self._serving = serving
@@ -81,6 +83,7 @@ class Door:
         self._refusals = serving.refusals
         self._shares = shares or Shares(0, 0)
         self._rate = rate or Rate(0)
+        self._quick = quick
         self._refused = 0  # connections that are being told so
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
@@ -240,22 +243,30 @@ class Door:
     async def _requests(self, visitor: Visitor) -> None:
         serving = self._serving
         receive = visitor.socket.recv
+        quick: Quick | None = None
         while True:
             if not visitor.buffer:
                 visitor.begin(IDLE, self._keepalive_timeout)
-                visitor.buffer = await receive()
-                receive = visitor.socket.recv_later  # who has just been answered has sent nothing yet
-                if not visitor.buffer:
-                    return
+                if quick is not None and not await quick.wait(visitor):
+                    break
+                if visitor.request is None and not visitor.buffer:
+                    visitor.buffer = await receive()
+                    if not visitor.buffer:
+                        return
             else:  # pipelined, or passed on by another process: it waits for an answer, so nobody takes it for idle
                 visitor.begin(ANSWER, self._keepalive_timeout)
                 await trio.lowlevel.checkpoint()  # refusals wait for nothing, and others want to run
-            visitor.phase = HEAD
+            if visitor.request is None:
+                visitor.phase = HEAD
             if not await serving.serve(visitor):
                 break
-            visitor.half_since, visitor.probed = 0.0, False
+            visitor.rest()
             if visitor.guest is not None:
                 serving.forwarding.leave(visitor)
+            if quick is None and self._quick is not None and self._quick.join(visitor):
+                quick = self._quick
+            elif quick is None:
+                receive = visitor.socket.recv_later  # who has just been answered has sent nothing yet
         await self._close(visitor)
 
     async def _close(self, visitor: Visitor) -> None:

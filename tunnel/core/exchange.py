@@ -1,8 +1,9 @@
 """One public request: read its head, find its tunnel, open a stream, pass the bodies both ways, answer.
 
 The visitor's own task does all of it; a second one exists only while a body is still coming in, or both ways at once
-after an upgrade. The parts are rooms of their own: reading (heads), uploading and answering (bodies), failing (errors,
-which become answers there and nowhere else).
+after an upgrade. The most common requests are served without waking it (tunnel/core/quick.py, by the same functions);
+where one turns out to need more, the task goes on from there. The parts are rooms of their own: reading (heads),
+uploading and answering (bodies), failing (errors, which become answers there and nowhere else).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tunnel.handler import Layer, RequestVisit, wrap
 from tunnel.http.heads import CHUNKED, Head
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
+from tunnel.observers import only_observers
 from tunnel.wire import frames
 from tunnel.wire.frames import NO_BODY, SMALL_BODY, UNKNOWN, Open
 from tunnel.wire.held import Held
@@ -73,6 +75,11 @@ class Exchanger:
         self.elsewhere: Elsewhere | None = None  # other processes of this core
         self.handle_request = wrap(self.handle, layers)
         self._handle_stream = wrap(self._stream, layers)
+        self.observers = only_observers(layers)  # None: a layer needs a coroutine around each request
+        self._go_on, self._go_on_stream = self.handle_request, self._handle_stream
+        if self.observers is not None:
+            self._go_on = self.observers.go_on(self.handle)
+            self._go_on_stream = self.observers.go_on(self._stream)
         self._registry = registry
         self._accounts = accounts
         self.refusals = no_refusals() if refusals is None else refusals
@@ -81,7 +88,7 @@ class Exchanger:
         self._max_body = max_body
         self._head_timeout = head_timeout
         self._request_timeout = request_timeout
-        self._heads = HeadReader(
+        self.heads = HeadReader(
             max_head=max_head,
             max_target=max_target,
             max_fields=max_fields,
@@ -89,39 +96,56 @@ class Exchanger:
             refusals=self.refusals,
         )
         self._uploader = Uploader(max_body=max_body, request_timeout=request_timeout, idle_timeout=body_idle_timeout)
-        self._answerer = Answerer(idle_timeout=body_idle_timeout, server_timing=server_timing)
-        self._refuser = Refuser(self._answerer, self.refusals)
+        self.answerer = Answerer(idle_timeout=body_idle_timeout, server_timing=server_timing)
+        self.refuser = Refuser(self.answerer, self.refusals)
 
     @property
     def is_draining(self) -> bool:
         """Connections end with the answers that they wait for."""
-        return self._answerer.is_draining
+        return self.answerer.is_draining
 
     @is_draining.setter
     def is_draining(self, value: bool) -> None:
-        self._answerer.is_draining = value
+        self.answerer.is_draining = value
 
     async def serve(self, visitor: Visitor) -> bool:
         """One request on a connection that has sent its first bytes; says whether the connection may go on."""
+        request = visitor.request or self.begin(visitor)
+        try:
+            if request.head is None and not self.heads.read_nowait(request):
+                await self._receive_head(request)
+            if request.is_begun:
+                await self._go_on(request)
+            elif self.serves_elsewhere(request) and await self._pass_on(request):
+                return False
+            else:
+                await self.handle_request(request)
+        finally:
+            self.end(request)
+        return request.keep_alive
+
+    def begin(self, visitor: Visitor) -> Request:
+        """The next request of this connection; `end` follows in any case."""
         request = Request(visitor)
         visitor.request = request
         visitor.served += 1
         self.active += 1
-        try:
-            if not self._heads.read_nowait(request):
-                await self._receive_head(request)
-            elsewhere = self.elsewhere
-            if elsewhere is not None and elsewhere.serves(request) and await elsewhere.take(request):
-                return False
-            await self.handle_request(request)
-        finally:
-            visitor.request = None
-            self.finished()
-            self.bytes_in += request.bytes_in
-            self.bytes_out += request.bytes_out
-            if self.on_finished is not None:
-                self.on_finished(request)
-        return request.keep_alive
+        return request
+
+    def end(self, request: Request) -> None:
+        request.visitor.request = None
+        self.finished()
+        self.bytes_in += request.bytes_in
+        self.bytes_out += request.bytes_out
+        if self.on_finished is not None:
+            self.on_finished(request)
+
+    def serves_elsewhere(self, request: Request) -> bool:
+        """Whether another process of this core should have it."""
+        return self.elsewhere is not None and self.elsewhere.serves(request)
+
+    async def _pass_on(self, request: Request) -> bool:
+        return self.elsewhere is not None and await self.elsewhere.take(request)
 
     def finished(self) -> None:
         """One of the `active` has ended."""
@@ -140,43 +164,50 @@ class Exchanger:
         try:
             if request.refusal is not None:
                 raise request.refusal
-            stream = self._route(request) or await self._explain_missing(request)
+            stream, handle = request.opened, self._go_on_stream
+            if stream is None:
+                stream = self.route(request) or await self._explain_missing(request)
+                handle = self._handle_stream
             try:
-                await self._handle_stream(stream)
+                await handle(stream)
             except Failure as exc:
                 await self._try_others(stream, exc)
-            request.outcome = "ok"
-            if request.status >= 500 and not request.error:
-                request.error = f"the local service answered {request.status}"
+            self.succeeded(request)
         except Failure as exc:
-            await self._refuser.fail(request, exc)
+            await self.refuser.fail(request, exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             request.keep_alive = False
             if request.expired and not request.aborted:
-                await self._refuser.fail(request, Failure("request_timeout"))
+                await self.refuser.fail(request, Failure("request_timeout"))
             else:
-                await self._refuser.fail(request, Failure("visitor_aborted", request.aborted))
+                await self.refuser.fail(request, Failure("visitor_aborted", request.aborted))
         except trio.Cancelled:
-            self._refuser.cut(request)
+            self.refuser.cut(request)
             raise
         except Exception as exc:
             log.error("request broke", request_id=request.request_id, error=exc)
-            await self._refuser.fail(request, Failure("internal"))
+            await self.refuser.fail(request, Failure("internal"))
+
+    @staticmethod
+    def succeeded(request: Request) -> None:
+        request.outcome = "ok"
+        if request.status >= 500 and not request.error:
+            request.error = f"the local service answered {request.status}"
 
     async def _receive_head(self, request: Request) -> None:
         """Before the layers are entered: they look at what it says, whose trace it is for one thing."""
         request.visitor.begin(HEAD, self._head_timeout)
         try:
-            await self._heads.read(request)
+            await self.heads.read(request)
         except Exception as exc:
             request.refusal = exc  # `handle` answers
         except trio.Cancelled:
-            self._refuser.cut(request)
+            self.refuser.cut(request)
             raise
 
     # Where to -------------------------------------------------------------------------------------------------
 
-    def _route(self, request: Request) -> RequestStream | None:
+    def route(self, request: Request) -> RequestStream | None:
         """The stream that is to carry the request; None where nobody serves its tunnel now. Raises Failure."""
         head = request.head
         assert head is not None
@@ -278,15 +309,17 @@ class Exchanger:
 
     async def _stream(self, visit: RequestStream) -> None:
         """The innermost handler of a stream."""
-        request = visit.request
         try:
-            self._open(visit)
+            if visit.refusal is not None:
+                raise visit.refusal
+            if not visit.stream_id:
+                self.open(visit)
             if visit.complete:
-                await self._answerer.answer(visit)
+                await self.answerer.answer(visit)
             else:
                 async with open_pair() as nursery:
                     nursery.start_soon(self._uploader.upload, visit)
-                    await self._answerer.answer(visit)
+                    await self.answerer.answer(visit)
                     nursery.cancel_scope.cancel()
             visit.outcome = "ok"
         except Failure as exc:
@@ -300,13 +333,19 @@ class Exchanger:
             visit.outcome = "draining"
             raise
         finally:
-            visit.status = request.status
-            visit.bytes_in, visit.bytes_out = request.bytes_in, request.bytes_out
-            stream = request.stream
-            if stream is not None and (not stream.is_over or stream.inbox):
-                stream.reset(visit.outcome or "internal")
+            self.leave(visit)
 
-    def _open(self, visit: RequestStream) -> None:
+    @staticmethod
+    def leave(visit: RequestStream) -> None:
+        """The stream's outcome is known: its facts are settled, and nothing of it is left."""
+        request = visit.request
+        visit.status = request.status
+        visit.bytes_in, visit.bytes_out = request.bytes_in, request.bytes_out
+        stream = request.stream
+        if stream is not None and (not stream.is_over or stream.inbox):
+            stream.reset(visit.outcome or "internal")
+
+    def open(self, visit: RequestStream) -> None:
         """Send the request's head, and its body if that is here. Raises Failure."""
         request = visit.request
         head, agent = request.head, visit.agent

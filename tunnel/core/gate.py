@@ -37,6 +37,7 @@ from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.net import Socket, accept_each, address_text, with_tls
+from tunnel.ready import Ready
 from tunnel.tuning import Litter
 from tunnel.wire import control, frames
 from tunnel.wire.control import Hello, RefusedMessage, TunnelGrant, TunnelRequest, Welcome
@@ -104,6 +105,7 @@ class Gate:
         max_attaching: int = 1000,
         rate: Rate | None = None,
         held: Held | None = None,
+        ready: Ready | None = None,
         max_link_queue: float = math.inf,
         stream_window: int = frames.STREAM_WINDOW,
         link_window: int = frames.LINK_WINDOW,
@@ -133,6 +135,7 @@ class Gate:
         self._failures = Failures()
         self._litter = Litter()
         self._held = held
+        self._ready = ready
         self._max_link_queue = max_link_queue
         self._windows = (stream_window, link_window)
         self._siblings = siblings
@@ -265,7 +268,7 @@ class Gate:
         if self._tls is not None:
             visit.socket = with_tls(visit.socket, self._tls.context, server_side=True)
             await visit.socket.handshake()
-        link = Link(True, self._heartbeat, self._heartbeat_timeout, held=self._held)
+        link = Link(True, self._heartbeat, self._heartbeat_timeout, held=self._held, ready=self._ready)
         link.session.set_windows(*self._windows)
         carrier = await transport.accept(visit.nursery, visit.socket, link.on_message, allowance=frames.MAX_ATTACHING)
         visit.nursery.start_soon(link.run, carrier)

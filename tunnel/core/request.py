@@ -38,8 +38,10 @@ class Request(RequestVisit):
         "expired",
         "head",
         "head_written",
+        "is_begun",
         "keep_alive",
         "known",
+        "opened",
         "reading",
         "refusal",
         "stream",
@@ -62,6 +64,8 @@ class Request(RequestVisit):
         self.aborted = ""
         self.expired = False
         self.refusal: Exception | None = None  # why the head could not be read or was not taken
+        self.is_begun = False  # without a task, which may have to go on with it: observers know of it
+        self.opened: RequestStream | None = None  # then: its stream, of which they know too
         self.reading = False  # waits for the visitor's body
         self.writing = False  # waits for the visitor to take bytes
 
@@ -91,10 +95,13 @@ class Request(RequestVisit):
 
 
 class RequestStream(StreamVisit):
-    """A request's stream, with what is needed to open it. body: the beginning that rides in the OPEN frame; complete:
-    that is all of it."""
+    """A request's stream, with what is needed to open it.
 
-    __slots__ = ("agent", "body", "complete", "request", "tunnel_entry")
+    body: the beginning that rides in the OPEN frame; complete: that is all of it. refusal: why it went no further
+    before a task took it on. unsent: what is left of a whole answer for the visitor, to be sent after `delay` seconds.
+    """
+
+    __slots__ = ("agent", "body", "complete", "delay", "refusal", "request", "tunnel_entry", "unsent")
 
     def __init__(self, request: Request, protocol: str, agent: AgentLink, tunnel: Tunnel) -> None:
         super().__init__(request, protocol)
@@ -112,6 +119,9 @@ class RequestStream(StreamVisit):
         self.offset = agent.link.offset
         self.body = b""
         self.complete = True
+        self.refusal: Exception | None = None
+        self.unsent = b""
+        self.delay = 0.0
 
 
 async def pause(request: Request, delay: float) -> None:

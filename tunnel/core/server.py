@@ -40,6 +40,7 @@ from tunnel.core.ports import OwnPorts, PortSource
 from tunnel.core.private import make_private
 from tunnel.core.probing import Prober
 from tunnel.core.proxied import ProxyHeaders
+from tunnel.core.quick import Quick
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
 from tunnel.core.shared import SharedRate, SharedShares
@@ -55,6 +56,7 @@ from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.net import address_text
 from tunnel.plugins import Program
+from tunnel.ready import make_ready
 from tunnel.wire.frames import MOST_WINDOW
 from tunnel.wire.held import Held
 from tunnel.workers.member import Member
@@ -106,6 +108,7 @@ class Core:
         self._successor: Successor | None = None
         self._listening = False
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
+        self._ready = make_ready(lambda exc: log.error("a socket's function broke", error=exc))
         self._certificates: list[Certificates] = []
         self._issuer: Issuer | None = None
         self._program = Program("core", sections(settings), self.statistics, self._take_round_trips, self.reports.all)
@@ -370,7 +373,12 @@ class Core:
             shares=shares,
             rate=rates[1],
         )
-        door, plain_door = make_door(exchanger, tls=public_tls), make_door(plain_side, tls=None)
+        quick: Quick | None = None
+        if exchanger.observers is not None and self._ready is not None:
+            quick = Quick(exchanger, exchanger.observers, self._ready, settings.keepalive_timeout)
+            background.start_soon(self._ready.run)
+        door = make_door(exchanger, tls=public_tls, quick=quick)
+        plain_door = make_door(plain_side, tls=None)
         background.start_soon(self._sweeper.run)
         background.start_soon(self._forget_names)
         background.start_soon(self._prober.run)
@@ -404,6 +412,7 @@ class Core:
                 max_attaching=self._part(settings.max_attaching),
                 rate=rates[0],
                 held=self._held,
+                ready=self._ready,
                 stream_window=settings.stream_window,
                 link_window=settings.link_window,
                 max_link_queue=settings.max_link_queue or math.inf,

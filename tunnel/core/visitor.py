@@ -6,6 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import trio
+from trio.lowlevel import Task
 
 from tunnel.core.limits import Counts, no_refusals
 from tunnel.net import GONE, HALF_CLOSED, HERE, Socket
@@ -42,6 +43,8 @@ class Visitor:
         "guest",
         "half_since",
         "hops",
+        "is_over",
+        "is_ready",
         "known",
         "on_silent",
         "phase",
@@ -51,6 +54,7 @@ class Visitor:
         "request",
         "served",
         "socket",
+        "task",
         "wrote",
     )
 
@@ -69,6 +73,9 @@ class Visitor:
         self.wrote = 0.0
         self.known: Known | None = None  # what its last head said, where the next may say it again
         self.guest: str | None = None  # for whom a trusted proxy asks now, as counted by tunnel.core.forwarding
+        self.task: Task | None = None  # waits while requests are served without it (tunnel/core/quick.py)
+        self.is_ready = False  # something may have come that nobody has read yet
+        self.is_over = False  # the last answer was one after which the connection ends
         self.hops = 0  # how often one process of this core has passed the connection to another
         self.forwarded: tuple[bytes, bytes] = (b"", b"")  # the last Host and the fields made for it
 
@@ -76,6 +83,10 @@ class Visitor:
         """Wait for this from now on, for so long at most."""
         self.phase = phase
         self.deadline = monotonic() + seconds
+
+    def rest(self) -> None:
+        """The request is over, and another may come."""
+        self.half_since, self.probed = 0.0, False
 
     def tick(self, now: float) -> None:
         if now > self.deadline:

@@ -18,7 +18,7 @@ from tunnel.core.server import Core
 from tunnel.errors import ConfigError
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger, setup
-from tunnel.tuning import tune_gc
+from tunnel.tuning import tune
 from tunnel.workers.member import Member, Place, find_place
 
 log = get_logger("tunnel.core")
@@ -44,7 +44,7 @@ async def _work(place: Place) -> None:
         nursery.start_soon(member.run)
         await member.wait_orders()
         core = Core(msgspec.convert(member.orders["settings"], CoreSettings), member)
-        tune_gc()
+        tune()
         _obey(core, member)
         await nursery.start(member.watch_end, core.drain, nursery)
         await core.run()

@@ -29,6 +29,10 @@ class Service:
         self._idle: deque[tuple[Socket, float]] = deque()
         self._tls = _tls_context(host) if secure else None
 
+    @property
+    def is_plain(self) -> bool:
+        return self._tls is None
+
     def take_idle(self) -> Socket | None:
         """A kept connection that is still good, the most recently used first.
 

@@ -1,8 +1,9 @@
 """One link on Trio: the reader feeds the session, the writer sends what it has queued, the sweeper keeps it alive.
 
 Only the writer sends, and it takes all that was queued by the time it runs, so what many tasks queue in one turn of
-the run loop leaves as one message. The reader (the task in which the transport delivers) never waits: it files frames
-and wakes whoever waits for them.
+the run loop leaves as one message. What is queued while `ready` tells sockets leaves when all are told, if the kernel
+takes it at once; else the writer goes on with it. The reader (the task in which the transport delivers) never waits:
+it files frames and wakes whoever waits for them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tunnel.link.stream import Stream
 from tunnel.link.tasks import leaves
 from tunnel.link.transport import Transport
 from tunnel.net import limit_unsent
+from tunnel.ready import Ready
 from tunnel.wire import control, frames
 from tunnel.wire.held import Held
 from tunnel.wire.session import CONTROL, OPENED, Session
@@ -50,6 +52,7 @@ class Link:
         heartbeat_timeout: float,
         on_opened: Callable[[Stream], None] | None = None,
         held: Held | None = None,
+        ready: Ready | None = None,
     ) -> None:
         self.session = Session(opens, partial(Stream, link=self), self._on_queued, held)
         self.rtt = 0.0
@@ -72,6 +75,8 @@ class Link:
         self._token = 0
         self._pongs = 0
         self._writer: Task | None = None
+        self._ready = ready
+        self._will_flush = False
         self._closing = False
         self._is_over = False
         self._scope = trio.CancelScope()
@@ -147,10 +152,38 @@ class Link:
     # The writer -----------------------------------------------------------------------------------------------
 
     def _on_queued(self) -> None:
+        if self._writer is None or self._will_flush:
+            return
+        if self._ready is not None and self._ready.is_telling:
+            self._will_flush = True
+            self._ready.after(self._flush)
+        else:
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
         task = self._writer
         if task is not None:
             self._writer = None
             reschedule(task)
+
+    def _flush(self) -> None:
+        """Send what is queued in the writer's place, as far as that goes without waiting."""
+        self._will_flush = False
+        transport, session = self._transport, self.session
+        if self._writer is None or transport is None or not session.has_queued:
+            return
+        if session.has_bulk or not transport.can_send_now:
+            self._wake_writer()
+            return
+        message, _ = session.take()
+        self._pongs = 0
+        try:
+            transport.send_now(message)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.end("the connection was lost")
+            return
+        if session.has_queued or transport.has_rest:
+            self._wake_writer()
 
     async def _write(self, transport: Transport) -> None:
         def abort(_: object) -> Abort:
@@ -159,6 +192,9 @@ class Link:
 
         session = self.session
         while True:
+            if transport.has_rest:
+                await transport.send_rest()
+                continue
             if not session.has_queued:
                 if self._closing:
                     await transport.close(self.end_reason)
@@ -223,7 +259,7 @@ class Link:
         """End the link politely: what is queued is sent first, then a WebSocket close."""
         self._note_end(reason)
         self._closing = True
-        self._on_queued()
+        self._wake_writer()
 
     def _note_end(self, reason: str) -> None:
         if not self.end_reason:

@@ -25,17 +25,21 @@ class Stream(WireStream):
     the task parks without a checkpoint in between, so no wake-up is lost.
     """
 
-    __slots__ = ("_receiver", "_sender", "link", "on_failure", "unsent")
+    __slots__ = ("_receiver", "_sender", "link", "on_change", "on_failure", "unsent")
 
     def __init__(self, id: int, link: Link) -> None:
         WireStream.__init__(self, id)
         self.link = link
         self.on_failure: Callable[[], object] | None = None  # called when it fails, for who waits on something else
+        self.on_change: Callable[[], object] | None = None  # called instead of waking a task; it must not raise
         self.unsent = False  # it failed before its OPEN had left: the other end never heard of it
         self._receiver: Task | None = None
         self._sender: Task | None = None
 
     def wake(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+            return
         if self.failure is not None and self.on_failure is not None:
             self.on_failure()
         task = self._receiver

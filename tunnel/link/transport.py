@@ -39,7 +39,9 @@ PING = 0x89
 PINGS = (PING, 0x8A)  #: ping and pong, which may stand anywhere
 FIN = 0x80
 MASKED = 0x80
-RECEIVE = 256 * 1024
+MASKS = 64  #: masking keys taken from the system's source at once (RFC 6455, 5.3: unpredictable, each used once)
+RECEIVE = 256 * 1024  #: bytes read at once while bulk comes
+FIRST = 64 * 1024  #: else: what is larger malloc may map and unmap each time, for 15 µs
 CLOSED_EARLY = "the connection was closed during the WebSocket handshake"
 
 OnMessage = Callable[[bytes], None]
@@ -57,10 +59,12 @@ class Tap(trio.abc.Stream):
         self._have = 0  # bytes in them
         self._need = 0  # bytes at which it is whole, as far as is known
         self._aside = False
+        self._masks = b""  # random, not used yet
         self._is_more = True  # the last read was full, or the first
         self._said_close = False
         self.is_closing = False  # trio-websocket is saying its close
         self.allowance: int | None = None  # bytes it may still send; None: any number
+        self.unsent = b""  # of a frame that has begun to leave: nothing may come between
         self.breach = ""  # how the other end went beyond its allowance
         self.lost = trio.Event()  # the other end has closed, or the connection broke
 
@@ -68,7 +72,9 @@ class Tap(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
-            size = RECEIVE if self.allowance is None else min(RECEIVE, self.allowance + 1)
+            size = RECEIVE if self._is_more else FIRST
+            if self.allowance is not None:
+                size = min(size, self.allowance + 1)
             receive = self._socket.recv if self._is_more else self._socket.recv_later
             try:
                 data = await receive(size)
@@ -111,7 +117,7 @@ class Tap(trio.abc.Stream):
 
     def say_close(self, code: int, reason: str) -> bool:
         """Put a close frame behind what is out, without waiting; False where that can't be (half a message is out)."""
-        if self._lock.locked() or self._said_close or self._socket.is_closed:
+        if self.unsent or self._lock.locked() or self._said_close or self._socket.is_closed:
             return False
         self._said_close = True
         data = self._frame(struct.pack("!H", code) + reason.encode()[:120].decode("utf-8", "ignore").encode(), CLOSE)
@@ -124,7 +130,7 @@ class Tap(trio.abc.Stream):
         """One whole binary message; the frame is never left half sent unless the connection is given up."""
         data = self._frame(message)
         lock = self._lock
-        if lock.locked():
+        if self.unsent or lock.locked():
             async with lock:
                 await self._send(data)
             return
@@ -137,7 +143,26 @@ class Tap(trio.abc.Stream):
         finally:
             lock.release()
 
+    @property
+    def can_send_now(self) -> bool:
+        """Whether nobody is in the middle of a frame."""
+        return not (self.unsent or self._lock.locked())
+
+    def send_now(self, message: bytes) -> None:
+        """One whole binary message, without waiting. What the kernel does not take is `unsent`, and leaves with
+        `send_rest` or whatever is sent next."""
+        data = self._frame(message)
+        sent = self._socket.send_nowait(data)
+        if sent < len(data):
+            self.unsent = data[sent:]
+
+    async def send_rest(self) -> None:
+        async with self._lock:
+            await self._send(b"")
+
     async def _send(self, data: bytes) -> None:
+        if self.unsent:
+            data, self.unsent = self.unsent + data, b""
         try:
             await self._socket.send(data)
         except trio.Cancelled:
@@ -155,7 +180,9 @@ class Tap(trio.abc.Stream):
             head = struct.pack("!BBQ", first, mask_bit | 127, size)
         if not self._client:
             return head + message
-        key = os.urandom(4)
+        if not self._masks:
+            self._masks = os.urandom(4 * MASKS)
+        key, self._masks = self._masks[:4], self._masks[4:]
         return b"".join((head, key, apply_mask(message, key)))
 
     def _add(self, data: bytes) -> bytes:
@@ -239,6 +266,23 @@ class Transport:
             await self._ws.send_message(message)
         except trio_websocket.ConnectionClosed as exc:
             raise trio.BrokenResourceError(str(exc)) from exc
+
+    @property
+    def can_send_now(self) -> bool:
+        return self._tapped and self._tap.can_send_now
+
+    def send_now(self, message: bytes) -> None:
+        """As `send`, without waiting, where `can_send_now`. If it `has_rest` then, `send_rest` must come soon. Raises
+        as `send`."""
+        self._tap.send_now(message)
+
+    @property
+    def has_rest(self) -> bool:
+        return bool(self._tap.unsent)
+
+    async def send_rest(self) -> None:
+        """What `send_now` has left. Raises as `send`."""
+        await self._tap.send_rest()
 
     async def deliver(self, on_message: OnMessage) -> str:
         """Hand every message to `on_message` until the connection ends; returns why it ended, in words."""

@@ -534,3 +534,7 @@ class Session:
     @property
     def has_queued(self) -> bool:
         return bool(self._urgent or self._ring)
+
+    @property
+    def has_bulk(self) -> bool:
+        return bool(self._ring)

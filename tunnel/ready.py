@@ -1,0 +1,95 @@
+"""Who has become readable, asked once for many sockets, and told to a function instead of a task.
+
+`trio.lowlevel.wait_readable` costs a call to the kernel and the wake-up of a task each time. That is right for a task
+that has something to wait for; a request that is served in one go has not. So a socket whose next bytes may be dealt
+with at once stays in an epoll set of its own for as long as it lives, edge-triggered, and one task waits for the set
+and calls the sockets' functions, one after another. They must neither wait nor raise.
+
+What they queue meanwhile on links leaves when all have been called (`after`): one write for all of them, and without
+waking the links' writers.
+
+Linux only: elsewhere `make_ready` gives None, and all goes the way of tasks, which is the reference.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+import trio
+
+from tunnel.net import Socket
+
+MOST = 128  #: sockets told in a row, before others run
+
+Told = Callable[[], None]
+
+
+class Ready:
+    """on_problem hears of a function that raised; the others are called all the same."""
+
+    def __init__(self, on_problem: Callable[[Exception], None]) -> None:
+        self._set = select.epoll()
+        self._told: dict[int, Told] = {}
+        self._after: list[Told] = []
+        self._on_problem = on_problem
+        self.is_telling = False
+
+    def add(self, socket: Socket, told: Told) -> bool:
+        """Call `told` whenever bytes or the end arrive on a plain socket (at once if some are there), and when it is
+        closed here. It may be called once too often, never too rarely: read until there is nothing.
+
+        False when the kernel has no room, or when this is over: then a task has to wait for it.
+        """
+        number = socket.sock.fileno()
+        try:
+            self._set.register(number, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        except (OSError, ValueError):
+            return False
+        self._told[number] = told
+
+        def close() -> None:
+            if self._told.pop(number, None) is not None:
+                self._set.unregister(number)
+                told()
+
+        socket.on_close = close
+        return True
+
+    def after(self, told: Told) -> None:
+        """Call this when all that are ready now have been told."""
+        self._after.append(told)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._set)
+                self.tell()
+        finally:
+            self._told.clear()
+            self._set.close()
+
+    def tell(self) -> None:
+        """Call those that are ready now."""
+        self.is_telling = True
+        try:
+            for number, _ in self._set.poll(0, MOST):
+                told = self._told.get(number)
+                if told is not None:  # else an earlier one has closed it
+                    self._call(told)
+        finally:
+            self.is_telling = False
+            after, self._after = self._after, []
+            for told in after:
+                self._call(told)
+
+    def _call(self, told: Told) -> None:
+        try:
+            told()
+        except Exception as exc:
+            self._on_problem(exc)
+
+
+def make_ready(on_problem: Callable[[Exception], None]) -> Ready | None:
+    return Ready(on_problem) if hasattr(select, "epoll") else None

@@ -22,7 +22,9 @@ from tunnel.net import Socket
 
 MOST = 128  #: sockets told in a row, before others run
 
-Told = Callable[[], None]
+_ENDED = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
+
+Told = Callable[[bool], None]  #: has_ended: what there is to read ends with the connection's end
 
 
 class Ready:
@@ -31,13 +33,14 @@ class Ready:
     def __init__(self, on_problem: Callable[[Exception], None]) -> None:
         self._set = select.epoll()
         self._told: dict[int, Told] = {}
-        self._after: list[Told] = []
+        self._after: list[Callable[[], None]] = []
         self._on_problem = on_problem
         self.is_telling = False
 
     def add(self, socket: Socket, told: Told) -> bool:
         """Call `told` whenever bytes or the end arrive on a plain socket (at once if some are there), and when it is
-        closed here. It may be called once too often, never too rarely: read until there is nothing.
+        closed here. It may be called once too often, never too rarely: read until less came than was asked for, and
+        once more where the connection has ended.
 
         False when the kernel has no room, or when this is over: then a task has to wait for it.
         """
@@ -51,12 +54,12 @@ class Ready:
         def close() -> None:
             if self._told.pop(number, None) is not None:
                 self._set.unregister(number)
-                told()
+                told(True)
 
         socket.on_close = close
         return True
 
-    def after(self, told: Told) -> None:
+    def after(self, told: Callable[[], None]) -> None:
         """Call this when all that are ready now have been told."""
         self._after.append(told)
 
@@ -74,19 +77,19 @@ class Ready:
         """Call those that are ready now."""
         self.is_telling = True
         try:
-            for number, _ in self._set.poll(0, MOST):
+            for number, events in self._set.poll(0, MOST):
                 told = self._told.get(number)
                 if told is not None:  # else an earlier one has closed it
-                    self._call(told)
+                    self._call(told, events & _ENDED != 0)
         finally:
             self.is_telling = False
             after, self._after = self._after, []
-            for told in after:
-                self._call(told)
+            for last in after:
+                self._call(last)
 
-    def _call(self, told: Told) -> None:
+    def _call(self, function: Callable[..., None], *args: bool) -> None:
         try:
-            told()
+            function(*args)
         except Exception as exc:
             self._on_problem(exc)
 

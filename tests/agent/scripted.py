@@ -1,5 +1,6 @@
 """A local service that does as it is told, and a forwarder on a real link in memory in front of it."""
 
+import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,11 +15,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "link"))
 from linking import lines
 
 from tunnel.agent.forward import Forwarder
-from tunnel.handler import Handler, LocalVisit, StreamVisit
+from tunnel.agent.quick import Quick
+from tunnel.agent.served import ServedStream
+from tunnel.handler import Guard, Handler, LocalVisit, Observer, StreamVisit
 from tunnel.http.client import Service
 from tunnel.link.link import Link
 from tunnel.link.stream import Stream
 from tunnel.link.sweeper import Sweeper
+from tunnel.observers import Observers
+from tunnel.ready import make_ready
 from tunnel.wire.frames import HTTP, NO_BODY, UNKNOWN, Open, Response
 
 Talk = Callable[["Peer"], Awaitable[None]]
@@ -57,6 +62,10 @@ class Peer:
             pass
 
 
+#: streams may be served without a task (tunnel/agent/quick.py); set by the fixture `way`
+is_quick = False
+
+
 class Rig:
     """streams, locals: the visits that ended, in order. connections: how many the service has had."""
 
@@ -69,8 +78,16 @@ class Rig:
         self.items: list[Any] = []
         self.sweeper = Sweeper(lambda exc: None)
         self.core = Link(True, 5, 15)
-        self.agent = Link(False, 5, 15, self._on_opened)
-        self.forwarder = Forwarder([self._layer, *layers], self.sweeper, request_timeout)
+        ended = {"stream": self._ended, "local": self._ended}
+        observers = Observers([Guard("test", Observer({}, ended), 0, logging.getLogger("test"))])
+        self.is_quick = is_quick and not layers
+        mine: list[Any] = [observers if self.is_quick else self._layer]
+        self.forwarder = Forwarder([*mine, *layers], self.sweeper, request_timeout)
+        self.problems: list[Exception] = []
+        self.ready = make_ready(self.problems.append)
+        self.agent = Link(False, 5, 15, self._on_opened, ready=self.ready)
+        self.quick: Quick | None = None
+        self.served_quickly = 0
         self.service = Service("127.0.0.1", 1, False)
 
     def _layer(self, handler: Handler) -> Handler:
@@ -82,9 +99,27 @@ class Rig:
 
         return layered
 
+    def _ended(self, visit: Any, raised: object) -> None:
+        (self.locals if isinstance(visit, LocalVisit) else self.streams).append(visit)
+
     def _on_opened(self, stream: Stream) -> None:
         assert self.agent.nursery is not None
-        self.agent.nursery.start_soon(self._serve, stream)
+        if self.quick is None and self.is_quick:
+            assert self.ready is not None and self.forwarder.observers is not None
+            self.quick = Quick(self.forwarder, self.forwarder.observers, self.ready, self._hand_over)
+            self.agent.nursery.start_soon(self.quick.run)
+        if self.quick is not None and self.quick.begin(stream, [self.service], "agent-1"):
+            self.served_quickly += 1
+        else:
+            self.agent.nursery.start_soon(self._serve, stream)
+
+    def _hand_over(self, visit: ServedStream) -> None:
+        assert self.agent.nursery is not None
+        self.agent.nursery.start_soon(self._go_on, visit)
+
+    async def _go_on(self, visit: ServedStream) -> None:
+        with trio.CancelScope() as scope:
+            await self.forwarder.go_on(visit, scope)
 
     async def _serve(self, stream: Stream) -> None:
         with trio.CancelScope() as scope:
@@ -100,6 +135,9 @@ class Rig:
 
     async def start(self) -> None:
         near, far = lines()
+        far.takes_now = True
+        if self.ready is not None:
+            self.nursery.start_soon(self.ready.run)
         self.nursery.start_soon(self.core.run, cast(Any, near))
         self.nursery.start_soon(self.agent.run, cast(Any, far))
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -165,6 +203,7 @@ async def rig(
         yield made
         made.service.close()
         nursery.cancel_scope.cancel()
+        assert made.problems == []
 
 
 __all__ = ["NO_BODY", "UNKNOWN", "Peer", "Rig", "answer_of", "rig"]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import scripted
 import trio
 from scripted import NO_BODY, UNKNOWN, Peer, answer_of, rig
 
@@ -12,6 +13,13 @@ from tunnel.handler import Handler, LocalVisit
 from tunnel.http.client import Service
 from tunnel.link.stream import RawStream
 from tunnel.wire.frames import HTTP, MAX_INTERIMS, PROBE, TCP, UPGRADE, Open
+
+
+@pytest.fixture(params=["by a task", "quickly"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams are served by tasks, or without them where that can be."""
+    monkeypatch.setattr(scripted, "is_quick", request.param == "quickly")
+
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"

@@ -1,5 +1,6 @@
 """Both stores for every test that asks for one, and clocks that tests set."""
 
+import importlib
 import importlib.util
 import math
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,15 @@ def _load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(params=["by its task", "quickly"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Cores of tests/core/inprocess.py serve requests by their connections' tasks, or without them where they can."""
+    inprocess = importlib.import_module("inprocess")
+    inprocess.is_quick = request.param == "quickly"  # type: ignore[attr-defined]
+    yield
+    inprocess.is_quick = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

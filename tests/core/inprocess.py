@@ -3,6 +3,7 @@
 Deadlines are met by calling a visitor's `tick` with a later time, so that no test waits for one.
 """
 
+import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,14 +23,17 @@ from tunnel.core.exchange import Exchanger
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.limits import Shares
 from tunnel.core.proxied import ProxyHeaders
+from tunnel.core.quick import Quick
 from tunnel.core.quotas import Account, Limits
 from tunnel.core.registry import AgentLink, Registry
 from tunnel.core.visitor import Visitor
-from tunnel.handler import ConnectVisit, Handler, LinkVisit, RequestVisit, StreamVisit
+from tunnel.handler import ConnectVisit, Guard, Handler, LinkVisit, Observer, RequestVisit, StreamVisit
 from tunnel.link.link import Link
 from tunnel.link.stream import Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.net import Socket
+from tunnel.observers import Observers
+from tunnel.ready import make_ready
 from tunnel.wire.frames import Open, Response
 
 Script = Callable[[Stream], Awaitable[None]]
@@ -37,6 +41,10 @@ DEFAULTS: dict[str, Any] = {
     "max_head": 65536, "max_target": 16384, "max_body": 0, "head_timeout": 10.0, "request_timeout": 30.0,
     "body_idle_timeout": 30.0, "server_timing": False,
 }  # fmt: skip
+
+
+#: requests may be served without their task (tunnel/core/quick.py); set by the fixture `way`
+is_quick = False
 
 
 class Names:
@@ -71,15 +79,24 @@ class Core:
         self.sockets: list[Socket] = []
         self.account = Account("acme", "acme")
         self.registry = Registry("example.com", 600)
+        ended = {"request": self._ended, "stream": self._ended}
+        observers = Observers([Guard("test", Observer({}, ended), 0, logging.getLogger("test"))])
         self.exchanger = Exchanger(
             self.registry,
             cast(Any, self.names),
-            [self._layer],
+            [observers if is_quick else self._layer],
             Forwarding(trusted, most_each),
             **{**DEFAULTS, **options},
         )
         self.shares = Shares(0, most_each)
         sweeper = Sweeper(lambda exc: None)
+        self.problems: list[Exception] = []
+        self.ready = make_ready(self.problems.append) if is_quick else None
+        quick: Quick | None = None
+        if self.ready is not None:
+            assert self.exchanger.observers is not None
+            quick = Quick(self.exchanger, self.exchanger.observers, self.ready, 60.0)
+            nursery.start_soon(self.ready.run)
         self.door = Door(
             self.exchanger,
             sweeper,
@@ -88,7 +105,11 @@ class Core:
             shares=self.shares,
             handshake_timeout=10.0,
             keepalive_timeout=60.0,
+            quick=quick,
         )
+
+    def _ended(self, visit: Any, raised: object) -> None:
+        (self.requests if isinstance(visit, RequestVisit) else self.streams).append(visit)
 
     def _layer(self, handler: Handler) -> Handler:
         async def layered(visit: Any) -> None:
@@ -104,7 +125,8 @@ class Core:
     ) -> AgentLink:
         """An attached link whose agent answers each stream with the script."""
         near, far = lines()
-        link, there = Link(True, 5, 15), Link(False, 5, 15)
+        near.takes_now = True
+        link, there = Link(True, 5, 15, ready=self.ready), Link(False, 5, 15)
 
         def on_opened(stream: Stream) -> None:
             assert there.nursery is not None
@@ -269,6 +291,7 @@ async def core(
             nursery.cancel_scope.cancel()
             for socket in made.sockets:
                 socket.close()
+        assert made.problems == []
 
 
 __all__ = ["Answer", "Caller", "Core", "Limits", "Line", "body_of", "core", "head", "opened", "respond", "until"]

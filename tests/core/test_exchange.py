@@ -12,6 +12,8 @@ from tunnel.core.quotas import Account, Limits
 from tunnel.link.stream import RawStream, Stream
 from tunnel.wire.frames import NO_BODY, SMALL_BODY, UNKNOWN, UPGRADE, Response
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 async def hello(stream: Stream) -> None:
     respond(stream, b"hello")

@@ -13,6 +13,8 @@ from tunnel.errors import OUTCOMES, Failure
 from tunnel.link.stream import Stream
 from tunnel.wire.frames import LINK_WINDOW, NO_BODY, STREAM_WINDOW, UNKNOWN, Response
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 async def hello(stream: Stream) -> None:
     respond(stream, b"hello")
@@ -158,6 +160,7 @@ async def test_a_head_that_does_not_come_in_time() -> None:
         visitor = app.visitor()
         await visitor.send(b"GET / HT")
         await until(lambda: app.exchanger.active)
+        await trio.testing.wait_all_tasks_blocked()
         app.tick(9)
         app.tick(11)
         answer = await visitor.answer()

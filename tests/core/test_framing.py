@@ -7,6 +7,8 @@ from inprocess import Core, core, head, opened, respond
 from tunnel.link.stream import Stream
 from tunnel.wire.frames import MAX_HEAD, NO_BODY, Response
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 async def hello(stream: Stream) -> None:
     respond(stream, b"hello")

@@ -17,6 +17,8 @@ from tunnel.core.request import Request
 from tunnel.link.stream import Stream
 from tunnel.wire.frames import UPGRADE
 
+pytestmark = pytest.mark.usefixtures("way")
+
 NEXT = b"GET /next HTTP/1.1\r\nHost: app.localhost\r\n\r\n"
 FIRSTS = {
     "get": GET + b"\r\n",

@@ -6,6 +6,8 @@ from inprocess import Core, body_of, core, head, respond
 from tunnel.core.exchange import TRIES
 from tunnel.link.stream import Stream
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 class Agents:
     """refusing: how many links refuse before they hand on; arrived: what links handed to their service."""

@@ -11,6 +11,8 @@ from tunnel.core import door
 from tunnel.link.stream import Stream
 from tunnel.wire.held import Held
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 async def answer(stream: Stream) -> None:
     respond(stream, b"hello")

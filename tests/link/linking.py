@@ -154,7 +154,8 @@ class Line:
         self.socket = _NoSocket()
         self.other: Line = self
         self.sent: list[bytes] = []
-        self.has_rest = self.can_send_now = False  # nothing leaves but by `send`
+        self.has_rest = False
+        self.takes_now = False  # also what is sent without waiting
         self.is_cut = False  # what is sent is lost, without a word
         self.held: trio.Event | None = None  # `send` waits for it
         self.on_message: OnMessage | None = None
@@ -166,6 +167,13 @@ class Line:
         await trio.lowlevel.checkpoint()
         if self.held is not None:
             await self.held.wait()
+        self.send_now(message)
+
+    @property
+    def can_send_now(self) -> bool:
+        return self.takes_now and self.held is None
+
+    def send_now(self, message: bytes) -> None:
         self.sent.append(message)
         if not self.is_cut:
             if self.other.on_message is None:

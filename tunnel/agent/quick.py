@@ -98,7 +98,7 @@ class Quick:
             self.give_up(visit)
         return True
 
-    def _on_ready(self, socket: Socket) -> None:
+    def _on_ready(self, socket: Socket, has_ended: bool) -> None:
         visit = self._under_way.get(socket)
         if visit is None or visit.local is None or socket.is_closed:
             return  # kept for the next one, or a task's

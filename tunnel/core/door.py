@@ -243,7 +243,7 @@ class Door:
     async def _requests(self, visitor: Visitor) -> None:
         serving = self._serving
         receive = visitor.socket.recv
-        quick: Quick | None = None
+        quick = self._quick if self._quick is not None and self._quick.join(visitor) else None
         while True:
             if not visitor.buffer:
                 visitor.begin(IDLE, self._keepalive_timeout)
@@ -263,9 +263,7 @@ class Door:
             visitor.rest()
             if visitor.guest is not None:
                 serving.forwarding.leave(visitor)
-            if quick is None and self._quick is not None and self._quick.join(visitor):
-                quick = self._quick
-            elif quick is None:
+            if quick is None:
                 receive = visitor.socket.recv_later  # who has just been answered has sent nothing yet
         await self._close(visitor)
 

@@ -112,7 +112,7 @@ class Exchanger:
         """One request on a connection that has sent its first bytes; says whether the connection may go on."""
         request = visitor.request or self.begin(visitor)
         try:
-            if request.head is None and not self.heads.read_nowait(request):
+            if request.head is None and request.refusal is None:
                 await self._receive_head(request)
             if request.is_begun:
                 await self._go_on(request)
@@ -196,9 +196,10 @@ class Exchanger:
 
     async def _receive_head(self, request: Request) -> None:
         """Before the layers are entered: they look at what it says, whose trace it is for one thing."""
-        request.visitor.begin(HEAD, self._head_timeout)
         try:
-            await self.heads.read(request)
+            if not self.heads.read_nowait(request):
+                request.visitor.begin(HEAD, self._head_timeout)
+                await self.heads.read(request)
         except Exception as exc:
             request.refusal = exc  # `handle` answers
         except trio.Cancelled:

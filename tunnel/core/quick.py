@@ -1,14 +1,13 @@
 """The most common requests, served where their bytes arrive: no task is woken for them.
 
-A request whose head repeats the last one of its connection, that has no body, and whose answer is small needs nothing
-waited for but its arrival and its answer's. `tunnel.ready` tells of the one, the stream of the other, and what is done
-then are the same functions that the connection's task calls (exchange.py, reading.py, answering.py). That saves two
-wake-ups and a dozen coroutines a request, about half of what it costs.
+A request that is all here, and whose answer is small, needs nothing waited for but its arrival and its answer's.
+`tunnel.ready` tells of the one, the stream of the other, and what is done then are the same functions that the
+connection's task calls (exchange.py, reading.py, answering.py). That saves two wake-ups and a dozen coroutines.
 
 Meanwhile the task waits in `wait`. It is woken as soon as there is anything else to do, and goes on from where the
-request has got to: with its head read (`Request.head`), with observers told and perhaps its stream opened
-(`is_begun`, `opened`), with its answer here. So only the task waits, fails, refuses, retries and closes; nothing of
-that is in here.
+request has got to: not all here, refused (`Request.refusal`), with its head read, with observers told (`is_begun`) and
+perhaps its stream opened (`opened`), with its answer here. So only the task waits, fails, refuses, retries and closes;
+nothing of that is in here.
 
 Not for TLS, not where a layer is a coroutine around each request, and not without epoll: there the task does it all.
 """
@@ -22,7 +21,7 @@ from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
 from tunnel.core.exchange import Exchanger
 from tunnel.core.request import Request, RequestStream
-from tunnel.core.visitor import IDLE, Visitor
+from tunnel.core.visitor import HEAD, IDLE, Visitor
 from tunnel.log import get_logger
 from tunnel.net import RECV_SIZE
 from tunnel.observers import Observers
@@ -74,17 +73,17 @@ class Quick:
 
     # A request comes --------------------------------------------------------------------------------------------
 
-    def _on_ready(self, visitor: Visitor) -> None:
+    def _on_ready(self, visitor: Visitor, has_ended: bool) -> None:
         if visitor.socket.is_closed:
             self._wake(visitor)
         elif visitor.task is None or visitor.request is not None:
             visitor.is_ready = True  # the task or the answer comes first
-        elif self._read(visitor):
+        elif self._read(visitor, has_ended):
             self._wake(visitor)
 
-    def _read(self, visitor: Visitor) -> bool:
-        """Take what has come, and serve it; says whether the task is needed."""
-        visitor.is_ready = False
+    def _read(self, visitor: Visitor, is_more: bool = False) -> bool:
+        """Take what has come, and serve it; says whether the task is needed. is_more: there is something behind it."""
+        visitor.is_ready = is_more
         try:
             data = visitor.socket.recv_nowait()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -100,10 +99,12 @@ class Quick:
         """Send a request on its way; False if it is none of ours."""
         exchanger, observers = self._exchanger, self._observers
         request = exchanger.begin(visitor)
-        if not exchanger.heads.read_nowait(request) or exchanger.serves_elsewhere(request):
-            return False
-        assert request.head is not None
-        if request.head.length or request.head.upgrade:
+        visitor.phase = HEAD
+        try:
+            if not exchanger.heads.read_nowait(request) or exchanger.serves_elsewhere(request):
+                return False
+        except Exception as exc:
+            request.refusal = exc
             return False
         observers.begin(request)
         request.is_begun = True
@@ -116,6 +117,8 @@ class Quick:
             return False
         observers.begin(visit)
         request.opened = visit
+        if not visit.complete or visit.protocol != "http":
+            return False
         try:
             exchanger.open(visit)
         except Exception as exc:

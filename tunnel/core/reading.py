@@ -50,8 +50,30 @@ class HeadReader:
         self._max_requests = max_requests
         self._refusals = refusals
 
+    async def read(self, request: Request) -> None:
+        """Raises Failure for what is no request or beyond a limit; trio.BrokenResourceError, ClosedResourceError."""
+        visitor = request.visitor
+        while not self.read_nowait(request):
+            try:
+                part = await visitor.socket.recv()
+            except trio.ClosedResourceError:
+                if not request.expired:
+                    raise
+                self._name(request, visitor.buffer)  # the deadline only woke us: there is somebody to tell
+                raise Failure("request_timeout", "the request's head did not arrive in time") from None
+            if not part:
+                if visitor.buffer:
+                    self._name(request, visitor.buffer)
+                    request.aborted = "the visitor closed the connection within the request's head"
+                raise trio.BrokenResourceError
+            visitor.buffer += part
+
     def read_nowait(self, request: Request) -> bool:
-        """Take a whole head that repeats the last one on this connection; False for any other, which `read` takes."""
+        """Take a head that is all here, False if more of it has to come. Raises Failure."""
+        return self._recognise(request) or self._parse(request)
+
+    def _recognise(self, request: Request) -> bool:
+        """Take a whole head that repeats the last one on this connection; False for any other, which `_parse` takes."""
         visitor = request.visitor
         known = visitor.known
         if known is None:
@@ -80,44 +102,22 @@ class HeadReader:
         request.keep_alive = self._may_stay(request)  # else it had not been kept
         return True
 
-    async def read(self, request: Request) -> None:
-        """Raises Failure for what is no request or beyond a limit; trio.BrokenResourceError, ClosedResourceError."""
+    def _parse(self, request: Request) -> bool:
         visitor = request.visitor
         data = visitor.buffer
-        first = _FIRST
-        while True:
-            if first is _FIRST and data.startswith(b"\r\n"):
-                data = data[2:]  # RFC 9112, 2.2: an empty line before the request is skipped, one
-                first = _METHOD_BYTES
-            if data and data[0] not in first:
-                self._name(request, b"")
-                what = "it is TLS, and this port speaks plain HTTP" if data[0] == 0x16 else "it begins with no method"
-                raise Failure("bad_request", what)
-            end = data.find(b"\r\n\r\n") + 4
-            if end >= 4 and end <= self._max_head:
-                break
-            if end >= 4 or len(data) > self._max_head:
-                self._name(request, data)
-                line = data.find(b"\r\n")
-                if line < 0 or line > self._max_target + 64:
-                    raise Failure("uri_too_long", f"the address is longer than {self._max_target} bytes")
-                raise Failure("head_too_large", f"the head is larger than {self._max_head} bytes")
-            if b"\n\n" in data or b"\n\r\n" in data:  # CRLF CRLF is not in it
-                self._name(request, data)
-                raise Failure("bad_request", "a line does not end with CRLF")
-            try:
-                part = await visitor.socket.recv()
-            except trio.ClosedResourceError:
-                if not request.expired:
-                    raise
-                self._name(request, data)  # the deadline only woke us: there is somebody to tell
-                raise Failure("request_timeout", "the request's head did not arrive in time") from None
-            if not part:
-                if data:
-                    self._name(request, data)
-                    request.aborted = "the visitor closed the connection within the request's head"
-                raise trio.BrokenResourceError
-            data += part
+        first = _METHOD_BYTES if request.skipped else _FIRST
+        if first is _FIRST and data.startswith(b"\r\n"):
+            # RFC 9112, 2.2: an empty line before the request is skipped, one
+            request.skipped, first = True, _METHOD_BYTES
+            data = visitor.buffer = data[2:]
+        if data and data[0] not in first:
+            self._name(request, b"")
+            what = "it is TLS, and this port speaks plain HTTP" if data[0] == 0x16 else "it begins with no method"
+            raise Failure("bad_request", what)
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 or end > self._max_head:
+            self._check_unfinished(request, data, end >= 4)
+            return False
         visitor.buffer = data[end:]
         visitor.deadline = FOREVER
         raw = data[:end]
@@ -130,6 +130,19 @@ class HeadReader:
         if request.keep_alive and not any(name == b"x-request-id" for name, _, _ in head.fields):
             known = know(raw, head)
             request.known = visitor.known = Known(known, request) if known is not None else None
+        return True
+
+    def _check_unfinished(self, request: Request, data: bytes, is_too_large: bool) -> None:
+        """Raises Failure if this can't become a head that is taken."""
+        if is_too_large or len(data) > self._max_head:
+            self._name(request, data)
+            line = data.find(b"\r\n")
+            if line < 0 or line > self._max_target + 64:
+                raise Failure("uri_too_long", f"the address is longer than {self._max_target} bytes")
+            raise Failure("head_too_large", f"the head is larger than {self._max_head} bytes")
+        if b"\n\n" in data or b"\n\r\n" in data:  # CRLF CRLF is not in it
+            self._name(request, data)
+            raise Failure("bad_request", "a line does not end with CRLF")
 
     def _name(self, request: Request, data: bytes) -> None:
         """Facts for the log and the answer of a request whose head was not understood."""

@@ -44,6 +44,7 @@ class Request(RequestVisit):
         "opened",
         "reading",
         "refusal",
+        "skipped",
         "stream",
         "visitor",
         "writing",
@@ -64,6 +65,7 @@ class Request(RequestVisit):
         self.aborted = ""
         self.expired = False
         self.refusal: Exception | None = None  # why the head could not be read or was not taken
+        self.skipped = False  # an empty line before it
         self.is_begun = False  # without a task, which may have to go on with it: observers know of it
         self.opened: RequestStream | None = None  # then: its stream, of which they know too
         self.reading = False  # waits for the visitor's body

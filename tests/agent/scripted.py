@@ -87,7 +87,7 @@ class Rig:
         self.ready = make_ready(self.problems.append)
         self.agent = Link(False, 5, 15, self._on_opened, ready=self.ready)
         self.quick: Quick | None = None
-        self.served_quickly = 0
+        self.served_quickly = self.handed_over = 0
         self.service = Service("127.0.0.1", 1, False)
 
     def _layer(self, handler: Handler) -> Handler:
@@ -114,6 +114,7 @@ class Rig:
             self.agent.nursery.start_soon(self._serve, stream)
 
     def _hand_over(self, visit: ServedStream) -> None:
+        self.handed_over += 1
         assert self.agent.nursery is not None
         self.agent.nursery.start_soon(self._go_on, visit)
 

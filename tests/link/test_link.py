@@ -1,5 +1,6 @@
 """A link's life: heartbeats, silence, the other clock, batching, its ends, and that one link's end is its own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,6 +34,34 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 
 def kinds(messages: list[bytes]) -> list[list[str]]:
     return [[frames.NAMES[kind] for kind, *_ in frames.split(message)] for message in messages]
+
+
+class Telling:
+    """Stands for `Ready` while it tells sockets."""
+
+    def __init__(self) -> None:
+        self.is_telling = True
+        self._after: list[Callable[[], None]] = []
+
+    def after(self, told: Callable[[], None]) -> None:
+        self._after.append(told)
+
+    def end(self) -> None:
+        self.is_telling = False
+        after, self._after = self._after, []
+        for told in after:
+            told()
+
+
+async def flushing(nursery: trio.Nursery, line: Line) -> tuple[Link, Telling]:
+    """A link that runs on the line, with its writer waiting, in the middle of telling sockets."""
+    telling: Any = Telling()
+    link = Link(True, 5, 15, ready=telling)
+    carrier: Any = line
+    nursery.start_soon(link.run, carrier)
+    await trio.testing.wait_all_tasks_blocked()
+    line.sent.clear()
+    return link, telling
 
 
 # Heartbeats ----------------------------------------------------------------------------------------------------------
@@ -345,3 +374,77 @@ async def test_a_message_that_is_too_long_ends_the_link() -> None:
     async with linked() as pair:
         pair.core.on_message(bytes(MAX_MESSAGE + 1))
         assert "the message is too long" in pair.core.end_reason
+
+
+# What leaves without the writer -----------------------------------------------------------------------------------
+
+
+async def test_all_that_is_queued_while_sockets_are_told_leaves_at_once(nursery: trio.Nursery) -> None:
+    line, _ = lines()
+    line.takes_now = True
+    link, telling = await flushing(nursery, line)
+    for _ in range(3):
+        link.session.control(frames.GOAWAY, b"")
+    assert line.sent == []
+    telling.end()
+    assert kinds(line.sent) == [["GOAWAY"] * 3]
+    link.session.control(frames.GOAWAY, b"")  # nobody is told now: the writer's
+    assert len(line.sent) == 1
+    await trio.testing.wait_all_tasks_blocked()
+    assert kinds(line.sent) == [["GOAWAY"] * 3, ["GOAWAY"]]
+
+
+@pytest.mark.parametrize("why", ["it can't", "bulk"])
+async def test_what_can_not_leave_at_once_is_left_to_the_writer(nursery: trio.Nursery, why: str) -> None:
+    line, _ = lines()
+    line.takes_now = why == "bulk"
+    link, telling = await flushing(nursery, line)
+    stream = link.session.open(Open(HTTP, 0, 0, 100_000, b"", b""))
+    if why == "bulk":
+        link.session.send_data(stream, b"x" * 50_000)
+    telling.end()
+    assert line.sent == []
+    await trio.testing.wait_all_tasks_blocked()
+    assert kinds(line.sent) == [["OPEN", "DATA"] if why == "bulk" else ["OPEN"]]
+
+
+async def test_what_is_left_of_a_message_is_sent_by_the_writer(nursery: trio.Nursery) -> None:
+    class Slow(Line):
+        async def send_rest(self) -> None:
+            await trio.lowlevel.checkpoint()
+            self.has_rest = False
+            self.sent.append(b"the rest")
+
+        def send_now(self, message: bytes) -> None:
+            self.sent.append(message)
+            self.has_rest = True
+
+    line = Slow()
+    line.takes_now = True
+    link, telling = await flushing(nursery, line)
+    link.session.control(frames.GOAWAY, b"")
+    telling.end()
+    assert len(line.sent) == 1
+    await trio.testing.wait_all_tasks_blocked()
+    assert line.sent[1:] == [b"the rest"]
+
+
+async def test_a_broken_connection_is_seen_there_too() -> None:
+    class Broken(Line):
+        def send_now(self, message: bytes) -> None:
+            raise trio.BrokenResourceError("reset by peer")
+
+    line = Broken()
+    line.takes_now = True
+    async with trio.open_nursery() as nursery:
+        telling: Any = Telling()
+        telling.is_telling = False
+        link = Link(True, 5, 15, ready=telling)
+        carrier: Any = line
+        nursery.start_soon(link.run, carrier)
+        await trio.testing.wait_all_tasks_blocked()
+        telling.is_telling = True
+        link.session.control(frames.GOAWAY, b"")
+        telling.end()
+        await link.ended.wait()
+    assert link.end_reason == "the connection was lost"

@@ -1,6 +1,7 @@
 """Plain trio-websocket is the reference: with the tap at either end or both come the same messages and ends."""
 
 import select
+import socket
 import struct
 from itertools import product
 
@@ -352,3 +353,40 @@ async def test_who_leaves_within_the_handshake(path: str, monkeypatch: pytest.Mo
             await transport.accept(nursery, near, lambda message: None)
         nursery.cancel_scope.cancel()
     near.close()
+
+
+@pytest.mark.parametrize("core_side", [False, True])
+async def test_what_is_sent_without_waiting_arrives_whole_and_in_order(core_side: bool) -> None:
+    """Far more than the kernel takes at once: the rest leaves before whatever comes next, be it a pong."""
+    async with transports(True, True, None) as ends, trio.open_nursery() as nursery:
+        one, got = (ends.core, ends.to_agent) if core_side else (ends.agent, ends.to_core)
+        other = ends.agent if core_side else ends.core
+        one.socket.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        messages = [bytes([number]) * 200_000 for number in range(6)]
+        one.send_now(messages[0])
+        assert one.has_rest and not one.can_send_now
+        nursery.start_soon(other.ping)
+        nursery.start_soon(one.send, messages[1])
+        await ends.until(lambda: len(got) == 2)
+        for message in messages[2:]:
+            while not one.can_send_now:
+                await one.send_rest()
+            one.send_now(message)
+        await one.send_rest()
+        await ends.until(lambda: len(got) == 6)
+        assert got == messages
+        assert not one.has_rest
+
+
+async def test_the_plain_way_never_sends_without_waiting() -> None:
+    async with transports(False, False, None) as ends:
+        assert not ends.core.can_send_now and not ends.core.has_rest
+
+
+async def test_masking_keys_are_used_once() -> None:
+    one, other = socket_pair()
+    tap = transport.Tap(one, client=True)
+    keys = {tap._frame(b"")[2:6] for _ in range(10 * transport.MASKS)}
+    assert len(keys) == 10 * transport.MASKS
+    one.close()
+    other.close()

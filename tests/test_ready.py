@@ -1,0 +1,205 @@
+"""Functions told of what is readable: each arrival once, the end, our own closing, and what comes after."""
+
+import select
+import socket as stdlib_socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tunnel.net import RECV_SIZE, Socket
+from tunnel.ready import MOST, Ready, make_ready
+
+pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is none without epoll, and nothing uses it")
+
+
+class Pair:
+    """near is told of; what it was told stands in `told`, and what it read then in `got`."""
+
+    def __init__(self, ready: Ready, size: int = RECV_SIZE) -> None:
+        near, self.far = stdlib_socket.socketpair()
+        near.setblocking(False)
+        self.near = Socket(near)
+        self.told: list[bool] = []
+        self.got: list[bytes | None] = []
+        self._size = size
+        assert ready.add(self.near, self._hear)
+
+    def _hear(self, has_ended: bool) -> None:
+        self.told.append(has_ended)
+        if not self.near.is_closed:
+            self.got.append(self.near.recv_nowait(self._size))
+
+    def close(self) -> None:
+        self.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def problems() -> list[Exception]:
+    return []
+
+
+@pytest.fixture
+def ready(problems: list[Exception], nursery: trio.Nursery) -> Ready:
+    made = make_ready(problems.append)
+    assert made is not None
+    nursery.start_soon(made.run)
+    return made
+
+
+@pytest.fixture
+def pair(ready: Ready) -> Iterator[Pair]:
+    made = Pair(ready)
+    yield made
+    made.close()
+
+
+async def test_each_arrival_is_told_once(pair: Pair) -> None:
+    await wait_all_tasks_blocked()
+    assert pair.told == []
+    for number in range(3):
+        pair.far.send(b"%d" % number)
+        await wait_all_tasks_blocked(0.01)
+    assert pair.got == [b"0", b"1", b"2"]
+    assert pair.told == [False] * 3
+
+
+async def test_what_is_there_already_is_told_at_once(ready: Ready) -> None:
+    near, far = stdlib_socket.socketpair()
+    near.setblocking(False)
+    far.send(b"early")
+    told: list[bool] = []
+    socket = Socket(near)
+    ready.add(socket, told.append)
+    await wait_all_tasks_blocked(0.01)
+    assert told == [False]
+    socket.close()
+    far.close()
+
+
+async def test_an_end_that_comes_with_bytes_is_told_with_them(pair: Pair) -> None:
+    pair.far.send(b"last")
+    pair.far.shutdown(stdlib_socket.SHUT_WR)
+    await wait_all_tasks_blocked(0.01)
+    assert (pair.told, pair.got) == ([True], [b"last"])
+    assert pair.near.recv_nowait() == b""
+
+
+async def test_an_end_that_comes_later_is_told_then(pair: Pair) -> None:
+    pair.far.send(b"last")
+    await wait_all_tasks_blocked(0.01)
+    pair.far.close()
+    await wait_all_tasks_blocked(0.01)
+    assert (pair.told, pair.got) == ([False, True], [b"last", b""])
+
+
+async def test_our_own_closing_is_told_and_nothing_after_it(ready: Ready, pair: Pair) -> None:
+    pair.far.send(b"x")
+    pair.near.close()
+    assert pair.told == [True] and pair.got == []
+    await wait_all_tasks_blocked(0.01)
+    assert pair.told == [True]
+    again = Pair(ready)  # its number may be the same
+    again.far.send(b"y")
+    await wait_all_tasks_blocked(0.01)
+    assert again.got == [b"y"] and pair.told == [True]
+    again.close()
+
+
+async def test_one_closed_by_another_ones_function_is_not_told_of_bytes(ready: Ready) -> None:
+    pairs = [Pair(ready) for _ in range(2)]
+    told: list[int] = []
+    sockets = []
+    for number in range(2):
+        near, far = stdlib_socket.socketpair()
+        near.setblocking(False)
+        sockets.append((Socket(near), far))
+
+        def hear(has_ended: bool, number: int = number) -> None:
+            told.append(number)
+            sockets[1 - number][0].close()
+
+        ready.add(sockets[-1][0], hear)
+    for _, far in sockets:
+        far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    # The first closes the second, whose own closing it is told of, which closes the first: each once.
+    assert sorted(told) == [0, 0, 1]
+    for one in pairs:
+        one.close()
+    for near_end, far in sockets:
+        near_end.close()
+        far.close()
+
+
+async def test_one_that_raises_costs_the_others_nothing(ready: Ready, problems: list[Exception]) -> None:
+    near, far = stdlib_socket.socketpair()
+    near.setblocking(False)
+    socket, pair = Socket(near), Pair(ready)
+
+    def fail(has_ended: bool) -> None:
+        raise RuntimeError("broken")
+
+    ready.add(socket, fail)
+    far.send(b"x")
+    pair.far.send(b"y")
+    await wait_all_tasks_blocked(0.01)
+    assert [str(one) for one in problems] == ["broken"]
+    assert pair.got == [b"y"]
+    pair.close()
+    ready._told.clear()  # its closing would be told, too
+    socket.close()
+    far.close()
+
+
+async def test_what_comes_after_comes_when_all_are_told(ready: Ready, problems: list[Exception]) -> None:
+    order: list[str] = []
+    ends = []
+
+    def hear(has_ended: bool) -> None:
+        order.append(f"told {ready.is_telling}")
+        ready.after(lambda: order.append(f"after {ready.is_telling}"))
+
+    for _ in range(2):
+        near, far = stdlib_socket.socketpair()
+        near.setblocking(False)
+        ends.append((Socket(near), far))
+        ready.add(ends[-1][0], hear)
+    for _, far in ends:
+        far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    assert order == ["told True", "told True", "after False", "after False"]
+    assert not problems
+    for near_end, far in ends:
+        near_end.close()
+        far.close()
+
+
+async def test_many_at_once(ready: Ready) -> None:
+    pairs = [Pair(ready) for _ in range(2 * MOST + 5)]
+    for pair in pairs:
+        pair.far.send(b"x")
+    with trio.fail_after(5):
+        while not all(pair.got for pair in pairs):
+            await trio.lowlevel.checkpoint()
+    for pair in pairs:
+        assert pair.got == [b"x"]
+        pair.close()
+
+
+async def test_when_it_is_over_nothing_is_taken_on() -> None:
+    made = make_ready(lambda exc: None)
+    assert made is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        pair = Pair(made)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    near, far = stdlib_socket.socketpair()
+    socket = Socket(near)
+    assert not made.add(socket, lambda has_ended: None)
+    socket.close()
+    far.close()
+    pair.close()  # closing one of before is no trouble

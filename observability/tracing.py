@@ -35,7 +35,7 @@ from observability.export import Exporter
 from observability.exporters import choose_target, missing_extra, read_limits
 from observability.record import ROOT, Enter, Origin, Record
 from observability.sampling import Sampler, choose_sampler
-from tunnel.handler import Begin, Ended, Fields, Handler, Host, Layer, Observer, RequestVisit, StreamVisit, Visit
+from tunnel.handler import Begin, Ended, Fields, Handler, Host, Layer, Leave, Observer, RequestVisit, StreamVisit, Visit
 
 log = logging.getLogger("observability")
 
@@ -79,7 +79,6 @@ class Tracer:
         self._visitor_context = visitor_context
         self._begun: list[Begun] = []
         self._enter: Enter | None = None
-        self._leaves: dict[Visit, Callable[[], None]] = {}  # of visits whose span is the current one
         begins: dict[str, Begin] = {
             "request": self.start_request,
             "stream": self.start_core_stream if role == "core" else self.start_agent_stream,
@@ -87,17 +86,13 @@ class Tracer:
             "query": self.start_query,
             "connect": self.start_root,
         }
-        leaves = {"local": self._leave, "query": self._leave}
-        self.layer = Observer(begins, leaves, dict.fromkeys(begins, self._ended), self._all_ended)
+        enters = {"local": self._make_current, "query": self._make_current}
+        self.layer = Observer(begins, {}, dict.fromkeys(begins, self._ended), self._all_ended, enters)
 
     def set_enter(self, enter: Enter) -> None:
         """Called by the export thread once OpenTelemetry is imported: from now on its current span is set around local
         requests and queries, where code of others may look for it."""
         self._enter = enter
-
-    def _leave(self, visit: Visit, raised: BaseException | None) -> None:
-        if self._leaves and (leave := self._leaves.pop(visit, None)) is not None:
-            leave()
 
     def _ended(self, visit: Visit, raised: BaseException | None) -> None:
         if visit.sampled and visit.origin is not None:
@@ -223,18 +218,15 @@ class Tracer:
             return
         self._start_child(visit, parent)
         self._propagation.inject(visit.headers, parent.headers, visit.trace_id, visit.span_id, visit.sampled)
-        self._make_current(visit)
 
     def start_query(self, visit: Visit) -> None:
         """A query hangs under the visit that asked; one of the program's own makes no span."""
         parent = visit.parent
         if parent is not None and parent.trace_id:
             self._start_child(visit, parent)
-            self._make_current(visit)
 
-    def _make_current(self, visit: Visit) -> None:
-        if visit.sampled and self._enter is not None:
-            self._leaves[visit] = self._enter(visit)
+    def _make_current(self, visit: Visit) -> Leave | None:
+        return self._enter(visit) if visit.sampled and self._enter is not None else None
 
     def _start_child(self, visit: Visit, parent: Visit) -> None:
         visit.trace_id = parent.trace_id

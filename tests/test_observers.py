@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.handler import Begin, End, Ended, Guard, Handler, Layer, Observer, Visit, wrap
-from tunnel.observers import MOST, PAUSE, Observers, fold
+from tunnel.handler import Begin, End, Ended, Guard, Handler, Layer, Leave, Observer, Visit, wrap
+from tunnel.observers import MOST, PAUSE, Observers, fold, only_observers
 
 log = logging.getLogger("tunnel.plugins")
 KINDS = ("connect", "link", "stream", "request", "local", "query")
@@ -240,3 +240,89 @@ async def test_by_itself_an_observer_tells_at_once() -> None:
     seen: list[str] = []
     await visited(wrap(handler_that([]), [telling_late(seen)]), 1)
     assert seen == ["1 NoneType True"]
+
+
+# What is entered ------------------------------------------------------------------------------------------------------
+
+
+def entering(name: str, seen: list[str], breaks_in: str = "") -> Observer:
+    """Has something around local requests in the handler's own task; raises in "enter" or "leave"."""
+
+    def enter(visit: Visit) -> Leave:
+        seen.append(f"{name} enters in {trio.lowlevel.current_task().name}")
+        if breaks_in == "enter":
+            raise ValueError("in enter")
+        return leave
+
+    def leave() -> None:
+        seen.append(f"{name} leaves in {trio.lowlevel.current_task().name}")
+        if breaks_in == "leave":
+            raise ValueError("in leave")
+
+    seeing = noting(name, seen)
+    return Observer(seeing.begins, seeing.ends, enters={"local": enter})
+
+
+@pytest.mark.parametrize("error", [None, HandlerError("mine")], ids=["ok", "raises"])
+async def test_what_is_entered_is_around_the_handler_in_its_task(error: HandlerError | None) -> None:
+    task = trio.lowlevel.current_task().name
+    end = f"end local {type(error).__name__}"
+    apart: list[str] = []
+    await run([entering("a", apart)], error, apart, "local")
+    assert apart == ["a begin local", f"a enters in {task}", "handler", f"a leaves in {task}", f"a {end}"]
+    alone: list[str] = []
+    await run(fold(guards(entering("a", alone))), error, alone, "local")
+    assert alone == apart
+    seen: list[str] = []
+    layers = fold(guards(entering("a", seen), noting("b", seen), entering("c", seen)))
+    await run(layers, error, seen, "local")
+    enters = [f"a enters in {task}", f"c enters in {task}"]
+    leaves = [f"c leaves in {task}", f"a leaves in {task}"]
+    begins = ["a begin local", "b begin local", "c begin local"]
+    assert seen == [*begins, *enters, "handler", *leaves, f"c {end}", f"b {end}", f"a {end}"]
+    seen.clear()
+    await run(layers, error, seen, "request")  # nobody enters those
+    assert not any("enters" in one or "leaves" in one for one in seen)
+
+
+async def test_a_visit_without_a_task_is_entered_by_the_one_that_goes_on_with_it() -> None:
+    seen: list[str] = []
+    (observers,) = fold(guards(entering("a", seen)))
+    assert isinstance(observers, Observers)
+    visit = Visit("local")
+    observers.begin(visit)
+    observers.end(visit, None)
+    assert seen == ["a begin local", "a end local NoneType"]
+    seen.clear()
+    observers.begin(visit)
+    await observers.go_on(handler_that(seen))(visit)
+    task = trio.lowlevel.current_task().name
+    assert seen == [
+        "a begin local", f"a enters in {task}", "handler", f"a leaves in {task}", "a end local NoneType",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("breaks_in", ["enter", "leave"])
+async def test_one_that_breaks_there_is_switched_off(breaks_in: str) -> None:
+    seen: list[str] = []
+    broken, fine = guards(entering("a", seen, breaks_in), entering("b", seen))
+    layers = fold([broken, fine])
+    await run(layers, None, seen, "local")
+    assert broken.is_off and not fine.is_off
+    assert seen.count("handler") == 1
+    assert [one for one in seen if one.startswith("b")][-1] == "b end local NoneType"
+    seen.clear()
+    await run(layers, None, seen, "local")
+    assert not any(one.startswith("a") for one in seen)
+
+
+def test_only_observers_can_be_called_by_hand() -> None:
+    assert isinstance(only_observers([]), Observers)
+    layers = fold(guards(noting("a", []), noting("b", [])))
+    assert only_observers(layers) is layers[0]
+
+    def layer(handler: Handler) -> Handler:
+        return handler
+
+    assert only_observers(fold(guards(noting("a", []), layer))) is None
+    assert only_observers(fold(guards(layer))) is None

@@ -256,6 +256,10 @@ End = Callable[[Any, BaseException | None], None]
 Ended = tuple[Any, BaseException | None]  #: a visit, and what its handler raised
 
 
+Leave = Callable[[], None]
+Enter = Callable[[Any], Leave | None]
+
+
 class Observer:
     """A layer that only looks.
 
@@ -264,6 +268,8 @@ class Observer:
     many visits in a row, in the order in which they ended; `visit.ended` says when that was. What only counts or
     writes belongs there: it runs in one go on a warm processor, and visitors don't wait for it. Where `batch` is given
     it is called instead, with all visits in a row: those of the kinds in `late`, and others, which it is to skip.
+    `enters` hold what belongs to the handler's task (a context variable): called in it right before the handler, and
+    what that returns right after. A visit that is handled without a task is not entered.
 
     It is a layer like any other, but a program runs neighbouring observers in one coroutine and gathers what is for
     `late` (tunnel/observers.py). By itself it calls `late` at once.
@@ -275,9 +281,11 @@ class Observer:
         ends: Mapping[str, End],
         late: Mapping[str, End] | None = None,
         batch: Callable[[Sequence[Ended]], None] | None = None,
+        enters: Mapping[str, Enter] | None = None,
     ) -> None:
         self.begins = begins
         self.ends = ends
+        self.enters = enters or {}
         self.late = late or {}
         self.batch = batch or self._one_by_one
 
@@ -293,12 +301,16 @@ class Observer:
             if begin := self.begins.get(kind):
                 begin(visit)
             raised: BaseException | None = None
+            enter = self.enters.get(kind)
+            leave = enter(visit) if enter is not None else None
             try:
                 await handler(visit)
             except BaseException as exc:
                 raised = exc
                 raise
             finally:
+                if leave is not None:
+                    leave()
                 visit.ended = monotonic()
                 if end := self.ends.get(kind):
                     end(visit, raised)

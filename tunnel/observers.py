@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import trio
 
-from tunnel.handler import Begin, End, Ended, Guard, Handler, Layer, Observer, Visit, monotonic
+from tunnel.handler import Begin, End, Ended, Enter, Guard, Handler, Layer, Leave, Observer, Visit, monotonic
 
 PAUSE = 0.01  # seconds after a visit's end within which it is told to those who want it late
 MOST = 64  # visits told in a row: the run loop does nothing else meanwhile
@@ -58,6 +58,7 @@ class Observers:
         self._late_kinds: frozenset[str] = frozenset()
         self._over: list[Ended] = []  # not told yet
         self._wake = trio.Event()
+        self._enters: dict[str, tuple[tuple[Guard, Enter], ...]] = {}
         self._gather()
 
     def _gather(self) -> None:
@@ -68,6 +69,10 @@ class Observers:
         for kind in _KINDS:
             self._begins[kind] = tuple((guard, one.begins[kind]) for guard, one in observers if kind in one.begins)
             self._ends[kind] = tuple((guard, one.ends[kind]) for guard, one in inside if kind in one.ends)
+        kinds = {kind for _, one in observers for kind in one.enters}
+        self._enters = {
+            kind: tuple((guard, one.enters[kind]) for guard, one in observers if kind in one.enters) for kind in kinds
+        }
         self._late = tuple((guard, one) for guard, one in inside if one.late)
         self._late_kinds = frozenset(kind for _, one in self._late for kind in one.late)
 
@@ -76,8 +81,13 @@ class Observers:
         self._gather()
 
     def __call__(self, handler: Handler) -> Handler:
+        go_on = self.go_on(handler)
+
         async def observed(visit: Visit) -> None:
             self.begin(visit)
+            if visit.kind in self._enters:
+                await go_on(visit)
+                return
             try:
                 await handler(visit)
             except BaseException as raised:
@@ -91,14 +101,36 @@ class Observers:
         """The same for visits that `begin` has told of already."""
 
         async def observed(visit: Visit) -> None:
+            leaves = self._enter(visit)
             try:
                 await handler(visit)
             except BaseException as raised:
+                self._leave(leaves)
                 self.end(visit, raised)
                 raise
+            self._leave(leaves)
             self.end(visit, None)
 
         return observed
+
+    def _enter(self, visit: Visit) -> list[tuple[Guard, Leave]]:
+        leaves = []
+        for guard, enter in self._enters.get(visit.kind, ()):
+            try:
+                leave = enter(visit)
+            except Exception as exc:
+                self._switch_off(guard, exc)
+            else:
+                if leave is not None:
+                    leaves.append((guard, leave))
+        return leaves
+
+    def _leave(self, leaves: list[tuple[Guard, Leave]]) -> None:
+        for guard, leave in reversed(leaves):
+            try:
+                leave()
+            except Exception as exc:
+                self._switch_off(guard, exc)
 
     def begin(self, visit: Visit) -> None:
         for guard, begin in self._begins[visit.kind]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 from inprocess import Caller, Core, core, head, respond, until
+from trio.testing import wait_all_tasks_blocked
 
 from tunnel.core import door
 from tunnel.link.stream import Stream
@@ -71,6 +72,7 @@ async def test_head_time() -> None:
         caller = app.visitor()
         await caller.send(b"GET / HTTP/1.1\r\nHost:")
         await until(lambda: any(one.request for one in app.door.visitors))
+        await wait_all_tasks_blocked()
         app.tick(11)
         assert (await caller.answer()).status == 408
         assert counted(app) == {"head_time": 1}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import h11
 import trio
-from benchmarks.attribution import observing
+from benchmarks.attribution import layered
 
 from tunnel.http.forwarded import local_head, read_forwarded
 from tunnel.http.heads import forwarded_head, parse_request
@@ -143,7 +143,7 @@ def measure() -> list[tuple[str, str, float]]:
     for role in ("core", "agent"):
         for sampled, said in ((False, "not traced"), (True, "traced")):
             what = f"metrics, logs and tracing of the {role}, a request that is {said}"
-            found.append(("layers", what, observing.added(role, sampled)))
+            found.append(("layers", what, layered.added(role, sampled)))
     with loopback() as pass_on:
         found.append(("sockets", "1 KiB sent and received over loopback", timed(pass_on)))
     return found

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.attribution import groups, observing, parts
+from benchmarks.attribution import groups, layered, parts
 from benchmarks.attribution.attribute import SAMPLER, lines, read_report
 from benchmarks.attribution.groups import TABLE, Stack, group_of, owner_of, owners, shares
 from benchmarks.processes import Process, poll
@@ -90,8 +90,8 @@ def test_a_report_becomes_micros_a_request() -> None:
 def test_parts_on_their_own_do_what_they_are_timed_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "ROUNDS", 1)
     monkeypatch.setattr(parts, "SECONDS", 1e-6)
-    monkeypatch.setattr(observing, "ROUNDS", 1)
-    monkeypatch.setattr(observing, "REQUESTS", 100)
+    monkeypatch.setattr(layered, "ROUNDS", 1)
+    monkeypatch.setattr(layered, "REQUESTS", 100)
     exchange = parts.round_trip()
     for _ in range(100):  # its streams end, or their windows would
         exchange()
@@ -145,8 +145,8 @@ async def test_the_layers_that_are_timed_are_at_work(role: str, caplog: pytest.L
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UsualSpans, "encode", encode)
-        around = observing.layers(role, 1.0)
-        one = observing.at_core(around) if role == "core" else observing.at_agent(around, True)
+        around = layered.layers(role, 1.0)
+        one = layered.at_core(around) if role == "core" else layered.at_agent(around, True)
         for number in range(100):
             await one(number)
     assert len(seen) >= 100 and all(visit.trace_id and visit.outcome == "ok" for visit in seen)

@@ -222,8 +222,9 @@ class Socket(trio.abc.HalfCloseableStream):
         if not self.is_closed:
             self.is_closed = True
             trio.lowlevel.notify_closing(self.sock)
-            if self.on_close is not None:
-                self.on_close()
+            on_close, self.on_close = self.on_close, None
+            if on_close is not None:
+                on_close()
             self.sock.close()
 
     def wake_receiver(self) -> None:

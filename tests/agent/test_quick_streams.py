@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import scripted
 import trio
+from linking import no_cycles
 from scripted import Peer, Rig, rig
 from trio.testing import wait_all_tasks_blocked
 
+from tunnel.agent.served import LocalRequest, ServedStream
 from tunnel.errors import Failure
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -62,6 +64,19 @@ async def test_the_second_request_on_a_connection_needs_no_task() -> None:
         _, body = await app.ask(b"POST /x", body=b"abc")
         assert body == b"hello" and app.served_quickly == 5
         assert (await app.done(6))[0].bytes_in == 3
+
+
+async def test_no_cycles_are_left() -> None:
+    """They would wait for the garbage collector, and each request would find its memory cold."""
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    async with rig(answers(*[HELLO, HELLO, chunked] * 4)) as app:
+        with no_cycles(ServedStream, LocalRequest):
+            for _ in range(12):
+                await app.ask()
+            await app.done(12)
+            app.streams.clear()
+            app.locals.clear()
+        assert app.served_quickly == 11 and app.handed_over == 4
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import inprocess
 import pytest
 import trio
 from inprocess import Caller, Core, Limits, core, head, respond, until
+from linking import no_cycles
 from trio.testing import wait_all_tasks_blocked
 
 from tunnel.core.door import Door
 from tunnel.core.quick import Quick
 from tunnel.core.quotas import Account
+from tunnel.core.request import Request, RequestStream
 from tunnel.link.stream import Stream
 
 
@@ -127,6 +129,19 @@ async def test_everything_else_is_left_to_the_task(what: str, woken: list[str]) 
             await app.agent(hello, "next")
             assert (await visitor.get("/", "next.example.com")).body == b"hello"  # on it goes
             assert len(woken) == 1
+
+
+async def test_no_cycles_are_left() -> None:
+    """They would wait for the garbage collector, and each request would find its memory cold."""
+    async with core() as app:
+        await app.agent(hello)
+        visitor = app.visitor()
+        with no_cycles(Request, RequestStream):
+            for _ in range(10):
+                assert (await visitor.get()).status == 200
+                assert (await visitor.get("/", "nobody.example.com")).status == 404
+            app.requests.clear()
+            app.streams.clear()
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:

@@ -7,9 +7,10 @@ sockets and may live on the autojump clock. linked(…) → two running Links on
 
 from __future__ import annotations
 
+import gc
 import socket as stdlib_socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -265,3 +266,20 @@ async def really_linked() -> AsyncIterator[Linked]:
             nursery.start_soon(agent.run, await transport.connect(nursery, far, "core.test", agent.on_message))
         yield Linked(core, agent, *lines(), opened)
         nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def no_cycles(*kinds: type) -> Iterator[None]:
+    """In the block nothing of these kinds is left that only the garbage collector would find."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [type(one).__name__ for one in gc.garbage if isinstance(one, kinds)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []

@@ -109,6 +109,7 @@ class Forwarder:
             self._idle.set()
         self._sweeper.discard(visit)
         visit.stream.on_failure = None
+        visit.local = visit.scope = None  # no cycle is left for the garbage collector
         visit.stream.link.session.forget(visit.stream)  # of a body that nobody took to its end
 
     @staticmethod
@@ -208,6 +209,7 @@ def leave(local: LocalRequest) -> None:
     visit = local.visit
     visit.status = local.status
     visit.bytes_in, visit.bytes_out = local.bytes_in, local.bytes_out
+    local.problem = None  # its traceback knows this
 
 
 def _read_context(visit: ServedStream, context: bytes) -> None:

@@ -24,7 +24,7 @@ class ServedStream(StreamVisit):
         self.stream = stream
         self.opened = opened
         self.service = service
-        self.scope = scope
+        self.scope: Cancellable | None = scope
         self.local: LocalRequest | None = None  # begun without a task, which may have to go on with it
         self.deadline = FOREVER
         self.timed_out = False
@@ -33,7 +33,8 @@ class ServedStream(StreamVisit):
         if now > self.deadline:
             self.deadline = FOREVER
             self.timed_out = True
-            self.scope.cancel()
+            if self.scope is not None:
+                self.scope.cancel()
 
 
 class LocalRequest(LocalVisit):

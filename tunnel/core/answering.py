@@ -22,7 +22,7 @@ from tunnel.wire import frames
 from tunnel.wire.frames import NO_BODY, SMALL_BODY, UNKNOWN, Response
 
 _EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
-COALESCE = 64 * 1024  #: small parts that wait together are written together
+COALESCE = 64 * 1024  #: small parts that wait together are written together, up to so many bytes
 
 
 class Answerer:
@@ -212,7 +212,7 @@ class Answerer:
         visitor.deadline = monotonic() + idle
         session = stream.link.session
         while part := await stream.receive():
-            while stream.inbox and len(part) < COALESCE:
+            while stream.inbox and len(part) + len(stream.inbox[0]) <= COALESCE:
                 part += session.next_part(stream)
             request.bytes_out += len(part)
             self._check_length(response, request.bytes_out, ended=False)

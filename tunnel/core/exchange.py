@@ -133,7 +133,7 @@ class Exchanger:
         return request
 
     def end(self, request: Request) -> None:
-        request.visitor.request = None
+        request.visitor.request = request.opened = None  # no cycle is left for the garbage collector
         self.finished()
         self.bytes_in += request.bytes_in
         self.bytes_out += request.bytes_out

@@ -234,8 +234,10 @@ class Tap(trio.abc.Stream):
                 need = end - at
                 break
             if ours:
-                payload = data[start:end]
-                self.on_message(apply_mask(payload, data[start - 4 : start]) if masked else payload)
+                if masked:
+                    self.on_message(apply_mask(memoryview(data)[start:end], data[start - 4 : start]))
+                else:
+                    self.on_message(data[start:end])
             elif first == PING:
                 ping = data[at:end]
             else:

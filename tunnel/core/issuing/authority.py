@@ -34,7 +34,7 @@ ORDER_TIMEOUT = 150.0  #: seconds for all of an order
 POLL_INTERVAL = 1.0  #: seconds, where the authority names none
 MAX_POLL_INTERVAL = 15.0
 MAX_RETRY_AFTER = 7 * 86400.0  #: the longest that an authority may send us away for
-NONCE_TRIES = 4  #: of one request: some authorities refuse nonces at random, to see what clients do
+NONCE_TRIES = 8  #: of one request: some authorities refuse nonces at random, to see what clients do
 
 #: how an order ends: tunnel_acme_orders_total{result}
 RESULTS = ("ok", "invalid", "rate_limited", "refused", "unreachable", "broken", "timeout")

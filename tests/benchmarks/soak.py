@@ -2,11 +2,14 @@
 
 In a cycle: small requests on kept and on new connections, downloads, uploads, visitors who leave in the middle, names
 that nobody serves, and agents that come and go. What is looked at are memory, open files, Trio's tasks and Python's
-blocks. Caches and the allocator fill at first; whether it grows then is asked of the second half.
+blocks, when the garbage collector has been there: failures leave cycles, which wait for it. Caches and the allocator
+fill at first; whether it grows then is asked of the second half.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import statistics
 import time
@@ -20,9 +23,16 @@ from benchmarks.load import wrk
 from benchmarks.measures import MIB, downloads
 from benchmarks.processes import Failed, Process
 from benchmarks.servers import Servers
-from benchmarks.tunnels import Ours, start_tunnel, wait_calm
+from benchmarks.tunnels import Ours, Program, start_tunnel, wait_calm
 
 LEAVERS = 50  #: visitors of a cycle who leave in the middle
+
+COLLECTING = """
+import gc, runpy, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: gc.collect())
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""  #: runs a module whose garbage is collected at SIGUSR1
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ def grew(values: Sequence[float], watched: Watched) -> float:
 
 def soak(servers: Servers, minutes: float) -> bool:
     """Run and print; whether nothing grew."""
-    with start_tunnel(servers, core_flags=ROOM) as tunnel:
+    with start_tunnel(servers, core_flags=ROOM, program=Program(before=("-c", COLLECTING))) as tunnel:
         agent_metrics = str(tunnel.agent.wait_record("metrics and health")["url"])
         seen: dict[str, dict[str, list[float]]] = {"core": {}, "agent": {}}
         end = time.monotonic() + minutes * 60
@@ -88,6 +98,8 @@ def report(seen: dict[str, dict[str, list[float]]]) -> bool:
 
 
 def look(process: Process, metrics_url: str) -> tuple[float, ...]:
+    os.kill(process.pid, signal.SIGUSR1)
+    sample(metrics_url, "trio_tasks_living")  # it has been there when this is answered
     return (
         process.rss() / MIB,
         sum(1 for _ in Path(f"/proc/{process.pid}/fd").iterdir()),

@@ -6,9 +6,10 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks import measures, results
 from benchmarks.attribution import parts
@@ -48,14 +49,15 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def measure(servers: Servers, parts: Sequence[str], effort: Effort, guests: Sequence[Entry]) -> dict[str, Part]:
-    """These parts; printed as they come."""
-    found: dict[str, Part] = {}
+def measure(
+    servers: Servers, parts: Sequence[str], effort: Effort, guests: Sequence[Entry]
+) -> Iterator[tuple[str, Part]]:
+    """These parts, each when it is there; printed."""
     with start_tunnel(servers) as ours:
         for name in parts:
-            found[name] = measure_part(servers, ours, name, effort, guests if name in measures.WITH_GUESTS else ())
-            print(f"\n{results.shown(name, found[name])}", flush=True)
-    return found
+            part = measure_part(servers, ours, name, effort, guests if name in measures.WITH_GUESTS else ())
+            print(f"\n{results.shown(name, part)}", flush=True)
+            yield name, part
 
 
 def measure_part(servers: Servers, ours: Ours, name: str, effort: Effort, guests: Sequence[Entry]) -> Part:
@@ -95,15 +97,17 @@ def run(given: argparse.Namespace, servers: Servers) -> int:
     elif given.command == "soak":
         return 0 if soak(servers, given.minutes) else 1
     elif given.command == "quick":
-        found = measure(servers, ["rates", "latency"], QUICK, ())
+        found = dict(measure(servers, ["rates", "latency"], QUICK, ()))
         print("\n" + "\n".join(results.reach(part.figures for part in found.values())))
     else:
         if given.command == "growth":
             given = parser().parse_args(["run", "growth"])
         effort = Effort(given.rounds, FULL.seconds)
         chosen = given.parts or list(results.TITLES)
-        document = results.save(measure(servers, chosen, effort, installed(given.others)))
-        results.write(document)
+        document: dict[str, Any] = {}
+        for name, part in measure(servers, chosen, effort, installed(given.others)):
+            document = results.save({name: part})
+            results.write(document)  # who stops it keeps what is measured
         print("\n" + "\n".join(results.reach(part["figures"] for part in document.values())))
     return 0
 

@@ -14,7 +14,6 @@ from inprocess import Caller, Core, Limits, core, head, respond, until
 from linking import no_cycles
 from trio.testing import wait_all_tasks_blocked
 
-from tunnel.core.door import Door
 from tunnel.core.quick import Quick
 from tunnel.core.quotas import Account
 from tunnel.core.request import Request, RequestStream
@@ -318,7 +317,3 @@ async def test_a_layer_that_breaks_is_out_of_the_way() -> None:
         assert (await visitor.get()).status == 200
         assert guard.is_off
         assert (await visitor.get()).status == 200
-
-
-def test_the_door_takes_all_by_tasks_without_it() -> None:
-    assert Door.__init__.__kwdefaults__["quick"] is None

@@ -41,7 +41,7 @@ FIN = 0x80
 MASKED = 0x80
 MASKS = 64  #: masking keys taken from the system's source at once (RFC 6455, 5.3: unpredictable, each used once)
 RECEIVE = 256 * 1024  #: bytes read at once while bulk comes
-FIRST = 64 * 1024  #: else: what is larger malloc may map and unmap each time, for 15 µs
+FIRST = 64 * 1024  #: else: what is larger malloc may map and unmap each time
 CLOSED_EARLY = "the connection was closed during the WebSocket handshake"
 
 OnMessage = Callable[[bytes], None]

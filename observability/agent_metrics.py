@@ -10,11 +10,13 @@ success. Totals count at the start, the rest at the end, and what is in flight i
 Durations of answers that stay open end where the answer begins: an upgrade's at the local service's 101, an event
 stream's at its first event (marks "upgraded" and "event"), a TCP connection's when it is made. Their lives would
 drown every average. Probes count nowhere.
+
+What begins is only noted in that moment, and counted before anybody looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import Metric
 
@@ -22,7 +24,7 @@ from observability import buckets
 from observability.buckets import Histogram
 from observability.exposition import Family, families, label_value
 from observability.runtime import spans_sent
-from tunnel.handler import AgentStatistics, Host, LocalVisit, Observer, StreamVisit, Visit
+from tunnel.handler import AgentStatistics, Ended, Host, LocalVisit, Observer, StreamVisit, Visit
 
 FAMILIES = families(
     Family("agent_connection_active", "gauge", "1 while the agent's link to the core is up.", ("agent_id",), "max"),
@@ -66,11 +68,29 @@ def is_failed(visit: Visit) -> bool:
     return visit.outcome not in _NO_FAILURE or visit.status >= 500
 
 
+def _is_usual(visit: Visit) -> bool:
+    """It went well, and took as long as it says."""
+    if visit.outcome != "ok" or visit.status >= 500:
+        return False
+    marks = visit.marks
+    return "event" not in marks and "upgraded" not in marks
+
+
+def _taken(visits: Sequence[Visit]) -> tuple[list[float], list[str]]:
+    """Microseconds, and the ids of exported traces."""
+    return (
+        [(visit.ended - visit.started) * 1e6 for visit in visits],
+        [visit.trace_id if visit.sampled else "" for visit in visits],
+    )
+
+
 class AgentMetrics:
     """A layer that counts, and a collector that is read at each scrape. Both run on the run loop's thread."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._begun: list[StreamVisit] = []  # not counted yet
+        self._local_begun: list[LocalVisit] = []
         self._streams = self._streams_completed = self._streams_failed = 0
         self._requests = self._requests_success = self._requests_failed = 0
         self._local = self._local_error = 0
@@ -79,19 +99,58 @@ class AgentMetrics:
         self._round_trips = Histogram(buckets.ROUND_TRIP_SECONDS)
         self._answered: dict[Visit, float] = {}  # streams that stay open: when their answer began
         self.layer = Observer(
-            {"stream": self._stream_began, "local": self._local_began},
+            {"stream": self._begun.append, "local": self._local_begun.append},
             {},
             {"stream": self._stream_ended, "local": self._local_ended},
+            self._all_ended,
         )
 
     # Counting ----------------------------------------------------------------------------------------------------
 
-    def _stream_began(self, visit: StreamVisit) -> None:
-        protocol = visit.protocol
-        if protocol != "probe":
-            self._streams += 1
-            if protocol != "tcp":
-                self._requests += 1
+    def _all_ended(self, visits: Sequence[Ended]) -> None:
+        """The same as each one's own function: what went well and does not stay open is counted many at a time."""
+        streams: list[StreamVisit] = []
+        locals: list[LocalVisit] = []
+        for visit, raised in visits:
+            kind = visit.kind
+            if kind == "stream":
+                if visit.protocol == "http" and _is_usual(visit) and visit not in self._answered:
+                    streams.append(visit)
+                    continue
+                self._count_streams(streams)  # in their order: the newest is a bucket's exemplar
+                streams = []
+                self._stream_ended(visit, raised)
+            elif kind == "local":
+                if visit.parent.protocol == "http" and _is_usual(visit):
+                    locals.append(visit)
+                    continue
+                self._count_locals(locals)
+                locals = []
+                self._local_ended(visit, raised)
+        self._count_streams(streams)
+        self._count_locals(locals)
+        self._count_begun()
+
+    def _count_streams(self, visits: Sequence[StreamVisit]) -> None:
+        self._streams_completed += len(visits)
+        self._requests_success += len(visits)
+        self._request_us.observe_all(*_taken(visits))
+
+    def _count_locals(self, visits: Sequence[LocalVisit]) -> None:
+        self._local_us.observe_all(*_taken(visits))
+
+    def _count_begun(self) -> None:
+        for visit in self._begun:
+            protocol = visit.protocol
+            if protocol != "probe":
+                self._streams += 1
+                if protocol != "tcp":
+                    self._requests += 1
+        self._begun.clear()
+        for local in self._local_begun:
+            if local.parent.protocol != "probe":  # type: ignore[union-attr]  # its constructor says it
+                self._local += 1
+        self._local_begun.clear()
 
     def _stream_ended(self, visit: StreamVisit, raised: object) -> None:
         if visit.protocol == "probe":
@@ -115,10 +174,6 @@ class AgentMetrics:
             end = marks.get("upgraded") or marks.get("event") or end
         self._request_us.observe(((end or visit.ended) - visit.started) * 1e6, visit.trace_id if visit.sampled else "")
 
-    def _local_began(self, visit: LocalVisit) -> None:
-        if visit.parent.protocol != "probe":  # type: ignore[union-attr]  # its constructor says it
-            self._local += 1
-
     def _local_ended(self, visit: LocalVisit, raised: object) -> None:
         stream: StreamVisit = visit.parent  # type: ignore[assignment]  # its constructor says it
         protocol = stream.protocol
@@ -140,6 +195,7 @@ class AgentMetrics:
 
     def collect(self) -> Iterator[Metric]:
         self._host.settle()
+        self._count_begun()
         for seconds in self._host.take_round_trips():
             self._round_trips.observe(seconds)
         statistics = self._host.statistics()

@@ -6,7 +6,8 @@ When things are counted:
    or up to its first event (event stream): the life of it is in the stream histogram.
 2. A connection on which nothing was sent (no method, no outcome) is no request. One that ended without an outcome
    was cut off by something unforeseen: "internal".
-3. A stream counts when it opens; streams open = opened - closed, so the gauge can't drift.
+3. A stream counts when it opens; streams open = opened - closed, so the gauge can't drift. Those that opened are only
+   noted in that moment, and counted before anybody looks.
 4. Links, accounts, quotas and bytes are rebuilt from statistics() at each scrape: what is gone has no series.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import Metric
 
@@ -26,6 +27,7 @@ from tunnel.handler import (
     Begin,
     ConnectVisit,
     CoreStatistics,
+    Ended,
     Host,
     LinkVisit,
     Observer,
@@ -109,6 +111,14 @@ WORKER_FAMILIES = families(
 )
 
 
+def _is_usual(visit: RequestVisit) -> bool:
+    """It went well, with all that an answer has, and took as long as it says."""
+    if visit.outcome != "ok" or visit.event_stream or not 100 <= visit.status <= 599:
+        return False
+    marks = visit.marks
+    return "first_byte" in marks and "head" in marks and "upgraded" not in marks
+
+
 class CoreMetrics:
     """A layer that counts, and a collector that is read at each scrape. Both run on the run loop's thread.
 
@@ -128,6 +138,7 @@ class CoreMetrics:
         self._connecting: dict[ConnectVisit, None] = {}  # in the order they came
         self._refusals = dict.fromkeys(host.refusals, 0)
         self._round_trips = Histogram(buckets.ROUND_TRIP_SECONDS)
+        self._begun: list[StreamVisit] = []  # not counted yet
         self._streams = 0
         self._stream_seconds = Histogram(buckets.STREAM_SECONDS)
         self._codes = [0] * 600  # by status; 0 stands for those outside 100 to 599
@@ -137,20 +148,57 @@ class CoreMetrics:
         self._request_bytes = Histogram(buckets.BODY_BYTES)
         self._response_bytes = Histogram(buckets.BODY_BYTES)
         self._queries: dict[str, Histogram] = {}
-        begins: dict[str, Begin] = {"stream": self._stream_began, "connect": self._connect_began}
+        begins: dict[str, Begin] = {"stream": self._begun.append, "connect": self._connect_began}
         if link_began:
             begins["link"] = link_began
         self.layer = Observer(
             begins,
             {"connect": self._connect_ended, "link": self._link_is_over},
             {"request": self._request_ended, "stream": self._stream_ended, "query": self._query_ended},
+            self._all_ended,
         )
 
     # Counting ----------------------------------------------------------------------------------------------------
 
-    def _stream_began(self, visit: StreamVisit) -> None:
-        if visit.protocol != "probe":
-            self._streams += 1
+    def _all_ended(self, visits: Sequence[Ended]) -> None:
+        """The same as each one's own function: requests that went well, and streams, are counted many at a time."""
+        usual: list[RequestVisit] = []
+        stream_seconds: list[float] = []
+        for visit, raised in visits:
+            kind = visit.kind
+            if kind == "stream":
+                if visit.protocol != "probe":
+                    stream_seconds.append(visit.ended - visit.started)
+            elif kind == "request":
+                if _is_usual(visit):
+                    usual.append(visit)
+                    continue
+                self._count_usual(usual)  # in their order: the newest is a bucket's exemplar
+                usual = []
+                self._request_ended(visit, raised)
+            elif kind == "query":
+                self._query_ended(visit, raised)
+        self._count_usual(usual)
+        self._stream_seconds.observe_all(stream_seconds)
+        self._count_begun()
+
+    def _count_usual(self, visits: Sequence[RequestVisit]) -> None:
+        trace_ids = [visit.trace_id if visit.sampled else "" for visit in visits]
+        self._request_seconds.observe_all([visit.ended - visit.started for visit in visits], trace_ids)
+        marks = [visit.marks for visit in visits]
+        self._first_byte_seconds.observe_all([mark["first_byte"] - mark["head"] for mark in marks], trace_ids)
+        self._request_bytes.observe_all([visit.bytes_in for visit in visits])
+        self._response_bytes.observe_all([visit.bytes_out for visit in visits])
+        codes = self._codes
+        for visit in visits:
+            codes[visit.status] += 1
+        self._outcomes["ok"] += len(visits)
+
+    def _count_begun(self) -> None:
+        for visit in self._begun:
+            if visit.protocol != "probe":
+                self._streams += 1
+        self._begun.clear()
 
     def _stream_ended(self, visit: StreamVisit, raised: object) -> None:
         if visit.protocol != "probe":
@@ -207,6 +255,7 @@ class CoreMetrics:
 
     def collect(self) -> Iterator[Metric]:
         self._host.settle()
+        self._count_begun()
         for seconds in self._host.take_round_trips():
             self._round_trips.observe(seconds)
         statistics = self._host.statistics()

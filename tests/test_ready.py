@@ -1,13 +1,18 @@
 """Functions told of what is readable: each arrival once, the end, our own closing, and what comes after."""
 
 import select
+import signal
 import socket as stdlib_socket
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
+from tunnel import front
 from tunnel.net import RECV_SIZE, Socket
 from tunnel.ready import MOST, Ready, make_ready
 
@@ -24,6 +29,7 @@ class Pair:
         self.told: list[bool] = []
         self.got: list[bytes | None] = []
         self._size = size
+        self.ready = ready
         assert ready.add(self.near, self._hear)
 
     def _hear(self, has_ended: bool) -> None:
@@ -41,11 +47,13 @@ def problems() -> list[Exception]:
     return []
 
 
-@pytest.fixture
-def ready(problems: list[Exception], nursery: trio.Nursery) -> Ready:
-    made = make_ready(problems.append)
+@pytest.fixture(params=[True, False], ids=["in front", "behind a task"])
+async def ready(request: pytest.FixtureRequest, problems: list[Exception], nursery: trio.Nursery) -> Ready:
+    made = make_ready(problems.append, request.param)
     assert made is not None
     nursery.start_soon(made.run)
+    await wait_all_tasks_blocked()
+    assert made.is_in_front is request.param
     return made
 
 
@@ -187,6 +195,153 @@ async def test_many_at_once(ready: Ready) -> None:
     for pair in pairs:
         assert pair.got == [b"x"]
         pair.close()
+
+
+# In front of Trio's wait ---------------------------------------------------------------------------------------------
+
+
+def settled(pair: Pair) -> trio.Event:
+    """Set by the pair's function once something was read."""
+    event = trio.Event()
+    hear = pair._hear
+
+    def tell(has_ended: bool) -> None:
+        hear(has_ended)
+        event.set()
+
+    pair.ready._told[pair.near.sock.fileno()] = tell
+    return event
+
+
+async def test_a_function_wakes_a_task_that_waits_for_nothing_else(ready: Ready, pair: Pair) -> None:
+    event = settled(pair)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, _send_late, pair.far)
+            await event.wait()
+    assert pair.got == [b"late"]
+
+
+def _send_late(far: stdlib_socket.socket) -> None:
+    time.sleep(0.05)
+    far.send(b"late")
+
+
+async def test_trios_own_sockets_deadlines_and_threads_go_on(ready: Ready, pair: Pair) -> None:
+    """While ours are busy all the time."""
+    near, far = trio.socket.socketpair()
+    with near, far:
+        async with trio.open_nursery() as nursery:
+
+            async def keep_busy() -> None:
+                while True:
+                    pair.far.send(b"x")
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(keep_busy)
+            with trio.fail_after(5):
+                began = trio.current_time()
+                await trio.sleep(0.05)
+                assert 0.05 <= trio.current_time() - began < 1
+                await far.send(b"trio's")
+                assert await near.recv(10) == b"trio's"
+                assert await trio.to_thread.run_sync(lambda: "done") == "done"
+                with trio.move_on_after(0.01) as scope:
+                    await near.recv(1)
+                assert scope.cancelled_caught
+            nursery.cancel_scope.cancel()
+    assert pair.got
+
+
+async def test_a_socket_may_be_waited_for_by_a_task_as_well(ready: Ready, pair: Pair) -> None:
+    """As a connection's task does where it goes on by itself."""
+    heard: list[bool] = []
+    pair.ready._told[pair.near.sock.fileno()] = heard.append  # reads nothing
+    pair.far.send(b"1")
+    with trio.fail_after(5):
+        assert await pair.near.recv_later() == b"1"
+        pair.far.send(b"2")
+        assert await pair.near.recv_later() == b"2"
+    assert heard and not any(heard)  # behind a task the second may come with the first
+
+
+async def test_idle_time_is_idle_and_time_with_arrivals_is_not(ready: Ready, pair: Pair) -> None:
+    """As `wait_all_tasks_blocked` sees it, and with it the clock that jumps."""
+    pair.far.send(b"x")
+    await wait_all_tasks_blocked()
+    assert pair.got == [b"x"]  # it was there, so it came first
+    with trio.fail_after(5):
+        await wait_all_tasks_blocked(0.01)
+
+
+async def test_only_one_stands_in_front_and_leaves_no_trace(nursery: trio.Nursery) -> None:
+    runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+    before = runner.io_manager
+    first, second = Ready(pytest.fail), Ready(pytest.fail)
+    async with trio.open_nursery() as inner:
+        inner.start_soon(first.run)
+        await wait_all_tasks_blocked()
+        inner.start_soon(second.run)
+        await wait_all_tasks_blocked()
+        assert (first.is_in_front, second.is_in_front) == (True, False)
+        pairs = [Pair(first), Pair(second)]
+        for pair in pairs:
+            pair.far.send(b"x")
+        await wait_all_tasks_blocked(0.01)
+        assert [pair.got for pair in pairs] == [[b"x"], [b"x"]]
+        assert trio.lowlevel.current_statistics().io_statistics.backend == "epoll"
+        inner.cancel_scope.cancel()
+    assert runner.io_manager is before
+    for pair in pairs:
+        pair.close()
+
+
+async def test_with_a_trio_that_looks_otherwise_inside_a_task_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "trio", SimpleNamespace(_core=SimpleNamespace()))
+    made = Ready(pytest.fail)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await wait_all_tasks_blocked()
+        assert not made.is_in_front
+        pair = Pair(made)
+        pair.far.send(b"x")
+        await wait_all_tasks_blocked(0.01)
+        assert pair.got == [b"x"]
+        nursery.cancel_scope.cancel()
+    pair.close()
+
+
+def test_ctrl_c_comes_to_the_program_not_into_a_function() -> None:
+    """Trio turns SIGINT into KeyboardInterrupt where no protected code runs; a function of ours is protected."""
+    order: list[str] = []
+
+    async def main() -> None:
+        made = Ready(pytest.fail)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            await wait_all_tasks_blocked()
+            near, far = stdlib_socket.socketpair()
+            near.setblocking(False)
+
+            def interrupt(has_ended: bool) -> None:
+                if not order:
+                    order.append("begun")
+                    signal.raise_signal(signal.SIGINT)
+                    order.append("done")
+
+            socket = Socket(near)
+            made.add(socket, interrupt)
+            far.send(b"x")
+            try:
+                await trio.sleep(5)
+            finally:
+                socket.close()
+                far.close()
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        trio.run(main, strict_exception_groups=True)
+    assert raised.group_contains(KeyboardInterrupt)
+    assert order == ["begun", "done"]
 
 
 async def test_when_it_is_over_nothing_is_taken_on() -> None:

@@ -2,8 +2,10 @@
 
 `trio.lowlevel.wait_readable` costs a call to the kernel and the wake-up of a task each time. That is right for a task
 that has something to wait for; a request that is served in one go has not. So a socket whose next bytes may be dealt
-with at once stays in an epoll set of its own for as long as it lives, edge-triggered, and one task waits for the set
-and calls the sockets' functions, one after another. They must neither wait nor raise.
+with at once stays in an epoll set of its own for as long as it lives, edge-triggered. The run loop waits for the set
+together with Trio's own (front.py) and calls the sockets' functions, one after another; where that can't be, a task
+waits for it and calls them. They must neither wait nor raise, and belong to no task: `trio.lowlevel.current_task`
+may find none.
 
 What they queue meanwhile on links leaves when all have been called (`after`): one write for all of them, and without
 waking the links' writers.
@@ -18,6 +20,7 @@ from collections.abc import Callable
 
 import trio
 
+from tunnel import front
 from tunnel.net import Socket
 
 MOST = 128  #: sockets told in a row, before others run
@@ -28,19 +31,24 @@ Told = Callable[[bool], None]  #: has_ended: what there is to read ends with the
 
 
 class Ready:
-    """on_problem hears of a function that raised; the others are called all the same."""
+    """on_problem hears of a function that raised; the others are called all the same.
 
-    def __init__(self, on_problem: Callable[[Exception], None]) -> None:
+    may_be_in_front: of Trio's own wait, where that can be. is_in_front: it is.
+    """
+
+    def __init__(self, on_problem: Callable[[Exception], None], may_be_in_front: bool = True) -> None:
         self._set = select.epoll()
         self._told: dict[int, Told] = {}
         self._after: list[Callable[[], None]] = []
         self._on_problem = on_problem
+        self._may_be_in_front = may_be_in_front
+        self.is_in_front = False
         self.is_telling = False
 
     def add(self, socket: Socket, told: Told) -> bool:
-        """Call `told` whenever bytes or the end arrive on a plain socket (at once if some are there), and when it is
-        closed here. It may be called once too often, never too rarely: read until less came than was asked for, and
-        once more where the connection has ended.
+        """Call `told` whenever bytes or the end arrive on a socket (soon if some are there), and when it is closed
+        here. It may be called once too often, never too rarely: read until less came than was asked for, and once more
+        where the connection has ended; under TLS, until nothing comes.
 
         False when the kernel has no room, or when this is over: then a task has to wait for it.
         """
@@ -65,27 +73,38 @@ class Ready:
 
     async def run(self) -> None:
         """Until cancelled."""
+        remove = front.put(self._set, self._tell, MOST) if self._may_be_in_front else None
+        self.is_in_front = remove is not None
         try:
+            if remove is not None:
+                await trio.sleep_forever()
             while True:
                 await trio.lowlevel.wait_readable(self._set)
-                self.tell()
+                self._tell(self._set.poll(0, MOST))
         finally:
+            if remove is not None:
+                remove()
             self._told.clear()
             self._set.close()
 
-    def tell(self) -> None:
-        """Call those that are ready now."""
+    def _tell(self, events: list[tuple[int, int]], other: int = -1) -> bool:
+        """Call those that are ready; whether `other`, which is none of them, is there too."""
+        has_other = False
         self.is_telling = True
         try:
-            for number, events in self._set.poll(0, MOST):
+            for number, flags in events:
                 told = self._told.get(number)
-                if told is not None:  # else an earlier one has closed it
-                    self._call(told, events & _ENDED != 0)
+                if told is not None:
+                    self._call(told, flags & _ENDED != 0)
+                elif number == other:  # else an earlier one has closed it
+                    has_other = True
         finally:
             self.is_telling = False
-            after, self._after = self._after, []
-            for last in after:
-                self._call(last)
+            if self._after:
+                after, self._after = self._after, []
+                for last in after:
+                    self._call(last)
+        return has_other
 
     def _call(self, function: Callable[..., None], *args: bool) -> None:
         try:
@@ -94,5 +113,5 @@ class Ready:
             self._on_problem(exc)
 
 
-def make_ready(on_problem: Callable[[Exception], None]) -> Ready | None:
-    return Ready(on_problem) if hasattr(select, "epoll") else None
+def make_ready(on_problem: Callable[[Exception], None], may_be_in_front: bool = True) -> Ready | None:
+    return Ready(on_problem, may_be_in_front) if hasattr(select, "epoll") else None

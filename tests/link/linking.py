@@ -21,6 +21,7 @@ from tunnel.link.link import Link
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.transport import Transport
 from tunnel.net import Socket, tune
+from tunnel.ready import Ready
 from tunnel.wire.frames import NO_BODY, TCP, UNKNOWN, Open, Response
 
 OPEN = Open(TCP, 0, 0, UNKNOWN, b"", b"")
@@ -77,10 +78,17 @@ class Ends:
                 await self.changed.wait()
 
 
+class Way:
+    """How `transports` are told of what comes. make: gives what tells them; None: their tasks wait."""
+
+    make: Callable[[], Ready | None] = staticmethod(lambda: None)
+    pair = staticmethod(socket_pair)
+
+
 @asynccontextmanager
 async def transports(core_tapped: bool, agent_tapped: bool, singles: int | None = None) -> AsyncIterator[Ends]:
     """Both ends after the handshake, delivering. singles: relay byte by byte between them (see dribble)."""
-    near, far = socket_pair()
+    near, far = Way.pair()
     relays = []
     if singles is not None:
         inner, outer = far, None
@@ -101,6 +109,10 @@ async def transports(core_tapped: bool, agent_tapped: bool, singles: int | None 
                 shaking.start_soon(accept)
                 agent = await transport.connect(nursery, far, "core.test", to_agent.append, agent_tapped)
         ends = Ends(made[0], agent, to_core, to_agent)
+        if (ready := Way.make()) is not None:
+            nursery.start_soon(ready.run)
+            for end in (ends.core, ends.agent):
+                end.join(ready)
         nursery.start_soon(_deliver_core, ends)
         nursery.start_soon(_deliver_agent, ends)
         try:
@@ -181,6 +193,9 @@ class Line:
                 self.other._early.append(message)
             else:
                 self.other.on_message(message)
+
+    def join(self, ready: Ready) -> None:
+        """It has no socket that anybody could tell of."""
 
     async def deliver(self, on_message: OnMessage) -> str:
         self.on_message = on_message

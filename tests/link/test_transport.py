@@ -2,17 +2,20 @@
 
 import select
 import socket
+import ssl
 import struct
 from itertools import product
 
 import pytest
 import trio
 import trio_websocket
-from linking import Ends, socket_pair, transports
+import trustme
+from linking import Ends, Way, socket_pair, transports
 
 from tunnel.errors import WireError
 from tunnel.link import transport
-from tunnel.net import Socket
+from tunnel.net import Socket, with_tls
+from tunnel.ready import make_ready
 from tunnel.wire.frames import MAX_MESSAGE
 
 SIZES = (0, 1, 125, 126, 65_535, 65_536, 200_000)
@@ -21,6 +24,21 @@ COMBINATIONS = list(product([False, True], repeat=2))
 combinations = pytest.mark.parametrize(("core_tapped", "agent_tapped"), COMBINATIONS)
 tapped = pytest.mark.parametrize("core_tapped", [False, True], ids=["plain", "tapped"])
 KEY = b"\x01\x02\x03\x04"
+
+
+@pytest.fixture(autouse=True, params=["by tasks", "told by a task", "told by the run loop"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of these hold whoever reads what comes."""
+    if request.param == "by tasks":
+        return
+    if not hasattr(select, "epoll"):
+        pytest.skip("nobody tells without epoll")
+    in_front = request.param == "told by the run loop"
+    monkeypatch.setattr(Way, "make", lambda: make_ready(_fail, in_front))
+
+
+def _fail(exc: Exception) -> None:
+    raise exc
 
 
 async def send_all(end: transport.Transport, messages: list[bytes]) -> None:
@@ -125,6 +143,40 @@ async def test_pings_are_answered_on_the_way(core_tapped: bool, agent_tapped: bo
             await ends.core.send(b"after")
         await ends.until(lambda: len(ends.to_agent) == 2)
         assert ends.to_agent == [b"before", b"after"]
+
+
+def tls_pair() -> tuple[Socket, Socket]:
+    """The server's and the client's end, before their handshake."""
+    authority = trustme.CA()
+    server_context, client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("core.test").configure_cert(server_context)
+    authority.configure_trust(client_context)
+    near, far = socket_pair()
+    return (
+        with_tls(near, server_context, server_side=True),
+        with_tls(far, client_context, server_side=False, server_name="core.test"),
+    )
+
+
+async def test_over_tls_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read gives one record, and behind it there may be more that the kernel knows nothing of."""
+    near, far = tls_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.handshake)
+        nursery.start_soon(far.handshake)
+    monkeypatch.setattr(Way, "pair", lambda: (near, far))
+    async with transports(True, True) as ends, trio.open_nursery() as nursery:
+        nursery.start_soon(send_all, ends.core, MESSAGES)
+        nursery.start_soon(send_all, ends.agent, MESSAGES)
+        await ends.until(lambda: len(ends.to_core) == len(ends.to_agent) == len(SIZES))
+        assert ends.to_core == ends.to_agent == MESSAGES
+        big = [b"b" * MAX_MESSAGE for _ in range(4)]
+        nursery.start_soon(send_all, ends.core, big)
+        await ends.until(lambda: len(ends.to_agent) == len(SIZES) + 4)
+        assert ends.to_agent[-4:] == big
+        await ends.core.close("over")
+        await ends.until(lambda: ends.agent_end)
+        assert ends.agent_end == "closed by the other end (1000 over)"
 
 
 @combinations

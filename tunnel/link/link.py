@@ -217,6 +217,8 @@ class Link:
         """Serve until the link ends, whoever ends it; then every stream fails with link_lost. `end_reason` says why."""
         self._transport = transport
         limit_unsent(transport.socket.sock, UNSENT)
+        if self._ready is not None:
+            transport.join(self._ready)
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:

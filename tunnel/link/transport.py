@@ -17,10 +17,12 @@ from contextlib import asynccontextmanager
 
 import trio
 import trio_websocket
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 from tunnel.errors import WireError
 from tunnel.link.tasks import open_pair
 from tunnel.net import Socket
+from tunnel.ready import Ready
 from tunnel.wire.frames import MAX_MESSAGE
 
 try:
@@ -60,7 +62,10 @@ class Tap(trio.abc.Stream):
         self._need = 0  # bytes at which it is whole, as far as is known
         self._aside = False
         self._masks = b""  # random, not used yet
-        self._is_more = True  # the last read was full, or the first
+        self._is_more = True  # there may be something to read already
+        self._is_joined = False  # `ready` tells of the socket
+        self._reader: Task | None = None  # which waits until it does
+        self._rest = b""  # for trio-websocket: what is not ours of what was read without it
         self._said_close = False
         self.is_closing = False  # trio-websocket is saying its close
         self.allowance: int | None = None  # bytes it may still send; None: any number
@@ -72,25 +77,85 @@ class Tap(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
+            if self._is_joined and not self._is_more:
+                await self._park()
+            if self._rest:
+                rest, self._rest = self._rest, b""
+                return rest
             size = RECEIVE if self._is_more else FIRST
             if self.allowance is not None:
                 size = min(size, self.allowance + 1)
-            receive = self._socket.recv if self._is_more else self._socket.recv_later
             try:
-                data = await receive(size)
+                data = await self._receive(size)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 self.lost.set()
                 raise
-            self._is_more = len(data) == size
-            if not data:
-                self.lost.set()
-            if self.allowance is not None:
-                self._spend(len(data))
-            if self.on_message is None or self._aside or not data:
-                return data
-            rest = self._add(data)
-            if rest:
+            if data is None:
+                self._is_more = False
+                continue
+            rest = self._take(data, size)
+            if rest or not data:
                 return rest
+
+    async def _receive(self, size: int) -> bytes | None:
+        """The next bytes; None where `ready` will tell of them."""
+        if self._is_joined:
+            await trio.lowlevel.checkpoint()  # this is bulk, or rare
+            return self._socket.recv_nowait(size)
+        return await (self._socket.recv(size) if self._is_more else self._socket.recv_later(size))
+
+    def _take(self, data: bytes, size: int) -> bytes:
+        """Deal with what was read when `size` bytes were asked for; returns what is trio-websocket's."""
+        self._is_more = len(data) == size or not self._socket.is_plain  # TLS gives a record at a time
+        if not data:
+            self.lost.set()
+        if self.allowance is not None:
+            self._spend(len(data))
+        if self.on_message is None or self._aside or not data:
+            return data
+        return self._add(data)
+
+    def join(self, ready: Ready) -> None:
+        """From now on what comes is read where `ready` tells of it, and the task of trio-websocket's reader is woken
+        for what is not ours, for bulk, and for the end."""
+        self._is_joined = ready.add(self._socket, self._on_ready)
+
+    def _on_ready(self, has_ended: bool) -> None:
+        self._is_more = True
+        if self._reader is None or (not has_ended and self._read_now()):
+            return
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reschedule(reader)
+
+    def _read_now(self) -> bool:
+        """Take what has come; False if the task has to go on."""
+        if self.on_message is None or self._aside or self.allowance is not None:
+            return False
+        left = FIRST if self._socket.is_plain else RECEIVE
+        while left > 0:
+            try:
+                data = self._socket.recv_nowait(FIRST)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return False  # it will see that for itself, as it will the end
+            if data is None:
+                self._is_more = False
+                return True
+            if not data:
+                return False
+            self._rest = self._take(data, FIRST)
+            if self._rest or not self._is_more:
+                return not self._rest
+            left -= len(data)
+        return False
+
+    async def _park(self) -> None:
+        def abort(_: object) -> Abort:
+            self._reader = None
+            return Abort.SUCCEEDED
+
+        self._reader = current_task()
+        await wait_task_rescheduled(abort)
 
     def _spend(self, size: int) -> None:
         assert self.allowance is not None
@@ -313,6 +378,11 @@ class Transport:
             await self._ws.ping()
         except trio_websocket.ConnectionClosed:
             pass
+
+    def join(self, ready: Ready) -> None:
+        """Messages are delivered where `ready` tells of them, without waking a task, once `deliver` runs."""
+        if self._tapped:
+            self._tap.join(ready)
 
     def welcome(self) -> None:
         """The other end may send as much as the protocol allows from now on."""

@@ -19,7 +19,7 @@ BOTH = {"tunnel.core", "tunnel.agent"}  # programs that run a core and an agent 
 SHARED = {
     "tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.net", "tunnel.plugins", "tunnel.config",
     "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify", "tunnel.workers",
-    "tunnel.observers", "tunnel.ready",
+    "tunnel.front", "tunnel.observers", "tunnel.ready",
 }  # fmt: skip
 
 ARROWS: dict[str, set[str]] = {
@@ -33,7 +33,8 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.net": {"tunnel.errors"},
     "tunnel.config": {"tunnel", "tunnel.errors"},
     "tunnel.wire": {"tunnel.errors"},
-    "tunnel.ready": {"tunnel.net"},
+    "tunnel.front": set(),
+    "tunnel.ready": {"tunnel.net", "tunnel.front"},
     "tunnel.link": {"tunnel.wire", "tunnel.errors", "tunnel.net", "tunnel.ready"},
     "tunnel.http": {"tunnel.errors", "tunnel.net", "tunnel.handler"},
     "tunnel.workers": {"tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.link", "tunnel.plugins"},

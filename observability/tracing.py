@@ -35,7 +35,7 @@ from observability.export import Exporter
 from observability.exporters import choose_target, missing_extra, read_limits
 from observability.record import ROOT, Enter, Origin, Record
 from observability.sampling import Sampler, choose_sampler
-from tunnel.handler import Begin, Ended, Fields, Handler, Host, Layer, Leave, Observer, RequestVisit, StreamVisit, Visit
+from tunnel.handler import Begin, Ended, Fields, Host, Layer, Leave, Observer, RequestVisit, StreamVisit, Visit
 
 log = logging.getLogger("observability")
 
@@ -238,13 +238,9 @@ class Tracer:
             visit.span_id = parent.span_id
 
 
-def _untouched(handler: Handler) -> Handler:
-    return handler
-
-
 @asynccontextmanager
 async def plugin(host: Host) -> AsyncIterator[Layer]:
-    """The plug-in `tracing`. With nothing configured its layer returns the handler itself.
+    """The plug-in `tracing`. With nothing configured its layer does nothing.
 
     Raises ValueError, one line, for an option that makes no sense or a missing extra. Bad OTEL_* values are logged and
     ignored, as OpenTelemetry asks. Ends within two seconds, whatever the collector does.
@@ -256,7 +252,7 @@ async def plugin(host: Host) -> AsyncIterator[Layer]:
         raise ValueError(f"tracing.visitor_context is {visitor_context!r}: it must be join, link or ignore")
     if target is None:
         host.set_details("tracing", lambda: {"exporting": False})
-        yield _untouched
+        yield Observer({}, {})  # visits are nothing to it
         return
     if lacking := missing_extra(target):
         raise ValueError(lacking)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
+from tunnel.config.load import sections
+from tunnel.config.settings import AgentSettings, CoreSettings
 from tunnel.handler import Begin, End, Ended, Guard, Handler, Layer, Leave, Observer, Visit, wrap
 from tunnel.observers import MOST, PAUSE, Observers, fold, only_observers
+from tunnel.plugins import Program
 
 log = logging.getLogger("tunnel.plugins")
 KINDS = ("connect", "link", "stream", "request", "local", "query")
@@ -326,3 +330,18 @@ def test_only_observers_can_be_called_by_hand() -> None:
 
     assert only_observers(fold(guards(noting("a", []), layer))) is None
     assert only_observers(fold(guards(layer))) is None
+
+
+@pytest.mark.parametrize(("role", "settings"), [("core", CoreSettings()), ("agent", AgentSettings())])
+async def test_all_layers_that_are_on_by_default_only_observe(
+    role: str, settings: CoreSettings | AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that needs a coroutine would take the quick way from every request (core/quick.py, agent/quick.py)."""
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    program = Program(role, sections(settings), cast(Any, None), list)
+    handlers = logging.root.handlers[:]
+    async with trio.open_nursery() as nursery:
+        async with program.plugged_in(settings.layers, nursery) as layers:
+            assert only_observers(layers) is not None
+        nursery.cancel_scope.cancel()
+    assert logging.root.handlers == handlers

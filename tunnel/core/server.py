@@ -374,9 +374,10 @@ class Core:
             rate=rates[1],
         )
         quick: Quick | None = None
-        if exchanger.observers is not None and self._ready is not None:
-            quick = Quick(exchanger, exchanger.observers, self._ready, settings.keepalive_timeout)
+        if self._ready is not None:
             background.start_soon(self._ready.run)
+            if exchanger.observers is not None:
+                quick = Quick(exchanger, exchanger.observers, self._ready, settings.keepalive_timeout)
         door = make_door(exchanger, tls=public_tls, quick=quick)
         plain_door = make_door(plain_side, tls=None)
         background.start_soon(self._sweeper.run)

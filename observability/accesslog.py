@@ -119,6 +119,7 @@ class AccessLog:
         put, is_quiet = self._put, self._level > logging.INFO
         assert put is not None
         lines: list[str] = []
+        offset, millisecond, stamp = _wall.offset(monotonic()), 0, ""
         for visit, raised in visits:
             if visit.kind != "request":
                 continue
@@ -127,7 +128,10 @@ class AccessLog:
             elif is_quiet:
                 continue
             else:
-                line = self._usual(visit)
+                at = int((visit.ended + offset) * 1000 + 0.5)
+                if at != millisecond:  # some in a row have the same
+                    millisecond, stamp = at, self._stamp(at / 1000)
+                line = self._usual(visit, stamp)
             if line:
                 lines.append(line)
                 continue
@@ -138,31 +142,31 @@ class AccessLog:
         if lines:
             put("".join(lines).encode())
 
-    def _usual(self, visit: RequestVisit) -> str:
+    def _usual(self, visit: RequestVisit, stamp: str) -> str:
         """The line of a request that went well; "" where something in it needs care."""
-        marks, request_id = visit.marks, visit.request_id
+        marks = visit.marks
         if "upgraded" in marks or "event" in marks:
             return ""
         key = (visit.method, visit.host, visit.status, visit.outcome, visit.agent_id, visit.account_id)
-        frame = self._frames.get(key)
-        if frame is None:
-            frame = self._frame(key)
-        path = self._paths.get(visit.target)
-        if path is None:
-            path = self._path(visit.target)
+        try:
+            frame, path = self._frames[key], self._paths[visit.target]
+        except KeyError:
+            frame, path = self._frame(key), self._path(visit.target)
+        request_id, trace_id, span_id = visit.request_id, visit.trace_id, visit.span_id
         # letters and digits alone need no quoting, and are no secret but for what may begin a JWT
-        if not (frame and path and request_id.isalnum()) or "eyJ" in request_id:
+        if not (frame and path and request_id and f"{request_id}{trace_id}{span_id}".isalnum()) or "eyJ" in request_id:
             return ""
-        trace_id, span_id, ids = visit.trace_id, visit.span_id, ""
+        ids = ""
         if trace_id or span_id:
-            if not (trace_id.isalnum() and span_id.isalnum()):
+            if not (trace_id and span_id):
                 return ""
             ids = f',"trace_id":"{trace_id}","span_id":"{span_id}"'
         before, between, after = frame
+        seconds = visit.ended - visit.started
+        duration = _SHORT[int(seconds * 1e5 + 0.5)] if 0 < seconds < 0.01 else duration_text(seconds)
         return (
-            f'{{"time":"{self._stamp(_wall(visit.ended))}{before}{path}{between}'
-            f'{duration_text(visit.ended - visit.started)}","bytes_in":{visit.bytes_in},"bytes_out":{visit.bytes_out},'
-            f'"request_id":"{request_id}"{after}{ids}}}\n'
+            f'{{"time":"{stamp}{before}{path}{between}{duration}","bytes_in":{visit.bytes_in},'
+            f'"bytes_out":{visit.bytes_out},"request_id":"{request_id}"{after}{ids}}}\n'
         )
 
     def _frame(self, key: tuple[str, str, int, str, str, str]) -> tuple[str, ...]:
@@ -330,11 +334,14 @@ class _Wall:
         self._until = self._offset = 0.0
 
     def __call__(self, ended: float) -> float:
+        return ended + self.offset(ended)
+
+    def offset(self, ended: float) -> float:
         if ended >= self._until:
             now = monotonic()
             self._offset = time.time() - now
             self._until = now + 1
-        return ended + self._offset
+        return self._offset
 
 
 _wall = _Wall()

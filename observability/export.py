@@ -103,9 +103,9 @@ class Exporter:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, record: Record) -> None:
-        """Queue the span of a finished visit; on the run loop."""
-        self._records.append(record)
+    def put_all(self, records: Sequence[Record]) -> None:
+        """Queue the spans of finished visits; on the run loop."""
+        self._records.extend(records)
         gathered = len(self._records)
         if gathered >= _GATHERED or gathered + len(self.queue) >= self._limits.batch or self._is_lost:
             self._build()

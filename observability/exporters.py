@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
+    import requests
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
 
@@ -23,6 +24,10 @@ HTTP, GRPC, ZIPKIN, CONSOLE = "http/protobuf", "grpc", "zipkin", "console"
 PROTOCOLS = (HTTP, GRPC, ZIPKIN)
 _TRACES_PATH = "/v1/traces"
 _ZIPKIN_PATH = "/api/v2/spans"
+_CREDENTIAL_PROVIDERS = (
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+)
 _NEEDS = {
     GRPC: ("opentelemetry.exporter.otlp.proto.grpc", "grpc"),
     ZIPKIN: ("opentelemetry.exporter.zipkin.json", "zipkin"),
@@ -172,7 +177,27 @@ def make_exporter(target: Target, limits: Limits, environ: Mapping[str, str]) ->
         return OverGrpc(endpoint=target.endpoint, timeout=seconds)
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
 
-    return OverHttp(endpoint=target.endpoint, timeout=seconds)
+    brings_session = any(environ.get(name, "").strip() for name in _CREDENTIAL_PROVIDERS)
+    if brings_session or find_spec("requests") is None:  # which the exporter may do without one day
+        return OverHttp(endpoint=target.endpoint, timeout=seconds)
+
+    import requests
+
+    session = requests.Session()
+    exporter = OverHttp(endpoint=target.endpoint, timeout=seconds, session=session)
+    look_once(session, target.endpoint)
+    return exporter
+
+
+def look_once(session: requests.Session, endpoint: str) -> None:
+    """Have the session's proxies, certificates and ~/.netrc read now: by itself it does so at each request, and that
+    is more than half of what a request costs."""
+    from requests.utils import get_netrc_auth
+
+    settings = session.merge_environment_settings(endpoint, {}, None, None, None)
+    session.proxies, session.verify = settings["proxies"], settings["verify"]
+    session.auth = get_netrc_auth(endpoint)
+    session.trust_env = False
 
 
 def make_resource(role: str, version: str) -> Resource:

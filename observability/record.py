@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from observability.context import SpanContext
@@ -21,6 +22,9 @@ class Origin(NamedTuple):
 
 
 ROOT = Origin("", False, None)
+
+#: an Origin of a tuple that is one but for its type; the constructor is a function in Python
+make_origin: Callable[[tuple[str, bool, SpanContext | None]], Origin] = partial(tuple.__new__, Origin)
 
 Record = tuple[Visit, float, Origin, str]  #: visit, monotonic end, origin, name of the exception it ended with or ""
 

@@ -33,7 +33,7 @@ from observability.context import (
 )
 from observability.export import Exporter
 from observability.exporters import choose_target, missing_extra, read_limits
-from observability.record import ROOT, Enter, Origin, Record
+from observability.record import ROOT, Enter, Origin, Record, make_origin
 from observability.sampling import Sampler, choose_sampler
 from tunnel.handler import Begin, Ended, Fields, Host, Layer, Leave, Observer, RequestVisit, StreamVisit, Visit
 
@@ -43,7 +43,7 @@ VISITOR_CONTEXTS = ("join", "link", "ignore")
 
 #: a context as the core writes it; ids of nothing but zeros are none
 _USUAL = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[01]").fullmatch
-_MADE = 64  # traces that are begun beforehand
+_MADE = 64  # traces that are begun, and ids of spans that are made beforehand
 
 #: of a trace that is begun beforehand: trace id, span id, the visit's `origin`, whether it is sampled
 Begun = tuple[str, str, Origin | str, bool]
@@ -68,16 +68,17 @@ class Tracer:
     def __init__(
         self,
         role: str,
-        put: Callable[[Record], None],
+        put_all: Callable[[Sequence[Record]], None],
         sampler: Sampler,
         propagation: Propagation,
         visitor_context: str = "join",
     ) -> None:
-        self._put = put
+        self._put_all = put_all
         self._sampler = sampler
         self._propagation = propagation
         self._visitor_context = visitor_context
         self._begun: list[Begun] = []
+        self._span_ids: list[str] = []
         self._enter: Enter | None = None
         begins: dict[str, Begin] = {
             "request": self.start_request,
@@ -95,13 +96,16 @@ class Tracer:
         self._enter = enter
 
     def _ended(self, visit: Visit, raised: BaseException | None) -> None:
-        if visit.sampled and visit.origin is not None:
-            self._put((visit, visit.ended, visit.origin, type(raised).__name__ if raised is not None else ""))
+        self._all_ended(((visit, raised),))
 
     def _all_ended(self, visits: Sequence[Ended]) -> None:
-        for visit, raised in visits:
-            if visit.sampled and visit.origin is not None:
-                self._put((visit, visit.ended, visit.origin, type(raised).__name__ if raised is not None else ""))
+        records = [
+            (visit, visit.ended, visit.origin, type(raised).__name__ if raised is not None else "")
+            for visit, raised in visits
+            if visit.sampled and visit.origin is not None
+        ]
+        if records:
+            self._put_all(records)
 
     def start_root(self, visit: Visit) -> None:
         """A trace of our own."""
@@ -123,6 +127,9 @@ class Tracer:
         """A visitor's request: joins, links or ignores the context it brought."""
         headers = visit.request_headers
         incoming = headers.found if type(headers) is Fields else None
+        if incoming is NOTHING and (begun := self._begun):  # nearly always
+            visit.trace_id, visit.span_id, visit.origin, visit.sampled = begun.pop()
+            return
         if incoming is None:
             incoming = self._propagation.extract(headers)
             if type(headers) is Fields:
@@ -140,7 +147,7 @@ class Tracer:
             if incoming.has_tracestate:
                 visit.headers["tracestate"] = incoming.tracestate
             visit.trace_id = context.trace_id
-            visit.span_id = getrandbits(64).to_bytes(8).hex()
+            visit.span_id = self._take_span_id()
             visit.sampled = self._sampler.decide_joined(context.trace_id, context.sampled)
             if visit.sampled:
                 visit.origin = Origin(context.span_id, True, None)
@@ -184,8 +191,8 @@ class Tracer:
         visit.trace_id = value[3:35]
         if value[54] == "1":
             visit.sampled = True
-            visit.span_id = getrandbits(64).to_bytes(8).hex()
-            visit.origin = Origin(value[36:52], True, None)
+            visit.span_id = self._take_span_id()
+            visit.origin = make_origin((value[36:52], True, None))
         else:
             visit.span_id = value[36:52]
             if len(headers) == 1 and self._propagation.is_plain:
@@ -202,7 +209,7 @@ class Tracer:
         visit.trace_id = context.trace_id
         if context.sampled:
             visit.sampled = True
-            visit.span_id = getrandbits(64).to_bytes(8).hex()
+            visit.span_id = self._take_span_id()
             visit.origin = Origin(context.span_id, True, None)
         else:
             visit.span_id = context.span_id
@@ -225,6 +232,13 @@ class Tracer:
         if parent is not None and parent.trace_id:
             self._start_child(visit, parent)
 
+    def _take_span_id(self) -> str:
+        ids = self._span_ids
+        if not ids:
+            digits = getrandbits(64 * _MADE).to_bytes(8 * _MADE).hex()
+            ids.extend(digits[at : at + 16] for at in range(0, len(digits), 16))
+        return ids.pop()
+
     def _make_current(self, visit: Visit) -> Leave | None:
         return self._enter(visit) if visit.sampled and self._enter is not None else None
 
@@ -232,8 +246,8 @@ class Tracer:
         visit.trace_id = parent.trace_id
         if parent.sampled:
             visit.sampled = True
-            visit.span_id = getrandbits(64).to_bytes(8).hex()
-            visit.origin = Origin(parent.span_id, False, None)
+            visit.span_id = self._take_span_id()
+            visit.origin = make_origin((parent.span_id, False, None))
         else:
             visit.span_id = parent.span_id
 
@@ -264,7 +278,7 @@ async def plugin(host: Host) -> AsyncIterator[Layer]:
     for line in complaints:
         log.warning("tracing setting ignored", extra={"fields": {"reason": line}})
     exporter = Exporter(target, limits, host.role, host.version)
-    tracer = Tracer(host.role, exporter.put, sampler, Propagation(names), visitor_context)
+    tracer = Tracer(host.role, exporter.put_all, sampler, Propagation(names), visitor_context)
     exporter.on_ready = tracer.set_enter
     exporter.start()
     _running[host.role] = exporter

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import pytest
+import requests
 from fakehost import FakeHost
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -38,6 +39,8 @@ from observability.exporters import (
     Limits,
     Target,
     choose_target,
+    look_once,
+    make_exporter,
     make_resource,
     missing_extra,
     read_limits,
@@ -197,6 +200,43 @@ async def test_over_http_with_an_sdk_that_looks_different_inside(monkeypatch: py
     check_tree(ExportTraceServiceRequest.FromString(body), request, stream)
 
 
+def test_the_environment_of_an_exporter_is_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Proxies, certificates and ~/.netrc are those that `requests` would take by itself."""
+    authorities = tmp_path / "authorities.pem"
+    authorities.touch()
+    (tmp_path / "netrc").write_text("machine collector.example login me password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authorities))
+    session = requests.Session()
+    look_once(session, "https://collector.example/v1/traces")
+    monkeypatch.delenv("HTTPS_PROXY")
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    monkeypatch.delenv("NETRC")
+    settings = session.merge_environment_settings("https://collector.example/v1/traces", {}, None, None, None)
+    assert settings["proxies"]["https"] == "http://proxy.example:3128"
+    assert settings["verify"] == str(authorities)
+    prepared = session.prepare_request(requests.Request("POST", "https://collector.example/v1/traces"))
+    assert prepared.headers["Authorization"] == "Basic bWU6c2VjcmV0"
+
+
+def test_the_sdks_certificates_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    session = requests.Session()
+    session.verify, session.cert = "collector.pem", ("client.pem", "key.pem")
+    look_once(session, "https://collector.example/v1/traces")
+    assert (session.verify, session.cert) == ("collector.pem", ("client.pem", "key.pem"))
+
+
+def test_a_credential_provider_brings_its_own_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not installed is complained of by the SDK, which so has looked for it."""
+    name = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER"
+    monkeypatch.setenv(name, "nobody")
+    with pytest.raises(RuntimeError, match="nobody"):
+        make_exporter(Target(HTTP, "http://127.0.0.1:1/v1/traces"), Limits(), os.environ)
+
+
 class Receiver(TraceServiceServicer):
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
@@ -272,7 +312,7 @@ async def test_a_full_batch_is_sent_at_once_and_nothing_is_lost() -> None:
 def put(exporter: Exporter, visit: Visit | None = None) -> None:
     visit = visit or a_request()
     visit.trace_id, visit.span_id = "1" * 32, "2" * 16
-    exporter.put((visit, visit.started + 1, ROOT, ""))
+    exporter.put_all([(visit, visit.started + 1, ROOT, "")])
 
 
 @pytest.mark.system
@@ -358,7 +398,7 @@ def test_a_process_ends_in_time_though_its_collector_hangs() -> None:
         "exporter = Exporter(Target('http/protobuf', sys.argv[1]), Limits(), 'core', '1')\n"
         "exporter.start()\n"
         "visit = QueryVisit('a', 'sqlite'); visit.trace_id, visit.span_id = '1' * 32, '2' * 16\n"
-        "exporter.put((visit, visit.started, ROOT, ''))\n"
+        "exporter.put_all([(visit, visit.started, ROOT, '')])\n"
         "exporter.stop()\n"
     )
     with collecting() as collector:

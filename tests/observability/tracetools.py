@@ -32,7 +32,7 @@ def make_tracer(
     limits: Limits | None = None,
 ) -> tuple[Tracer, SpanQueue]:
     queue = SpanQueue(limits or Limits())
-    return Tracer(role, queue.put, Sampler(ratio, trusts_parent), Propagation(propagators), visitor_context), queue
+    return Tracer(role, queue.put_all, Sampler(ratio, trusts_parent), Propagation(propagators), visitor_context), queue
 
 
 def all_records(queue: SpanQueue) -> list[Record]:

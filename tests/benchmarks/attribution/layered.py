@@ -53,9 +53,9 @@ def layers(role: str, ratio: float) -> list[Layer]:
     encode = UsualSpans(SpanBuilder(role), role).encode
     records: list[Record] = []
 
-    def put(record: Record) -> None:
-        records.append(record)
-        if len(records) == 32:
+    def put_all(more: Sequence[Record]) -> None:
+        records.extend(more)
+        if len(records) >= 32:
             for one in records:
                 encode(one)
             records.clear()
@@ -66,7 +66,7 @@ def layers(role: str, ratio: float) -> list[Layer]:
     access = AccessLog(logging.INFO, cast(QueueHandler, handler))
     host = cast(Host, SimpleNamespace(outcomes=tuple(OUTCOMES), refusals=REFUSALS))
     all_three = [
-        Tracer(role, put, Sampler(ratio), Propagation(DEFAULT_PROPAGATORS)).layer,
+        Tracer(role, put_all, Sampler(ratio), Propagation(DEFAULT_PROPAGATORS)).layer,
         (CoreMetrics(host) if role == "core" else AgentMetrics(host)).layer,
         access.layer("request" if role == "core" else "local"),
     ]

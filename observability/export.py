@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from observability.exporters import HTTP, Limits, Target, make_exporter, make_resource
+from observability.pairs import Pair, Pairs
 from observability.record import Enter, Record
 from observability.spans import Facts, SpanBuilder
 from observability.usual import UsualSpans
@@ -36,6 +37,10 @@ _PORTION = 16  # spans made ready on the thread before the interpreter lock is o
 _GATHERED = 32  # records that are built into spans in a row
 
 Span = Facts | bytes  #: encoded already, or for the sink to make ready
+
+
+def _no_pair(inner: Record, outer: Record) -> None:
+    """Each span is made by itself."""
 
 
 class SpanQueue:
@@ -94,6 +99,7 @@ class Exporter:
         self._building = threading.Lock()
         self._builder = SpanBuilder(role)
         self._make: Callable[[Record], Span | None] = self._builder.build  # bytes once the sink takes them
+        self._make_pair: Callable[[Record, Record], Pair | None] = _no_pair
         self._is_lost = False  # the sink could not be made
         self._is_stopping = False
         self._lost_before = 0
@@ -117,17 +123,30 @@ class Exporter:
             if self._is_lost:
                 self.failed += len(records)
                 return
-            queue, make = self.queue, self._make
+            queue = self.queue
             room = queue.room()
-            spans: list[Span] = []
-            for record in records[:room]:
-                try:
-                    if span := make(record):
-                        spans.append(span)
-                except Exception as exc:  # a visit with impossible facts must not cost the others theirs
-                    self._spoil(record[0].kind, exc)
-            queue.put_all(spans)
+            queue.put_all(self._make_all(records[:room]))
             queue.dropped += max(0, len(records) - room)
+
+    def _make_all(self, records: Sequence[Record]) -> list[Span]:
+        make, make_pair = self._make, self._make_pair
+        spans: list[Span] = []
+        rest = iter(zip(records, (*records[1:], None), strict=False))
+        for record, following in rest:
+            try:
+                pair = make_pair(record, following) if following is not None else None
+            except Exception:  # then each by itself
+                pair = None
+            if pair is not None:
+                spans += pair
+                next(rest)
+                continue
+            try:
+                if span := make(record):
+                    spans.append(span)
+            except Exception as exc:  # a visit with impossible facts must not cost the others theirs
+                self._spoil(record[0].kind, exc)
+        return spans
 
     def stop(self) -> None:
         """Send what is queued, within STOP_SECONDS. Blocks: call it in a thread."""
@@ -180,6 +199,7 @@ class Exporter:
             self.on_ready(enter)
         if self._sink.takes_bytes:
             self._make = UsualSpans(self._builder, self._role).encode
+            self._make_pair = Pairs(self._builder.clock, self._role).encode
         queue = self.queue
         while not self._is_stopping:
             if len(queue) < self._limits.batch:

@@ -30,33 +30,33 @@ class Common:
 
 def of_request(visit: RequestVisit) -> tuple[Common, Common, Common, Common]:
     scheme, host, target = visit.scheme, visit.host[:MAX_KEPT], visit.target
-    agent = _user_agent(visit)
+    agent = user_agent(visit)
     return (
-        _route(visit.method[:MAX_METHOD], scheme, host, visit.http_version),
-        _answered(visit.status, visit.outcome, visit.tunnel, visit.agent_id, visit.connection_id, visit.account_id),
-        (_visitor if len(agent) <= MAX_KEPT else _visitor.__wrapped__)(visit.client, agent),
-        (_url if len(target) <= MAX_KEPT else _url.__wrapped__)(scheme, host, target),
+        route_group(visit.method[:MAX_METHOD], scheme, host, visit.http_version),
+        ended_group(visit.status, visit.outcome, visit.tunnel, visit.agent_id, visit.connection_id, visit.account_id),
+        (visitor_group if len(agent) <= MAX_KEPT else visitor_group.__wrapped__)(visit.client, agent),
+        (url_group if len(target) <= MAX_KEPT else url_group.__wrapped__)(scheme, host, target),
     )
 
 
 def of_stream(visit: StreamVisit) -> tuple[Common, Common, Common]:
     target = visit.target
     return (
-        _carried(visit.method[:MAX_METHOD], visit.protocol),
-        _answered(visit.status, visit.outcome, visit.tunnel, visit.agent_id, visit.connection_id, visit.account_id),
-        (_path if len(target) <= MAX_KEPT else _path.__wrapped__)(target),
+        carried_group(visit.method[:MAX_METHOD], visit.protocol),
+        ended_group(visit.status, visit.outcome, visit.tunnel, visit.agent_id, visit.connection_id, visit.account_id),
+        (path_group if len(target) <= MAX_KEPT else path_group.__wrapped__)(target),
     )
 
 
 def of_local(visit: LocalVisit) -> tuple[Common, ...]:
     scheme, address, method, target = visit.scheme, visit.address, visit.method, visit.target
-    service = _service(address, scheme, method[:MAX_METHOD], visit.status, visit.outcome)
+    service = service_group(address, scheme, method[:MAX_METHOD], visit.status, visit.outcome)
     if not method:
         return (service,)
-    return service, (_full if len(target) <= MAX_KEPT else _full.__wrapped__)(scheme, address, target)
+    return service, (full_group if len(target) <= MAX_KEPT else full_group.__wrapped__)(scheme, address, target)
 
 
-def _user_agent(visit: RequestVisit) -> str:
+def user_agent(visit: RequestVisit) -> str:
     headers = visit.request_headers
     if not isinstance(headers, Fields):
         return _find_user_agent(headers)
@@ -74,7 +74,7 @@ def _find_user_agent(headers: Sequence[tuple[bytes, bytes]]) -> str:
 
 
 @lru_cache(1024)
-def _route(method: str, scheme: str, host: str, http_version: str) -> Common:
+def route_group(method: str, scheme: str, host: str, http_version: str) -> Common:
     out = _method(method)
     out["url.scheme"] = scheme
     out["network.protocol.version"] = http_version
@@ -83,7 +83,7 @@ def _route(method: str, scheme: str, host: str, http_version: str) -> Common:
 
 
 @lru_cache(4096)
-def _answered(status: int, outcome: str, tunnel: str, agent_id: str, connection_id: str, account_id: str) -> Common:
+def ended_group(status: int, outcome: str, tunnel: str, agent_id: str, connection_id: str, account_id: str) -> Common:
     """How it ended, and whose it was."""
     out: Attributes = {}
     _put(out, "http.response.status_code", status)
@@ -96,7 +96,7 @@ def _answered(status: int, outcome: str, tunnel: str, agent_id: str, connection_
 
 
 @lru_cache(4096)
-def _visitor(client: str, user_agent: str) -> Common:
+def visitor_group(client: str, user_agent: str) -> Common:
     out: Attributes = {}
     _put(out, "client.address", client)
     _put(out, "user_agent.original", clean(user_agent))
@@ -104,7 +104,7 @@ def _visitor(client: str, user_agent: str) -> Common:
 
 
 @lru_cache(2048)
-def _url(scheme: str, host: str, target: str) -> Common:
+def url_group(scheme: str, host: str, target: str) -> Common:
     path, query = split_target(target)
     url = f"{scheme}://{clean(host)}{path}"
     out: Attributes = {"http.url": f"{url}?{query}" if query else url, "url.path": path}
@@ -113,7 +113,7 @@ def _url(scheme: str, host: str, target: str) -> Common:
 
 
 @lru_cache(2048)
-def _path(target: str) -> Common:
+def path_group(target: str) -> Common:
     if not target:
         return Common({})
     path, query = split_target(target)
@@ -123,7 +123,7 @@ def _path(target: str) -> Common:
 
 
 @lru_cache(2048)
-def _full(scheme: str, address: str, target: str) -> Common:
+def full_group(scheme: str, address: str, target: str) -> Common:
     path, query = split_target(target)
     url = f"{scheme}://{address}{path}"
     full = f"{url}?{query}" if query else url
@@ -131,14 +131,14 @@ def _full(scheme: str, address: str, target: str) -> Common:
 
 
 @lru_cache(1024)
-def _carried(method: str, protocol: str) -> Common:
+def carried_group(method: str, protocol: str) -> Common:
     out = _method(method) if method else {}
     out["tunnel.stream.protocol"] = protocol
     return Common(out)
 
 
 @lru_cache(1024)
-def _service(address: str, scheme: str, method: str, status: int, outcome: str) -> Common:
+def service_group(address: str, scheme: str, method: str, status: int, outcome: str) -> Common:
     host, _, port = address.rpartition(":")
     out: Attributes = {"server.address": host.strip("[]") or address, "url.scheme": scheme}
     if port.isascii() and port.isdigit():

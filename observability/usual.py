@@ -37,12 +37,13 @@ from observability.spans import CLIENT, HARMLESS, PHASES, SERVER, SpanBuilder
 from tunnel.handler import LocalVisit, RequestVisit, StreamVisit, Visit
 
 _unhex = bytes.fromhex
-_pack_times = Struct(f"<BQBQ{len(FLAGS[True])}s").pack
+pack_times = Struct(f"<BQBQ{len(FLAGS[True])}s").pack
 _SPAN = tuple(b"\x12" + varint(size) for size in range(4096))  #: a span's tag and length
-_STREAM_ID = tuple(before_value(ATTRIBUTE, "tunnel.stream.id", b"\x18", size) for size in range(11))
-_OFFSET = before_double(ATTRIBUTE, "tunnel.clock.offset_seconds")
-_NAMES = {method: name_and_kind(method, SERVER) for method in KNOWN_METHODS}
-_LOCAL_NAMES = {method: name_and_kind(method, CLIENT) for method in KNOWN_METHODS}
+STREAM_ID = tuple(before_value(ATTRIBUTE, "tunnel.stream.id", b"\x18", size) for size in range(11))
+OFFSET = before_double(ATTRIBUTE, "tunnel.clock.offset_seconds")
+NAMES = {method: name_and_kind(method, SERVER) for method in KNOWN_METHODS}
+LOCAL_NAMES = {method: name_and_kind(method, CLIENT) for method in KNOWN_METHODS}
+CORE_STREAM, AGENT_STREAM = name_and_kind("tunnel.stream", CLIENT), name_and_kind("agent.stream", SERVER)
 
 # An answered request has all phases and these marks, and they are written in one go.
 _MARKS = ["head", "opened", "answered", "first_byte"]
@@ -61,9 +62,7 @@ class UsualSpans:
     def __init__(self, builder: SpanBuilder, role: str) -> None:
         self._builder = builder
         self._is_core = role == "core"
-        self._stream_name = (
-            name_and_kind("tunnel.stream", CLIENT) if self._is_core else name_and_kind("agent.stream", SERVER)
-        )
+        self._stream_name = CORE_STREAM if self._is_core else AGENT_STREAM
         self._ways: dict[str, Callable[[Any, float, Origin], bytes]] = {
             "request": self._request,
             "stream": self._stream,
@@ -79,23 +78,21 @@ class UsualSpans:
         if way is None or failure or visit.status >= 500 or visit.outcome not in HARMLESS or origin.link is not None:
             facts = self._builder.build(record)
             return encode_span(facts) if facts is not None else b""
-        body = way(visit, ended, origin)
-        size = len(body)
-        return _SPAN[size] + body if size < 4096 else field(b"\x12", body)
+        return as_field(way(visit, ended, origin))
 
     def _request(self, visit: RequestVisit, ended: float, origin: Origin) -> bytes:
         start, end, offset = self._builder.times(visit, ended, origin.parent_id)
         route, answered, visitor, url = groups.of_request(visit)
         return b"".join(
             (
-                _begin(visit, _NAMES.get(visit.method) or _HTTP, start, end, origin),
+                _begin(visit, NAMES.get(visit.method) or _HTTP, start, end, origin),
                 route.encoded or encode_common(route),
                 answered.encoded or encode_common(answered),
                 visitor.encoded or encode_common(visitor),
                 url.encoded or encode_common(url),
-                _sizes(visit.bytes_in, visit.bytes_out, False),
+                encode_sizes(visit.bytes_in, visit.bytes_out, False),
                 self._said_request_id(visit.request_id),
-                _answered_tail(visit, ended, offset) or _request_tail(visit, ended, start, end, offset),
+                answered_tail(visit, ended, offset) or _request_tail(visit, ended, start, end, offset),
                 EMPTY_STATUS,
             )
         )
@@ -110,11 +107,11 @@ class UsualSpans:
                 carried.encoded or encode_common(carried),
                 answered.encoded or encode_common(answered),
                 path.encoded or encode_common(path),
-                _STREAM_ID[len(number)],
+                STREAM_ID[len(number)],
                 number,
-                _sizes(visit.bytes_in, visit.bytes_out, visit.protocol == "tcp"),
+                encode_sizes(visit.bytes_in, visit.bytes_out, visit.protocol == "tcp"),
                 self._said_request_id(visit.request_id),
-                _OFFSET + pack_double(visit.offset) if self._is_core else b"",
+                OFFSET + pack_double(visit.offset) if self._is_core else b"",
                 _events(visit, start, end, offset) if visit.marks else b"",
                 EMPTY_STATUS,
             )
@@ -124,13 +121,13 @@ class UsualSpans:
         start, end, offset = self._builder.times(visit, ended, origin.parent_id)
         method = visit.method
         service, *rest = groups.of_local(visit)
-        name = _LOCAL_NAMES.get(method) or (_LOCAL_HTTP if method else _LOCAL_TCP)
+        name = LOCAL_NAMES.get(method) or (_LOCAL_HTTP if method else _LOCAL_TCP)
         return b"".join(
             (
                 _begin(visit, name, start, end, origin),
                 service.encoded or encode_common(service),
                 rest[0].encoded or encode_common(rest[0]) if rest else b"",
-                _sizes(visit.bytes_in, visit.bytes_out, not method),
+                encode_sizes(visit.bytes_in, visit.bytes_out, not method),
                 self._said_request_id(visit.request_id),
                 _events(visit, start, end, offset) if visit.marks else b"",
                 EMPTY_STATUS,
@@ -140,9 +137,19 @@ class UsualSpans:
     def _said_request_id(self, request_id: str) -> bytes:
         if request_id is not self._request_id:
             self._request_id = request_id
-            text = clean(request_id).encode()
-            self._request_id_field = before_text(ATTRIBUTE, "tunnel.request.id", len(text)) + text if text else b""
+            self._request_id_field = encode_request_id(request_id)
         return self._request_id_field
+
+
+def as_field(span: bytes) -> bytes:
+    """Of ScopeSpans."""
+    size = len(span)
+    return _SPAN[size] + span if size < 4096 else field(b"\x12", span)
+
+
+def encode_request_id(request_id: str) -> bytes:
+    text = clean(request_id).encode()
+    return before_text(ATTRIBUTE, "tunnel.request.id", len(text)) + text if text else b""
 
 
 _HTTP = name_and_kind("HTTP", SERVER)
@@ -156,7 +163,7 @@ def _begin(visit: Visit, name: bytes, start: int, end: int, origin: Origin) -> b
     begun = (
         _unhex(f"0a10{visit.trace_id}1208{visit.span_id}")
         + name
-        + _pack_times(0x39, start, 0x41, end, FLAGS[origin.is_remote])
+        + pack_times(0x39, start, 0x41, end, FLAGS[origin.is_remote])
     )
     if tracestate := visit.headers.get("tracestate"):
         begun += field(b"\x1a", tracestate.encode())
@@ -164,13 +171,13 @@ def _begin(visit: Visit, name: bytes, start: int, end: int, origin: Origin) -> b
 
 
 @lru_cache(4096)
-def _sizes(bytes_in: int, bytes_out: int, is_raw: bool) -> bytes:
+def encode_sizes(bytes_in: int, bytes_out: int, is_raw: bool) -> bytes:
     if is_raw:
         return encode_attributes({"tunnel.bytes_in": bytes_in, "tunnel.bytes_out": bytes_out})
     return encode_attributes({"http.request.body.size": bytes_in, "http.response.body.size": bytes_out})
 
 
-def _answered_tail(visit: RequestVisit, ended: float, offset: int) -> bytes:
+def answered_tail(visit: RequestVisit, ended: float, offset: int) -> bytes:
     """Phases and events of a request whose marks are all there and in order; otherwise b""."""
     marks = visit.marks
     if list(marks) != _MARKS or visit.agent_us < 0:
@@ -180,23 +187,28 @@ def _answered_tail(visit: RequestVisit, ended: float, offset: int) -> bytes:
     if not started <= head <= opened <= answered <= first_byte <= ended:
         return b""
     link = (answered - opened) * 1e3
-    agent = min(visit.agent_us / 1e3, link)
-    local = min(max(visit.local_us, 0) / 1e3, agent)
-    return _pack_answered(
+    agent, local = visit.agent_us / 1e3, visit.local_us / 1e3
+    if agent > link:
+        agent = link
+    if local < 0:
+        local = 0.0
+    elif local > agent:
+        local = agent
+    return _pack_answered(  # rounded to microseconds: `// 1.0` does it without a call
         _VISITOR,
-        int((head - started) * 1e3 * 1e3 + 0.5) / 1e3,
+        ((head - started) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
         _QUEUE,
-        int((opened - head) * 1e3 * 1e3 + 0.5) / 1e3,
+        ((opened - head) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
         _LINK,
-        int((link - agent) * 1e3 + 0.5) / 1e3,
+        ((link - agent) * 1e3 + 0.5) // 1.0 / 1e3,
         _AGENT,
-        int((agent - local) * 1e3 + 0.5) / 1e3,
+        ((agent - local) * 1e3 + 0.5) // 1.0 / 1e3,
         _LOCAL,
-        int(local * 1e3 + 0.5) / 1e3,
+        (local * 1e3 + 0.5) // 1.0 / 1e3,
         _ANSWER,
-        int((first_byte - answered) * 1e3 * 1e3 + 0.5) / 1e3,
+        ((first_byte - answered) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
         _BODY,
-        int((ended - first_byte) * 1e3 * 1e3 + 0.5) / 1e3,
+        ((ended - first_byte) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
         _HEAD,
         int(head * 1e9) + offset,
         _OPENED,

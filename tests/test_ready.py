@@ -253,6 +253,35 @@ async def test_trios_own_sockets_deadlines_and_threads_go_on(ready: Ready, pair:
     assert pair.got
 
 
+async def test_a_function_may_move_a_deadline(ready: Ready, pair: Pair) -> None:
+    with trio.fail_after(5), trio.move_on_after(60) as scope:
+
+        def hurry(has_ended: bool) -> None:
+            scope.deadline = trio.current_time() + 0.05
+
+        pair.ready._told[pair.near.sock.fileno()] = hurry
+        pair.far.send(b"x")
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_arrivals_without_end_hold_no_deadline_up(ready: Ready, pair: Pair) -> None:
+    """Each function makes the next one's arrival, and no task ever has a turn of its own."""
+
+    def again(has_ended: bool) -> None:
+        pair.near.recv_nowait()
+        pair.far.send(b"x")
+
+    pair.ready._told[pair.near.sock.fileno()] = again
+    pair.far.send(b"x")
+    began = trio.current_time()
+    with trio.move_on_after(0.1) as scope:
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert trio.current_time() - began < 2
+    pair.ready._told.clear()
+
+
 async def test_a_socket_may_be_waited_for_by_a_task_as_well(ready: Ready, pair: Pair) -> None:
     """As a connection's task does where it goes on by itself."""
     heard: list[bool] = []

@@ -90,27 +90,26 @@ class Ready:
     def _tell(self, events: list[tuple[int, int]], other: int = -1) -> bool:
         """Call those that are ready; whether `other`, which is none of them, is there too."""
         has_other = False
+        find = self._told.get
         self.is_telling = True
-        try:
-            for number, flags in events:
-                told = self._told.get(number)
-                if told is not None:
-                    self._call(told, flags & _ENDED != 0)
-                elif number == other:  # else an earlier one has closed it
-                    has_other = True
-        finally:
-            self.is_telling = False
-            if self._after:
-                after, self._after = self._after, []
-                for last in after:
-                    self._call(last)
+        for number, flags in events:
+            told = find(number)
+            if told is not None:
+                try:
+                    told(flags & _ENDED != 0)
+                except Exception as exc:
+                    self._on_problem(exc)
+            elif number == other:  # else an earlier one has closed it
+                has_other = True
+        self.is_telling = False
+        if self._after:
+            after, self._after = self._after, []
+            for last in after:
+                try:
+                    last()
+                except Exception as exc:
+                    self._on_problem(exc)
         return has_other
-
-    def _call(self, function: Callable[..., None], *args: bool) -> None:
-        try:
-            function(*args)
-        except Exception as exc:
-            self._on_problem(exc)
 
 
 def make_ready(on_problem: Callable[[Exception], None], may_be_in_front: bool = True) -> Ready | None:

@@ -148,7 +148,7 @@ class AgentMetrics:
                     self._requests += 1
         self._begun.clear()
         for local in self._local_begun:
-            if local.parent.protocol != "probe":  # type: ignore[union-attr]  # its constructor says it
+            if local.parent.protocol != "probe":
                 self._local += 1
         self._local_begun.clear()
 
@@ -175,7 +175,7 @@ class AgentMetrics:
         self._request_us.observe(((end or visit.ended) - visit.started) * 1e6, visit.trace_id if visit.sampled else "")
 
     def _local_ended(self, visit: LocalVisit, raised: object) -> None:
-        stream: StreamVisit = visit.parent  # type: ignore[assignment]  # its constructor says it
+        stream: StreamVisit = visit.parent
         protocol = stream.protocol
         if protocol == "probe":
             return

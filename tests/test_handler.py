@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.handler import Guard, Handler, Layer, Visit, wrap
+from tunnel.handler import Guard, Handler, Layer, RequestVisit, Visit, wrap
 
 log = logging.getLogger("tests.handler")
 
@@ -126,7 +126,7 @@ async def test_the_first_layer_is_outermost() -> None:
         return layer(around)
 
     handler = Counting()
-    await wrap(handler, [named("a"), named("b")])(Visit("request"))
+    await wrap(handler, [named("a"), named("b")])(RequestVisit("192.0.2.1", "http"))
     assert seen == ["a in", "b in", "b out", "a out"]
     assert handler.runs == 1
 
@@ -138,7 +138,7 @@ async def test_a_layer_that_works_is_left_alone(caplog: pytest.LogCaptureFixture
     handler, guard = Counting(), Guard("good", layer(passes), 0, log)
     guarded = wrap(handler, [guard])
     for _ in range(3):
-        await guarded(Visit("request"))
+        await guarded(RequestVisit("192.0.2.1", "http"))
     assert handler.runs == 3
     assert not guard.is_off
     assert not caplog.records
@@ -151,7 +151,7 @@ async def test_a_layer_that_breaks_is_reported_once_and_out_of_the_way(
     handler, guard = Counting(), Guard("bad", layer(around), 0, log)
     guarded = wrap(handler, [guard])
     for number in range(1, 5):
-        visit = Visit("request")
+        visit = RequestVisit("192.0.2.1", "http")
         await guarded(visit)
         assert visit.outcome == "ok"
         assert handler.runs == number
@@ -171,7 +171,7 @@ async def test_the_handlers_own_error_passes_unchanged(
     guarded = wrap(handler, [guard])
     for number in (1, 2):
         with pytest.raises(HandlerError) as caught:
-            await guarded(Visit("request"))
+            await guarded(RequestVisit("192.0.2.1", "http"))
         assert caught.value is error
         assert handler.runs == number
     assert len(caplog.records) == (0 if around is passes or around in LATER else 1)
@@ -190,12 +190,12 @@ async def test_a_layer_that_breaks_while_the_handler_runs(caplog: pytest.LogCapt
         visit.outcome = "ok"
 
     guarded = wrap(slow, [Guard("bad", layer(raises_in_the_middle), 0, log)])
-    visit = Visit("request")
+    visit = RequestVisit("192.0.2.1", "http")
     with pytest.raises(RuntimeError, match="layer bad cancelled the handler"):
         await guarded(visit)
     assert runs == 1
     assert len(caplog.records) == 1
-    visit = Visit("request")
+    visit = RequestVisit("192.0.2.1", "http")
     await guarded(visit)
     assert (runs, visit.outcome) == (2, "ok")
 
@@ -214,7 +214,7 @@ async def test_a_layers_own_time_out_does_not_leave_its_scope(
 
     guarded = wrap(waits, [Guard("impatient", layer(times_out), 0, log)])
     with pytest.raises(RuntimeError, match="layer impatient cancelled the handler"):
-        await guarded(Visit("request"))
+        await guarded(RequestVisit("192.0.2.1", "http"))
     assert len(caplog.records) == 1
 
 
@@ -225,7 +225,7 @@ async def test_a_layer_that_breaks_under_a_cancellation_does_not_stop_it(caplog:
     guarded = wrap(waits, [Guard("bad", layer(raises_over_an_error), 0, log)])
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(guarded, Visit("request"))
+            nursery.start_soon(guarded, RequestVisit("192.0.2.1", "http"))
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
     assert scope.cancelled_caught
@@ -249,7 +249,7 @@ async def test_a_cancellation_passes_and_is_nobodys_fault(caplog: pytest.LogCapt
     guard = Guard("good", layer(passes), 0, log)
     guarded = wrap(waits, [guard])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(guarded, Visit("request"))
+        nursery.start_soon(guarded, RequestVisit("192.0.2.1", "http"))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert not guard.is_off
@@ -264,7 +264,7 @@ async def test_a_cancellation_in_the_layer_itself_passes(caplog: pytest.LogCaptu
     guarded = wrap(handler, [guard])
     with trio.CancelScope() as scope:
         scope.cancel()
-        await guarded(Visit("request"))
+        await guarded(RequestVisit("192.0.2.1", "http"))
     assert scope.cancelled_caught
     assert handler.runs == 0
     assert not caplog.records
@@ -295,10 +295,10 @@ async def test_the_other_layers_go_on(
     guarded = wrap(handler, guards)
     for number in (1, 2):
         if error is None:
-            await guarded(Visit("request"))
+            await guarded(RequestVisit("192.0.2.1", "http"))
         else:
             with pytest.raises(HandlerError):
-                await guarded(Visit("request"))
+                await guarded(RequestVisit("192.0.2.1", "http"))
         assert handler.runs == number
         assert sorted(seen) == ["in"] * 2 * number + ["out"] * 2 * number
     assert [guard.is_off for guard in guards] == [

@@ -12,7 +12,24 @@ import trio.testing
 
 from tunnel.config.load import sections
 from tunnel.config.settings import AgentSettings, CoreSettings
-from tunnel.handler import Begin, End, Ended, Guard, Handler, Layer, Leave, Observer, Visit, wrap
+from tunnel.handler import (
+    Begin,
+    ConnectVisit,
+    End,
+    Ended,
+    Guard,
+    Handler,
+    Layer,
+    Leave,
+    LinkVisit,
+    LocalVisit,
+    Observer,
+    QueryVisit,
+    RequestVisit,
+    StreamVisit,
+    Visit,
+    wrap,
+)
 from tunnel.observers import MOST, PAUSE, Observers, fold, only_observers
 from tunnel.plugins import Program
 
@@ -22,6 +39,19 @@ KINDS = ("connect", "link", "stream", "request", "local", "query")
 
 class HandlerError(Exception):
     pass
+
+
+def a_visit(kind: str) -> Visit:
+    connect, stream = ConnectVisit("192.0.2.1:1"), StreamVisit(None, "http")
+    made = {
+        "connect": connect,
+        "link": LinkVisit(connect),
+        "stream": stream,
+        "request": RequestVisit("192.0.2.1", "http"),
+        "local": LocalVisit(stream, "localhost:3000", "http"),
+        "query": QueryVisit("token.find", "sqlite"),
+    }
+    return made[kind]
 
 
 def noting(name: str, seen: list[str], breaks_in: str = "") -> Observer:
@@ -57,10 +87,10 @@ def handler_that(seen: list[str], error: Exception | None = None) -> Handler:
 
 async def run(layers: Sequence[Layer], error: Exception | None, seen: list[str], kind: str = "request") -> None:
     if error is None:
-        await wrap(handler_that(seen), layers)(Visit(kind))
+        await wrap(handler_that(seen), layers)(a_visit(kind))
         return
     with pytest.raises(HandlerError) as caught:
-        await wrap(handler_that(seen, error), layers)(Visit(kind))
+        await wrap(handler_that(seen, error), layers)(a_visit(kind))
     assert caught.value is error
 
 
@@ -103,8 +133,8 @@ async def test_switched_off_is_off_around_every_handler() -> None:
     seen: list[str] = []
     layers = fold(guards(noting("bad", seen, "begin"), noting("good", seen)))
     requests, streams = wrap(handler_that(seen), layers), wrap(handler_that(seen), layers)
-    await requests(Visit("request"))
-    await streams(Visit("stream"))
+    await requests(a_visit("request"))
+    await streams(a_visit("stream"))
     assert [line for line in seen if line.startswith("bad")] == ["bad begin request"]
 
 
@@ -135,7 +165,7 @@ async def test_a_cancellation_is_told_and_passes(caplog: pytest.LogCaptureFixtur
 
     with trio.CancelScope() as scope:
         scope.cancel()
-        await wrap(waits, fold(guards(noting("a", seen))))(Visit("request"))
+        await wrap(waits, fold(guards(noting("a", seen))))(a_visit("request"))
     assert scope.cancelled_caught
     assert seen == ["a begin request", "a end request Cancelled"]
     assert not caplog.records
@@ -151,7 +181,7 @@ def telling_late(seen: list[str], breaks: bool = False) -> Observer:
 
 
 async def visited(handler: Handler, number: int) -> None:
-    visit = Visit("request")
+    visit = a_visit("request")
     visit.status = number
     await handler(visit)
 
@@ -293,7 +323,7 @@ async def test_a_visit_without_a_task_is_entered_by_the_one_that_goes_on_with_it
     seen: list[str] = []
     (observers,) = fold(guards(entering("a", seen)))
     assert isinstance(observers, Observers)
-    visit = Visit("local")
+    visit = a_visit("local")
     observers.begin(visit)
     observers.end(visit, None)
     assert seen == ["a begin local", "a end local NoneType"]

@@ -7,20 +7,22 @@ variable has to cross a task or the link. With no layer a handler is the bare fu
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import trio
+from msgspec import Struct, field
 
 monotonic = time.monotonic  #: the clock of `Visit.started` and of all marks (seconds)
 
 
-class Visit:
+class Visit(Struct, kw_only=True, eq=False):
     """One thing being handled.
 
     kind: "connect", "link", "stream", "request", "local" or "query".
@@ -34,48 +36,30 @@ class Visit:
     error: one line about a failure, for the log and the span; "" otherwise.
     bytes_in, bytes_out: body bytes, towards the local service and back.
     trace_id, span_id, sampled: set by a tracing layer (lower-case hex); sampled says that the trace is exported.
+
+    A msgspec struct, because every request makes two at each end: filled with dozens of beginnings in C, it takes a
+    third of the time that the constructors of three Python classes take.
     """
 
-    __slots__ = (
-        "bytes_in",
-        "bytes_out",
-        "ended",
-        "error",
-        "extra",
-        "headers",
-        "kind",
-        "marks",
-        "origin",
-        "outcome",
-        "parent",
-        "raised",
-        "reached",
-        "sampled",
-        "span_id",
-        "started",
-        "status",
-        "trace_id",
-    )
+    kind: ClassVar[str] = ""
 
-    def __init__(self, kind: str, parent: Visit | None = None) -> None:
-        self.kind = kind
-        self.parent = parent
-        self.started = monotonic()
-        self.ended = 0.0
-        self.marks: dict[str, float] = {}
-        self.headers: dict[str, str] = {}
-        self.outcome = ""
-        self.status = 0
-        self.error = ""
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.trace_id = ""
-        self.span_id = ""
-        self.sampled = False
-        self.origin: Any = None  # a tracing layer's own: where its span hangs, or what of its context goes on
-        self.extra: Any = None  # another layer's own state for this visit; keep a dict if several need it
-        self.reached = 0  # the guard's: how many layers in the call has come
-        self.raised: BaseException | None = None  # the guard's: what the handler itself raised
+    parent: Visit | None = None
+    started: float = field(default_factory=monotonic)
+    ended: float = 0.0
+    marks: dict[str, float] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    outcome: str = ""
+    status: int = 0
+    error: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    trace_id: str = ""
+    span_id: str = ""
+    sampled: bool = False
+    origin: Any = None  # a tracing layer's own: where its span hangs, or what of its context goes on
+    extra: Any = None  # another layer's own state for this visit; keep a dict if several need it
+    reached: int = 0  # the guard's: how many layers in the call has come
+    raised: BaseException | None = None  # the guard's: what the handler itself raised
 
 
 class ConnectVisit(Visit):
@@ -85,29 +69,31 @@ class ConnectVisit(Visit):
     `reason` from `tunnel.errors.REFUSALS`, or "link_lost".
     """
 
-    __slots__ = ("account_id", "agent_id", "connection_id", "reason", "remote")
+    kind: ClassVar[str] = "connect"
 
-    def __init__(self, remote: str, connection_id: str = "") -> None:
-        super().__init__("connect")
-        self.remote = remote  # the other end's address, host:port
-        self.connection_id = connection_id
-        self.agent_id = ""
-        self.account_id = ""
-        self.reason = ""
+    remote: str  # the other end's address, host:port
+    connection_id: str = ""
+    agent_id: str = ""
+    account_id: str = ""
+    reason: str = ""
 
 
 class LinkVisit(Visit):
-    """An attached link, welcome to end. Its parent is the ConnectVisit that brought it up."""
+    """An attached link, welcome to end. Its parent is the ConnectVisit that brought it up, and says whose it is."""
 
-    __slots__ = ("account_id", "agent_id", "connection_id", "remote", "state")
+    kind: ClassVar[str] = "link"
 
-    def __init__(self, connect: ConnectVisit) -> None:
-        super().__init__("link", connect)
-        self.remote = connect.remote
-        self.connection_id = connect.connection_id
-        self.agent_id = connect.agent_id
-        self.account_id = connect.account_id
-        self.state = "connected"  # or "draining"
+    parent: ConnectVisit
+    remote: str = ""
+    connection_id: str = ""
+    agent_id: str = ""
+    account_id: str = ""
+    state: str = "connected"  # or "draining"
+
+    def __post_init__(self) -> None:
+        connect = self.parent
+        self.remote, self.connection_id = connect.remote, connect.connection_id
+        self.agent_id, self.account_id = connect.agent_id, connect.account_id
 
 
 class Fields(list[tuple[bytes, bytes]]):
@@ -136,43 +122,24 @@ class RequestVisit(Visit):
     -1 where unknown.
     """
 
-    __slots__ = (
-        "account_id",
-        "agent_id",
-        "agent_us",
-        "cause",
-        "client",
-        "connection_id",
-        "event_stream",
-        "host",
-        "http_version",
-        "local_us",
-        "method",
-        "request_headers",
-        "request_id",
-        "scheme",
-        "target",
-        "tunnel",
-    )
+    kind: ClassVar[str] = "request"
 
-    def __init__(self, client: str, scheme: str) -> None:
-        super().__init__("request")
-        self.client = client  # the visitor's IP address
-        self.scheme = scheme
-        self.method = ""
-        self.target = ""  # path and query; log the path only, redact the query's values on spans
-        self.host = ""  # normalised: lower case, no port
-        self.http_version = "1.1"
-        self.request_headers: Sequence[tuple[bytes, bytes]] = ()
-        self.request_id = ""
-        self.tunnel = ""
-        self.agent_id = ""
-        self.account_id = ""
-        self.connection_id = ""
-        self.cause = ""
-        self.event_stream = False
-        self.agent_us = -1
-        self.local_us = -1
+    client: str  # the visitor's IP address
+    scheme: str
+    method: str = ""
+    target: str = ""  # path and query; log the path only, redact the query's values on spans
+    host: str = ""  # normalised: lower case, no port
+    http_version: str = "1.1"
+    request_headers: Sequence[tuple[bytes, bytes]] = ()
+    request_id: str = ""
+    tunnel: str = ""
+    agent_id: str = ""
+    account_id: str = ""
+    connection_id: str = ""
+    cause: str = ""
+    event_stream: bool = False
+    agent_us: int = -1
+    local_us: int = -1
 
 
 class StreamVisit(Visit):
@@ -184,60 +151,49 @@ class StreamVisit(Visit):
     `method` and `target` name the request that it carries, if any.
     """
 
-    __slots__ = (
-        "account_id",
-        "agent_id",
-        "connection_id",
-        "method",
-        "offset",
-        "protocol",
-        "request_id",
-        "stream_id",
-        "target",
-        "tunnel",
-    )
+    kind: ClassVar[str] = "stream"
 
-    def __init__(self, parent: Visit | None, protocol: str) -> None:
-        super().__init__("stream", parent)
-        self.protocol = protocol
-        self.stream_id = 0
-        self.connection_id = ""
-        self.agent_id = ""
-        self.account_id = ""
-        self.tunnel = ""
-        self.method = ""
-        self.target = ""
-        self.request_id = ""
-        self.offset = 0.0
+    parent: Visit | None
+    protocol: str
+    stream_id: int = 0
+    connection_id: str = ""
+    agent_id: str = ""
+    account_id: str = ""
+    tunnel: str = ""
+    method: str = ""
+    target: str = ""
+    request_id: str = ""
+    offset: float = 0.0
 
 
 class LocalVisit(Visit):
-    """The agent's request to a local service; its parent is the StreamVisit.
+    """The agent's request to a local service; its parent is the StreamVisit, whose request it is.
 
     Marks: "connected" (a new connection was made), "sent", "first_byte". A layer's `headers` are added to the request
     and replace fields of the same name.
     """
 
-    __slots__ = ("address", "method", "request_id", "scheme", "target")
+    kind: ClassVar[str] = "local"
 
-    def __init__(self, parent: StreamVisit, address: str, scheme: str) -> None:
-        super().__init__("local", parent)
-        self.address = address  # host:port of the local service
-        self.scheme = scheme
-        self.method = parent.method
-        self.target = parent.target
-        self.request_id = parent.request_id
+    parent: StreamVisit
+    address: str  # host:port of the local service
+    scheme: str
+    method: str = ""
+    target: str = ""
+    request_id: str = ""
+
+    def __post_init__(self) -> None:
+        stream = self.parent
+        self.method, self.target, self.request_id = stream.method, stream.target, stream.request_id
 
 
 class QueryVisit(Visit):
     """A query that really goes to the store. operation: a closed set of names ("token.find", "usage.add", …)."""
 
-    __slots__ = ("operation", "system")
+    kind: ClassVar[str] = "query"
 
-    def __init__(self, operation: str, system: str, parent: Visit | None = None) -> None:
-        super().__init__("query", parent)
-        self.operation = operation
-        self.system = system  # "sqlite" or "postgresql"
+    operation: str
+    system: str  # "sqlite" or "postgresql"
 
 
 Handler = Callable[[Any], Awaitable[None]]
@@ -408,7 +364,7 @@ class PageAnswer:
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 Page = Callable[[PageRequest], Awaitable[PageAnswer]]
@@ -454,12 +410,16 @@ class CoreStatistics:
     quotas: list[QuotaStatistics]
     quota_exceeded: dict[str, int]  # by type, since start
     logs_dropped: int = 0
-    certificate_expiry: dict[str, float] = field(default_factory=dict)  # by listener: the first one's, since 1970
-    limit_refusals: dict[str, int] = field(default_factory=dict)  # by limit, since start
+    certificate_expiry: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # by listener: the first one's, since 1970
+    limit_refusals: dict[str, int] = dataclasses.field(default_factory=dict)  # by limit, since start
     protocol_errors: int = 0  # links and would-be links that broke the protocol
     held_bytes: int = 0  # unread bodies and what waits to be sent, on all links
     held_bytes_limit: float = math.inf  # how many there may be
-    acme_orders: dict[str, int] = field(default_factory=dict)  # for certificates, by result, since start; empty: none
+    acme_orders: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # for certificates, by result, since start; empty: none
     acme_failing: int = 0  # names that should have a certificate, or a newer one, and whose orders fail
 
 

@@ -17,7 +17,7 @@ def made(
     address: str, *fields: str, trusted: tuple[str, ...] = PROXIES, host: str = "a.example.com", proto: str = "http"
 ) -> tuple[dict[str, str], Request]:
     """The fields for a visitor at the address, and its request; the agent would accept them."""
-    request = Request(Visitor(cast(Any, None), address, proto))
+    request = Request(address, proto, visitor=Visitor(cast(Any, None), address, proto))
     raw = "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *fields, "", ""]).encode("latin-1")
     request.head, request.request_id = parse_request(raw, 16384), "r-1"
     own = Forwarding(trusted).fields(request)
@@ -111,7 +111,7 @@ def test_the_fields_of_a_connection_are_made_once_for_a_host() -> None:
     forwarding = Forwarding(())
     texts = []
     for number, host in enumerate(("a", "a", "b")):
-        request = Request(visitor)
+        request = Request(visitor.address, visitor.proto, visitor=visitor)
         request.head = parse_request(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(), 100)
         request.request_id = f"r-{number}"
         texts.append(forwarding.fields(request))

@@ -23,7 +23,7 @@ ANSWERER = Answerer(idle_timeout=30, server_timing=False)
 
 
 def asked(method: str, version: str, keep_alive: bool) -> Request:
-    request = Request(Visitor(cast(Any, None), "192.0.2.1", "http"))
+    request = Request("192.0.2.1", "http", visitor=Visitor(cast(Any, None), "192.0.2.1", "http"))
     request.method, request.http_version, request.request_id = method, version, "r-1"
     request.keep_alive, request.body_over = keep_alive, True
     return request

@@ -203,7 +203,7 @@ def check_repeated(raw: bytes) -> None:
 
 def check_proxied(raw: bytes) -> None:
     """Whatever a trusted proxy says, the agent takes the head, and each field of ours is in it once."""
-    request = Request(Visitor(cast(Any, None), "127.0.0.1", "http"))
+    request = Request("127.0.0.1", "http", visitor=Visitor(cast(Any, None), "127.0.0.1", "http"))
     try:
         request.head = parse_request(raw, 1000)
     except Failure:

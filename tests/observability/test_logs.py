@@ -23,7 +23,18 @@ from logql import evaluate
 
 from observability import accesslog, logqueue, logs
 from observability.accesslog import AccessLog
-from tunnel.handler import Guard, Handler, LocalVisit, RequestVisit, StreamVisit, Visit, monotonic, wrap
+from tunnel.handler import (
+    ConnectVisit,
+    Guard,
+    Handler,
+    LinkVisit,
+    LocalVisit,
+    RequestVisit,
+    StreamVisit,
+    Visit,
+    monotonic,
+    wrap,
+)
 from tunnel.log import SyncHandler, get_logger, setup
 from tunnel.log.lines import JsonFormatter
 
@@ -142,7 +153,7 @@ async def test_levels_and_empty_visits() -> None:
     assert await lines_of(request(method="")) == []
     assert await lines_of(request(), level="warning") == []
     assert len(await lines_of(request(status=502), level="error")) == 1
-    assert await lines_of(Visit("link"), Visit("stream")) == []
+    assert await lines_of(LinkVisit(ConnectVisit("192.0.2.1:1")), StreamVisit(None, "http")) == []
 
 
 async def test_cancelled_requests_are_recorded_and_stay_cancelled() -> None:

@@ -17,7 +17,7 @@ from observability.pairs import Pairs
 from observability.record import ROOT, Origin, Record
 from observability.spans import SpanBuilder
 from observability.usual import UsualSpans
-from tunnel.handler import Fields, QueryVisit, Visit
+from tunnel.handler import ConnectVisit, Fields, QueryVisit
 
 ROLES = ("core", "agent")
 BUILDERS = {role: SpanBuilder(role) for role in ROLES}
@@ -114,7 +114,7 @@ def test_usual_ones_are_pairs(role: str) -> None:
     inner, outer = records(told)
     assert PAIRS[role].encode(outer, inner) is None
     assert PAIRS[role].encode(inner, records(usual(role))[1]) is None
-    told[3].parent = Visit("connect")  # its times would have to be looked at
+    told[3].parent = ConnectVisit("192.0.2.1:1")  # its times would have to be looked at
     assert PAIRS[role].encode(inner, outer) is None
 
 

@@ -107,7 +107,7 @@ def test_a_local_request() -> None:
 
 
 def test_a_query() -> None:
-    facts = built(QueryVisit("token.find", "postgresql", a_request()))
+    facts = built(QueryVisit("token.find", "postgresql", parent=a_request()))
     assert (facts.name, facts.kind) == ("db.query", INTERNAL)
     assert facts.attributes == {"db.system.name": "postgresql", "db.operation.name": "token.find"}
 

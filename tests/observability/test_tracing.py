@@ -229,7 +229,7 @@ async def test_a_query_hangs_under_the_visit_that_asked() -> None:
     for ratio, spans in ((1.0, 2), (0.0, 0)):
         tracer, queue = make_tracer(ratio=ratio)
         request = a_request()
-        query = QueryVisit("token.find", "sqlite", request)
+        query = QueryVisit("token.find", "sqlite", parent=request)
 
         async def handler(visit: Visit, layer: Any = tracer.layer, query: QueryVisit = query) -> None:
             await layer(ends_well)(query)
@@ -295,7 +295,7 @@ async def test_the_current_span_is_set_around_local_requests_and_queries_only() 
     await tracer.layer(look)(stream)
     local = a_local(stream)
     await tracer.layer(look)(local)
-    query = QueryVisit("a", "sqlite", stream)
+    query = QueryVisit("a", "sqlite", parent=stream)
     await tracer.layer(look)(query)
     assert seen == {"stream": "0" * 16, "local": local.span_id, "query": query.span_id}
     assert not trace.get_current_span().get_span_context().is_valid

@@ -122,26 +122,18 @@ class _Attempt:
             self.over.set()
 
 
-class _Connect(ConnectVisit):
+class _Connect(ConnectVisit, kw_only=True):
     """An attempt to get a link up, and what came of it."""
 
-    __slots__ = ("attempt", "link", "nursery", "slot", "welcome")
-
-    def __init__(self, server: str, nursery: trio.Nursery, attempt: _Attempt) -> None:
-        super().__init__(server)
-        self.nursery = nursery
-        self.attempt = attempt
-        self.link = attempt.link
-        self.slot = attempt.slot
-        self.welcome: Welcome | None = None
+    nursery: trio.Nursery
+    attempt: _Attempt
+    link: Link
+    slot: Slot
+    welcome: Welcome | None = None
 
 
-class _Attached(LinkVisit):
-    __slots__ = ("attempt",)
-
-    def __init__(self, connect: _Connect, attempt: _Attempt) -> None:
-        super().__init__(connect)
-        self.attempt = attempt
+class _Attached(LinkVisit, kw_only=True):
+    attempt: _Attempt
 
 
 class Agent:
@@ -341,10 +333,12 @@ class Agent:
         try:
             (log.info if attempt.is_told else log.debug)("connecting to server", server=settings.server)
             async with open_pair() as nursery:
-                connect = _Connect(settings.server, nursery, attempt)
+                connect = _Connect(
+                    settings.server, nursery=nursery, attempt=attempt, link=attempt.link, slot=attempt.slot
+                )
                 await self._handle_connect(connect)
                 came_up = monotonic()
-                await self._handle_link(_Attached(connect, attempt))
+                await self._handle_link(_Attached(connect, attempt=attempt))
                 nursery.cancel_scope.cancel()
         except Refused as exc:
             if exc.final:

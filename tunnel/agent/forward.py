@@ -93,9 +93,16 @@ class Forwarder:
 
     def begin(self, stream: Stream, opened: Open, service: Service, agent_id: str, scope: Cancellable) -> ServedStream:
         """A stream that is served from now on; `end` follows in any case. `scope` hears of its failure."""
-        visit = ServedStream(stream, opened, service, scope)
-        visit.stream_id = stream.id
-        visit.agent_id = agent_id
+        visit = ServedStream(
+            None,
+            frames.PROTOCOLS[opened.protocol],
+            stream_id=stream.id,
+            agent_id=agent_id,
+            stream=stream,
+            opened=opened,
+            service=service,
+            scope=scope,
+        )
         if opened.context:
             _read_context(visit, opened.context)
         stream.on_failure = scope.cancel
@@ -198,7 +205,7 @@ def make_local(visit: ServedStream, head: Forwarded) -> LocalRequest:
     """The request in a stream, for its local service."""
     visit.method = head.method.decode()
     visit.target = head.target.decode("ascii")
-    local = LocalRequest(visit, head)
+    local = LocalRequest(visit, visit.service.address, "http", visit=visit, head=head)
     if visit.headers:
         local.headers = dict(visit.headers)  # trace context goes on, also where no layer looks at it
     return local

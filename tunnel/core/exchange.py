@@ -21,7 +21,7 @@ from tunnel.core.forwarding import Forwarding
 from tunnel.core.limits import Counts, no_refusals
 from tunnel.core.reading import HeadReader, may_upgrade
 from tunnel.core.registry import AgentLink, Registry, Tunnel
-from tunnel.core.request import Request, RequestStream
+from tunnel.core.request import Request, RequestStream, make_stream
 from tunnel.core.uploading import Uploader
 from tunnel.core.visitor import ANSWER, HEAD, Visitor
 from tunnel.errors import OUTCOMES, UNSENT, Failure
@@ -126,7 +126,7 @@ class Exchanger:
 
     def begin(self, visitor: Visitor) -> Request:
         """The next request of this connection; `end` follows in any case."""
-        request = Request(visitor)
+        request = Request(visitor.address, visitor.proto, visitor=visitor)
         visitor.request = request
         visitor.served += 1
         self.active += 1
@@ -225,7 +225,7 @@ class Exchanger:
         if self._max_body and head.length is not None and head.length > self._max_body:
             raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
         protocol = "upgrade" if head.upgrade and self._takes_upgrade(request, head) else "http"
-        stream = RequestStream(request, protocol, self._assign(request, tunnel), tunnel)
+        stream = make_stream(request, protocol, self._assign(request, tunnel), tunnel)
         if head.length:
             self._take_small_body(request, stream)
         return stream
@@ -253,7 +253,7 @@ class Exchanger:
         """Offer a request that failed with one link to others of its tunnel, if that can do no harm. Raises Failure."""
         request, tried = stream.request, [stream.agent]
         while self._may_try_again(stream, failure, tried):
-            again = RequestStream(
+            again = make_stream(
                 request, stream.protocol, self._assign(request, stream.tunnel_entry, tried), stream.tunnel_entry
             )
             again.body, stream = stream.body, again

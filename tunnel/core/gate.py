@@ -50,33 +50,29 @@ MAX_INSTANCE = 128  #: characters of an agent's instance that are kept
 MAX_LINK_NAME = 32  #: of what tells its links apart
 
 
-class _Connect(ConnectVisit):
+class _Connect(ConnectVisit, kw_only=True):
     """A connection on its way to being a link."""
 
-    __slots__ = ("address", "agent", "deadline", "evicted", "nursery", "place", "socket")
+    socket: Socket
+    place: Any  # its address as the kernel says it
+    nursery: trio.Nursery
+    evicted: bool = False  # it made room for another one
+    deadline: float = math.inf  # trio's clock: the welcome's
+    agent: AgentLink | None = None
 
-    def __init__(self, socket: Socket, address: Any, connection_id: str, nursery: trio.Nursery) -> None:
-        super().__init__(address_text(address), connection_id)
-        self.address = address[0].removeprefix("::ffff:")
-        self.place = address  # as the kernel says it
-        self.socket = socket
-        self.nursery = nursery
-        self.evicted = False  # it made room for another one
-        self.deadline = math.inf  # trio's clock: the welcome's
-        self.agent: AgentLink | None = None
+    @property
+    def address(self) -> str:
+        address: str = self.place[0]
+        return address.removeprefix("::ffff:")
 
     def evict(self) -> None:
         self.evicted = True
         self.socket.close()
 
 
-class _Attached(LinkVisit):
-    __slots__ = ("agent", "grant")
-
-    def __init__(self, connect: _Connect, grant: Grant) -> None:
-        super().__init__(connect)
-        self.agent: AgentLink | None = None
-        self.grant = grant
+class _Attached(LinkVisit, kw_only=True):
+    grant: Grant
+    agent: AgentLink | None = None
 
 
 class Gate:
@@ -198,7 +194,8 @@ class Gate:
         connect: _Connect | None = None
         try:
             async with open_pair() as nursery:
-                connect = _Connect(socket, address, f"conn-{self._run_id}-{next(self._ids)}", nursery)
+                connection_id = f"conn-{self._run_id}-{next(self._ids)}"
+                connect = _Connect(address_text(address), connection_id, socket=socket, place=address, nursery=nursery)
                 if not self._waiting.enter(connect.address, connect, connect.evict):
                     self._refusals["attaching"] += 1
                     return
@@ -344,7 +341,7 @@ class Gate:
             if siblings is not None:
                 siblings.check_free(name, request.protocol, grant.account_id)
         await self._accounts.claim(names, grant.account_id)
-        attached = _Attached(visit, grant)
+        attached = _Attached(visit, grant=grant)
         agent = AgentLink(
             link,
             attached,

@@ -26,50 +26,27 @@ def make_request_id() -> str:
     return f"{_random.getrandbits(64):016x}"
 
 
-class Request(RequestVisit):
+class Request(RequestVisit, kw_only=True):
     """A public request being handled."""
 
-    __slots__ = (
-        "aborted",
-        "accept",
-        "account",
-        "body_over",
-        "continued",
-        "expired",
-        "head",
-        "head_written",
-        "is_begun",
-        "keep_alive",
-        "known",
-        "opened",
-        "reading",
-        "refusal",
-        "skipped",
-        "stream",
-        "visitor",
-        "writing",
-    )
-
-    def __init__(self, visitor: Visitor) -> None:
-        super().__init__(visitor.address, visitor.proto)
-        self.visitor = visitor
-        self.head: Head | None = None
-        self.accept = b""
-        self.account: Account | None = None
-        self.stream: Stream | None = None
-        self.keep_alive = False
-        self.known: Known | None = None  # the head repeats this one, or is the first of its kind
-        self.body_over = False  # all of the request's body has been read
-        self.head_written = False
-        self.continued = False
-        self.aborted = ""
-        self.expired = False
-        self.refusal: Exception | None = None  # why the head could not be read or was not taken
-        self.skipped = False  # an empty line before it
-        self.is_begun = False  # without a task, which may have to go on with it: observers know of it
-        self.opened: RequestStream | None = None  # then: its stream, of which they know too
-        self.reading = False  # waits for the visitor's body
-        self.writing = False  # waits for the visitor to take bytes
+    visitor: Visitor
+    head: Head | None = None
+    accept: bytes = b""
+    account: Account | None = None
+    stream: Stream | None = None
+    keep_alive: bool = False
+    known: Known | None = None  # the head repeats this one, or is the first of its kind
+    body_over: bool = False  # all of the request's body has been read
+    head_written: bool = False
+    continued: bool = False
+    aborted: str = ""
+    expired: bool = False
+    refusal: Exception | None = None  # why the head could not be read or was not taken
+    skipped: bool = False  # an empty line before it
+    is_begun: bool = False  # without a task, which may have to go on with it: observers know of it
+    opened: RequestStream | None = None  # then: its stream, of which they know too
+    reading: bool = False  # waits for the visitor's body
+    writing: bool = False  # waits for the visitor to take bytes
 
     @property
     def is_waiting_for_100(self) -> bool:
@@ -96,34 +73,41 @@ class Request(RequestVisit):
             self.stream.reset("timeout", "no answer from the local service in time")
 
 
-class RequestStream(StreamVisit):
+class RequestStream(StreamVisit, kw_only=True):
     """A request's stream, with what is needed to open it.
 
     body: the beginning that rides in the OPEN frame; complete: that is all of it. refusal: why it went no further
     before a task took it on. unsent: what is left of a whole answer for the visitor, to be sent after `delay` seconds.
     """
 
-    __slots__ = ("agent", "body", "complete", "delay", "refusal", "request", "tunnel_entry", "unsent")
+    request: Request
+    agent: AgentLink
+    tunnel_entry: Tunnel
+    body: bytes = b""
+    complete: bool = True
+    refusal: Exception | None = None
+    unsent: bytes = b""
+    delay: float = 0.0
 
-    def __init__(self, request: Request, protocol: str, agent: AgentLink, tunnel: Tunnel) -> None:
-        super().__init__(request, protocol)
-        self.request = request
-        self.agent = agent
-        self.tunnel_entry = tunnel
-        self.tunnel = tunnel.name
-        link = agent.visit
-        self.connection_id = link.connection_id
-        self.agent_id = link.agent_id
-        self.account_id = agent.account.id
-        self.method = request.method
-        self.target = request.target
-        self.request_id = request.request_id
-        self.offset = agent.link.offset
-        self.body = b""
-        self.complete = True
-        self.refusal: Exception | None = None
-        self.unsent = b""
-        self.delay = 0.0
+
+def make_stream(request: Request, protocol: str, agent: AgentLink, tunnel: Tunnel) -> RequestStream:
+    """The stream that is to carry a request over an agent's link."""
+    link = agent.visit
+    return RequestStream(
+        request,
+        protocol,
+        connection_id=link.connection_id,
+        agent_id=link.agent_id,
+        account_id=agent.account.id,
+        tunnel=tunnel.name,
+        method=request.method,
+        target=request.target,
+        request_id=request.request_id,
+        offset=agent.link.offset,
+        request=request,
+        agent=agent,
+        tunnel_entry=tunnel,
+    )
 
 
 async def pause(request: Request, delay: float) -> None:

@@ -43,14 +43,10 @@ OPERATIONS = (
 _KNOWN = frozenset(OPERATIONS)
 
 
-class _Query(QueryVisit):
-    __slots__ = ("result", "work", "write")
-
-    def __init__(self, operation: str, system: str, parent: Visit | None, work: Callable[[], Any], write: bool) -> None:
-        super().__init__(operation, system, parent)
-        self.work = work
-        self.write = write
-        self.result: Any = None
+class _Query(QueryVisit, kw_only=True):
+    work: Callable[[], Any]
+    write: bool
+    result: Any = None
 
 
 class Store:
@@ -71,7 +67,7 @@ class Store:
 
     async def open(self) -> None:
         """Create and migrate what is missing. Raises StoreError where it is away; ConfigError: unusable, or too new."""
-        await self._ask(_Query("store.open", self.system, None, self.database.open, write=True))
+        await self._ask(_Query("store.open", self.system, work=self.database.open, write=True))
 
     async def close(self) -> None:
         """Close the idle connections. A query after that opens new ones."""
@@ -96,7 +92,7 @@ class Store:
             with self.database.transaction(write=write) as conn:
                 return work(conn)
 
-        result: T = await self._ask(_Query(operation, self.system, parent, transact, write))
+        result: T = await self._ask(_Query(operation, self.system, parent=parent, work=transact, write=write))
         return result
 
     async def _ask(self, visit: _Query) -> Any:

@@ -27,19 +27,24 @@ from tunnel.wire.frames import UNKNOWN, Open
 log = get_logger("tunnel.core")
 
 
-class _Stream(StreamVisit):
-    __slots__ = ("agent", "stream", "visitor")
+class _Stream(StreamVisit, kw_only=True):
+    visitor: Visitor
+    agent: AgentLink
+    stream: Stream | None = None
 
-    def __init__(self, visitor: Visitor, agent: AgentLink, tunnel: Tunnel) -> None:
-        super().__init__(None, "tcp")
-        self.visitor = visitor
-        self.agent = agent
-        self.stream: Stream | None = None
-        self.tunnel = tunnel.name
-        self.connection_id = agent.visit.connection_id
-        self.agent_id = agent.visit.agent_id
-        self.account_id = agent.account.id
-        self.offset = agent.link.offset
+
+def _make_stream(visitor: Visitor, agent: AgentLink, tunnel: Tunnel) -> _Stream:
+    return _Stream(
+        None,
+        "tcp",
+        connection_id=agent.visit.connection_id,
+        agent_id=agent.visit.agent_id,
+        account_id=agent.account.id,
+        tunnel=tunnel.name,
+        offset=agent.link.offset,
+        visitor=visitor,
+        agent=agent,
+    )
 
 
 class Ports:
@@ -170,7 +175,7 @@ class Ports:
             agent = tunnel.choose()
             self._exchanger.check_memory()
             agent.account.admit_request()
-            await self._handle(_Stream(visitor, agent, tunnel))
+            await self._handle(_make_stream(visitor, agent, tunnel))
         except Failure as exc:
             socket.abort()
             if exc.limit:

@@ -291,8 +291,6 @@ def test_a_reset_gives_its_queued_credit_to_those_that_starve(pair: Pair) -> Non
     woken: list[int] = []
 
     class Waking(Stream):
-        __slots__ = ()
-
         def wake(self) -> None:
             woken.append(self.id)
 

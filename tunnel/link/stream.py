@@ -18,23 +18,19 @@ if TYPE_CHECKING:
     from tunnel.link.link import Link
 
 
-class Stream(WireStream):
+class Stream(WireStream, kw_only=True):
     """One task may wait for what arrives, another for room to send.
 
     Waiting is a task parked in a slot, not a channel or an event: a condition is looked at, and if it does not hold
     the task parks without a checkpoint in between, so no wake-up is lost.
     """
 
-    __slots__ = ("_receiver", "_sender", "link", "on_change", "on_failure", "unsent")
-
-    def __init__(self, id: int, link: Link) -> None:
-        WireStream.__init__(self, id)
-        self.link = link
-        self.on_failure: Callable[[], object] | None = None  # called when it fails, for who waits on something else
-        self.on_change: Callable[[], object] | None = None  # called instead of waking a task; it must not raise
-        self.unsent = False  # it failed before its OPEN had left: the other end never heard of it
-        self._receiver: Task | None = None
-        self._sender: Task | None = None
+    link: Link
+    on_failure: Callable[[], object] | None = None  # called when it fails, for who waits on something else
+    on_change: Callable[[], object] | None = None  # called instead of waking a task; it must not raise
+    unsent: bool = False  # it failed before its OPEN had left: the other end never heard of it
+    _receiver: Task | None = None
+    _sender: Task | None = None
 
     def wake(self) -> None:
         if self.on_change is not None:
@@ -87,7 +83,9 @@ class Stream(WireStream):
         """The opener: the next head, interim or final. Raises Failure."""
         while True:
             if self.interims:
-                return self.interims.pop(0)
+                first, *rest = self.interims
+                self.interims = tuple(rest)
+                return first
             if self.head is not None:
                 assert isinstance(self.head, Response)
                 return self.head

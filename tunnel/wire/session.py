@@ -154,7 +154,7 @@ class Session:
             ):  # the local service's doing, so it costs this stream only
                 self.reset(stream, OUTCOMES["local_broken"].code, "too many interim responses")
             else:
-                stream.interims = [*stream.interims, response]
+                stream.interims = (*stream.interims, response)
         else:
             stream.inn = states.after_receiving(stream.inn, states.HEAD)
             stream.head = response

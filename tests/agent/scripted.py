@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "link"))
 from linking import lines
 
 from tunnel.agent.forward import Forwarder
-from tunnel.agent.quick import Quick
+from tunnel.agent.quick import Quick, UnderWay
 from tunnel.agent.served import ServedStream
 from tunnel.handler import Guard, Handler, LocalVisit, Observer, StreamVisit
 from tunnel.http.client import Service
@@ -87,6 +87,7 @@ class Rig:
         self.ready = make_ready(self.problems.append)
         self.agent = Link(False, 5, 15, self._on_opened, ready=self.ready)
         self.quick: Quick | None = None
+        self.under_way: UnderWay = {}
         self.served_quickly = self.handed_over = 0
         self.service = Service("127.0.0.1", 1, False)
 
@@ -106,7 +107,7 @@ class Rig:
         assert self.agent.nursery is not None
         if self.quick is None and self.is_quick:
             assert self.ready is not None and self.forwarder.observers is not None
-            self.quick = Quick(self.forwarder, self.forwarder.observers, self.ready, self._hand_over)
+            self.quick = Quick(self.forwarder, self.forwarder.observers, self.ready, self._hand_over, self.under_way)
             self.agent.nursery.start_soon(self.quick.run)
         if self.quick is not None and self.quick.begin(stream, [self.service], "agent-1"):
             self.served_quickly += 1

@@ -66,6 +66,19 @@ async def test_the_second_request_on_a_connection_needs_no_task() -> None:
         assert (await app.done(6))[0].bytes_in == 3
 
 
+async def test_a_connection_that_another_link_has_kept() -> None:
+    """Kept connections are the service's, whichever link made them: who is told must not be the one of before."""
+    async with rig(answers(*[HELLO] * 6)) as app:
+        for _ in range(3):  # each time another link's
+            await app.ask()
+            first = app.quick
+            app.quick = None
+            assert (await app.ask())[1] == b"hello"
+            assert app.quick is not None and app.quick is not first
+        assert (app.served_quickly, app.handed_over, app.connections) == (5, 0, 1)
+        assert not app.under_way
+
+
 async def test_no_cycles_are_left() -> None:
     """They would wait for the garbage collector, and each request would find its memory cold."""
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
@@ -186,7 +199,7 @@ async def test_the_link_ends(how: str) -> None:
         stream, local = await app.done(2)
         assert (stream.outcome, local.outcome) == ("link_lost" if how == "ended" else "draining", "link_lost")
         assert app.forwarder.active == 0 and not app.sweeper._items
-        assert app.quick is not None and not app.quick._under_way
+        assert app.quick is not None and not app.under_way
 
 
 async def test_many_at_once_on_many_connections() -> None:

@@ -27,7 +27,7 @@ from tunnel import __version__
 from tunnel.agent import dialing
 from tunnel.agent.forward import Forwarder
 from tunnel.agent.probing import LocalProber
-from tunnel.agent.quick import Quick
+from tunnel.agent.quick import Quick, UnderWay
 from tunnel.agent.racing import Race, Try
 from tunnel.agent.served import ServedStream
 from tunnel.agent.slots import Slot, Slots
@@ -163,6 +163,7 @@ class Agent:
         self._counts = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)
         self._round_trips: list[float] = []
         self._sweeper = Sweeper(lambda exc: log.error("a deadline check broke", error=exc))
+        self._under_way: UnderWay = {}
         self._ready = make_ready(lambda exc: log.error("a socket's function broke", error=exc))
         self._program = Program("agent", sections(settings), self.statistics, self._take_round_trips)
         self._program.checks["link"] = self._check_link
@@ -604,7 +605,7 @@ class Agent:
             attempt.workers = Workers(stream.link.nursery, self._serve_stream)
             observers = self._forwarder.observers
             if observers is not None and self._ready is not None:
-                attempt.quick = Quick(self._forwarder, observers, self._ready, attempt.workers.submit)
+                attempt.quick = Quick(self._forwarder, observers, self._ready, attempt.workers.submit, self._under_way)
                 stream.link.nursery.start_soon(attempt.quick.run)
         if attempt.quick is None or not attempt.quick.begin(stream, self.services, self.agent_id):
             attempt.workers.submit(stream)

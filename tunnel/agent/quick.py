@@ -35,18 +35,25 @@ from tunnel.wire.frames import Open
 HandOver = Callable[[ServedStream], None]
 
 
+#: streams by the connection to a service on which they wait, of all links: kept connections go from one to another
+UnderWay = dict[Socket, "tuple[Quick, ServedStream]"]
+
+
 class Quick:
     """The streams of one link. hand_over: gives one to a task of the link's nursery, which calls `Forwarder.go_on`.
+    under_way: shared by all links of an agent.
 
     `run` has to run in that nursery: it ends those that are under way with the link.
     """
 
-    def __init__(self, forwarder: Forwarder, observers: Observers, ready: Ready, hand_over: HandOver) -> None:
+    def __init__(
+        self, forwarder: Forwarder, observers: Observers, ready: Ready, hand_over: HandOver, under_way: UnderWay
+    ) -> None:
         self._forwarder = forwarder
         self._observers = observers
         self._ready = ready
         self._hand_over = hand_over
-        self._under_way: dict[Socket, ServedStream] = {}
+        self._under_way = under_way
         self._is_on = True
 
     async def run(self) -> None:
@@ -55,8 +62,9 @@ class Quick:
             await trio.sleep_forever()
         except trio.Cancelled as exc:
             self._is_on = False
-            for visit in list(self._under_way.values()):
-                self._cut(visit, exc)
+            for quick, visit in list(self._under_way.values()):
+                if quick is self:
+                    self._cut(visit, exc)
             raise
 
     def begin(self, stream: Stream, services: Sequence[Service], agent_id: str) -> bool:
@@ -81,7 +89,7 @@ class Quick:
         socket = service.take_idle()
         if socket is None:
             return False
-        if socket.on_close is None and not self._ready.add(socket, partial(self._on_ready, socket)):
+        if socket.on_close is None and not self._ready.add(socket, partial(_on_ready, self._under_way, socket)):
             service.keep(socket)
             return False
         scope = _Scope(self)
@@ -89,7 +97,7 @@ class Quick:
         self._observers.begin(visit)
         local = visit.local = make_local(visit, head)
         self._observers.begin(local)
-        self._under_way[socket] = visit
+        self._under_way[socket] = self, visit
         try:
             is_sent = self._forwarder.local.begin(local, socket)
         except Failure as exc:
@@ -98,11 +106,10 @@ class Quick:
             self.give_up(visit)
         return True
 
-    def _on_ready(self, socket: Socket, has_ended: bool) -> None:
-        visit = self._under_way.get(socket)
-        if visit is None or visit.local is None or socket.is_closed:
-            return  # kept for the next one, or a task's
+    def go_on(self, socket: Socket, visit: ServedStream) -> None:
+        """Something has come on the connection on which the stream waits."""
         local, observers = visit.local, self._observers
+        assert local is not None
         is_done = self._forwarder.local.finish(local)
         if is_done is None:
             return
@@ -124,7 +131,10 @@ class Quick:
     def _forget(self, visit: ServedStream) -> bool:
         """Whether it was ours until now."""
         local = visit.local
-        return local is not None and local.socket is not None and self._under_way.pop(local.socket, None) is visit
+        if local is None or local.socket is None or self._under_way.get(local.socket) != (self, visit):
+            return False
+        del self._under_way[local.socket]
+        return True
 
     def _cut(self, visit: ServedStream, raised: BaseException) -> None:
         """The link has ended."""
@@ -139,6 +149,13 @@ class Quick:
         self._forwarder.name_cancellation(visit)
         self._observers.end(visit, raised)
         self._forwarder.end(visit)
+
+
+def _on_ready(under_way: UnderWay, socket: Socket, has_ended: bool) -> None:
+    found = under_way.get(socket)
+    if found is not None and not socket.is_closed:  # else it is kept for the next one, or a task's
+        quick, visit = found
+        quick.go_on(socket, visit)
 
 
 class _Scope:

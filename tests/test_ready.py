@@ -366,9 +366,14 @@ def test_ctrl_c_comes_to_the_program_not_into_a_function() -> None:
             finally:
                 socket.close()
                 far.close()
+            nursery.cancel_scope.cancel()
 
-    with pytest.raises(BaseExceptionGroup) as raised:
-        trio.run(main, strict_exception_groups=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell has put behind
+    try:
+        with pytest.raises(BaseExceptionGroup) as raised:
+            trio.run(main, strict_exception_groups=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert raised.group_contains(KeyboardInterrupt)
     assert order == ["begun", "done"]
 

@@ -63,6 +63,7 @@ class Tap(trio.abc.Stream):
         self._aside = False
         self._masks = b""  # random, not used yet
         self._is_more = True  # there may be something to read already
+        self._is_bulk = False  # the last read brought much
         self._is_joined = False  # `ready` tells of the socket
         self._reader: Task | None = None  # which waits until it does
         self._rest = b""  # for trio-websocket: what is not ours of what was read without it
@@ -79,6 +80,8 @@ class Tap(trio.abc.Stream):
         while True:
             if self._is_joined and not self._is_more:
                 await self._park()
+            elif self._is_joined:
+                await trio.lowlevel.checkpoint()  # the last read was full: others have their turn
             if self._rest:
                 rest, self._rest = self._rest, b""
                 return rest
@@ -100,13 +103,13 @@ class Tap(trio.abc.Stream):
     async def _receive(self, size: int) -> bytes | None:
         """The next bytes; None where `ready` will tell of them."""
         if self._is_joined:
-            await trio.lowlevel.checkpoint()  # this is bulk, or rare
             return self._socket.recv_nowait(size)
         return await (self._socket.recv(size) if self._is_more else self._socket.recv_later(size))
 
     def _take(self, data: bytes, size: int) -> bytes:
         """Deal with what was read when `size` bytes were asked for; returns what is trio-websocket's."""
         self._is_more = len(data) == size or not self._socket.is_plain  # TLS gives a record at a time
+        self._is_bulk = len(data) >= FIRST
         if not data:
             self.lost.set()
         if self.allowance is not None:
@@ -130,7 +133,7 @@ class Tap(trio.abc.Stream):
 
     def _read_now(self) -> bool:
         """Take what has come; False if the task has to go on."""
-        if self.on_message is None or self._aside or self.allowance is not None:
+        if self._is_bulk or self.on_message is None or self._aside or self.allowance is not None:
             return False
         left = FIRST if self._socket.is_plain else RECEIVE
         while left > 0:

@@ -66,7 +66,7 @@ def test_silence_before_the_welcome_is_not_waited_for(start_core: Start, start_a
         agent = start_agent(core, "http://127.0.0.1:9", "-subdomain=app", where, ready=False)
         poll(lambda: len(came) >= 2, "another attempt", 15)
         assert came[1] - came[0] < 7  # 2 s of silence, a random wait of at most 0.4 s, and what a busy machine takes
-        assert "fallen silent" in agent.find("connection failed")[0]["error"]
+        assert "fallen silent" in agent.wait_for("connection failed")["error"]
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)
         for sock in kept:
@@ -126,6 +126,7 @@ def test_a_dial_that_hangs_does_not_hold_up_the_next(
         assert not agent.find("connection failed")
         net.heal(cut=False)
         wait_served(core, 4)  # 2 s, and what a busy machine takes
+        core.wait_for("agent connected")
         assert len(core.find("agent connected")) == 1
         assert len(agent.find("connecting to server")) == 1  # it is one attempt, in the log and in the metrics
 

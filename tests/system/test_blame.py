@@ -251,8 +251,9 @@ def check(bench: Bench, outcome: str, answer: Answer | None, before: dict[tuple[
     row = OUTCOMES[outcome]
     # (1) the metric: this one, and no other
     key = (OUTCOME, outcome)
+    what = f"{outcome} is counted; answered: {answer.head[:200] if answer is not None else b''!r}"
     after: dict[tuple[str, str], float] = poll(
-        lambda: (now := bench.counts())[key] > before[key] and now, f"{outcome} is counted: {answer and answer.head[:200]}", 5, 0.02
+        lambda: (now := bench.counts())[key] > before[key] and now, what, 5, 0.02
     )
     assert set(before) >= {(OUTCOME, name) for name in OUTCOMES}, "all outcomes exist from the start"
     expected = {key: 1.0} | ({(UPSTREAM_ERROR, outcome): 1.0} if outcome in UPSTREAM else {})

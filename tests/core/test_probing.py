@@ -10,7 +10,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "link"))
 
-from linking import NOTHING, Linked, linked
+from linking import NOTHING, OPEN, Linked, linked
 
 from tunnel.core.probing import INTERVAL, PER_SECOND, TURN, Prober
 from tunnel.core.quotas import Account
@@ -62,6 +62,25 @@ async def test_each_tunnel_has_its_turn(registry: Registry, autojump_clock: Any,
         assert len(seen) == 2
         await trio.sleep(TURN * 2)
         assert sorted(seen) == [0, 0, 1, 1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_probe_takes_no_visitors_place(registry: Registry, autojump_clock: Any, nursery: trio.Nursery) -> None:
+    begun: list[Stream] = []
+    async with linked() as pair:
+        answering(pair, begun.append)
+        agent = attach(registry, pair, "conn-1", "api", "web")
+        agent.max_streams = 1
+        nursery.start_soon(Prober(registry, 15).run)
+        await trio.sleep(TURN * 1.5)
+        assert len(begun) == len(pair.core.session.streams) == 2
+        assert agent.has_room
+        pair.core.session.open(OPEN)
+        assert not agent.has_room
+        for stream in begun:
+            pair.agent.session.respond(stream, NOTHING, end=True)
+        await trio.sleep(0.1)
+        assert len(pair.core.session.streams) == 1 and agent.probes == 0 and not agent.has_room
         nursery.cancel_scope.cancel()
 
 

@@ -1,7 +1,8 @@
 """Is what we list as connected really there? Each link's data path is tried now and then, down to the local service.
 
 A probe is a stream of its own kind: it takes the way of every request through both run loops and ends in a TCP connect
-at the agent. It sends no HTTP, counts in no metric, and its result is what `up` means on the status page.
+at the agent. It sends no HTTP, takes no visitor's place where streams are limited, counts in no metric, and its result
+is what `up` means on the status page.
 
 Thousands of tunnels share `PER_SECOND`: each is tried less often then, its result says how old it is, and what probing
 costs stays the same. A tunnel that is new is tried before those that had their turn.
@@ -100,6 +101,7 @@ class Prober:
         opened = Open(frames.PROBE, agent.indexes[name], int(self._timeout * 1000), NO_BODY, b"", b"")
         stream = agent.link.session.open(opened, b"", True)
         assert isinstance(stream, Stream)
+        agent.probes += 1
         outcome, reason = "timeout", f"the agent did not answer within {self._timeout:g} s"
         try:
             with trio.move_on_after(self._timeout):
@@ -109,6 +111,7 @@ class Prober:
             outcome, reason = exc.outcome, str(exc)
         finally:
             stream.reset("ok")
+            agent.probes -= 1
         if outcome == "link_lost" or self._registry.links.get(key[0]) is not agent:
             return
         before = self._results.get(key)

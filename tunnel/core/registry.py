@@ -32,11 +32,13 @@ class AgentLink:
     indexes: dict[str, int] = field(default_factory=dict)
     withdrawn: bool = False  # serves nothing new; its account has it no more
     is_welcomed: bool = True  # before its WELCOME is on the way it gets no requests
+    probes: int = 0  # of its open streams: they take no visitor's place
 
     @property
     def has_room(self) -> bool:
         session = self.link.session
-        return self.is_welcomed and len(session.streams) < self.max_streams and session.queued_bytes < self.max_queue
+        has_streams = len(session.streams) - self.probes < self.max_streams
+        return self.is_welcomed and has_streams and session.queued_bytes < self.max_queue
 
 
 @dataclass(eq=False, slots=True)
@@ -76,7 +78,7 @@ class Tunnel:
                     return one
                 second = second or one
         if second is None:
-            is_full = any(len(one.link.session.streams) < one.max_streams for one in links)
+            is_full = any(len(one.link.session.streams) - one.probes < one.max_streams for one in links)
             raise Failure("overloaded", retry_after=1, limit="link_buffer" if is_full else "link_streams")
         return second
 

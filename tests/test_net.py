@@ -327,6 +327,40 @@ async def test_the_same_over_tls() -> None:
     client.close()
 
 
+async def tls_pair() -> tuple[Socket, Socket]:
+    authority = trustme.CA()
+    server_context, client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("core.test").configure_cert(server_context)
+    authority.configure_trust(client_context)
+    near, far = make_pair()
+    server = net.with_tls(near, server_context, server_side=True)
+    client = net.with_tls(far, client_context, server_side=False, server_name="core.test")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.handshake)
+        await client.handshake()
+    return server, client
+
+
+async def test_what_is_here_under_tls_is_read_over_several_records() -> None:
+    server, client = await tls_pair()
+    assert server.recv_here() is None
+    for part in (b"one", b"two", b"three"):
+        client.send_nowait(part)
+    assert server.recv_here() == b"onetwothree"
+    assert not server.is_at_end and not server.is_stale()
+    client.send_nowait(b"x" * 10_000)
+    client.send_nowait(b"y" * 10_000)
+    assert server.recv_here(12_000) == b"x" * 10_000 + b"y" * 2000
+    assert server.recv_here(12_000) == b"y" * 8000  # OpenSSL's own rest, of which the kernel knows nothing
+    client.send_nowait(b"last")
+    client.shutdown()
+    assert server.recv_here() == b"last"
+    assert server.is_at_end and server.is_stale()
+    assert server.recv_here() == b""
+    server.close()
+    client.close()
+
+
 @pytest.mark.parametrize("size", [20_000, 65_545, 131_072, 200_000])
 async def test_under_tls_the_rest_may_leave_in_smaller_parts(size: int) -> None:
     """A slow reader's connection takes a part of a large write; what is left of it follows in slices."""

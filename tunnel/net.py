@@ -50,17 +50,18 @@ class Socket(trio.abc.HalfCloseableStream):
     Raises trio.BrokenResourceError when the connection failed, trio.ClosedResourceError when we closed it.
     """
 
-    __slots__ = ("_eager", "_ended", "_poll", "_receiving", "_sending", "is_closed", "on_close", "sock")
+    __slots__ = ("_eager", "_ended", "_poll", "_receiving", "_sending", "is_at_end", "is_closed", "on_close", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.is_closed = False
+        self.is_at_end = False  # the next read finds the end, of which the kernel does not tell again
         self.on_close: Callable[[], None] | None = None  # called once, when we close it
         self._eager = 0
         self._receiving = False
         self._sending = False
         self._ended = False  # our direction
-        self._poll: Any = None  # for `is_stale`
+        self._poll: Any = None  # for `_has_more`
 
     @property
     def is_plain(self) -> bool:
@@ -77,6 +78,23 @@ class Socket(trio.abc.HalfCloseableStream):
             return None
         except OSError as exc:
             raise self._failed(exc) from exc
+
+    def recv_here(self, size: int = RECV_SIZE) -> bytes | None:
+        """As `recv_nowait`, and under TLS as many records as are here. Less than `size` means that nothing is left of
+        what the kernel has told of, but for an end that was met behind the bytes (`is_at_end`)."""
+        data = self.recv_nowait(size)
+        if not data or type(self.sock) is socket.socket:
+            return data
+        while len(data) < size and self._has_more():
+            try:
+                more = self.recv_nowait(size - len(data))
+            except trio.BrokenResourceError:
+                more = b""  # to who reads next it is an end, too
+            if not more:
+                self.is_at_end = more is not None
+                break
+            data += more
+        return data
 
     async def recv(self, size: int = RECV_SIZE) -> bytes:
         """The next bytes; b"" at the end."""
@@ -272,11 +290,8 @@ class Socket(trio.abc.HalfCloseableStream):
 
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used again: the other end closed it or said something unasked."""
-        if type(self.sock) is socket.socket and hasattr(select, "poll"):
-            if self._poll is None:  # asking it costs a third of a read that finds nothing
-                self._poll = select.poll()
-                self._poll.register(self.sock, select.POLLIN)
-            return bool(self._poll.poll(0))
+        if not self._has_more():
+            return False
         try:
             self.sock.recv(1)
         except _WOULD_BLOCK:
@@ -284,6 +299,19 @@ class Socket(trio.abc.HalfCloseableStream):
         except OSError:
             return True
         return True
+
+    def _has_more(self) -> bool:
+        """Whether a read may find something: bytes, the end, or under TLS a message that is none for us."""
+        if self.is_at_end:
+            return True
+        if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+            return True
+        if not hasattr(select, "poll"):
+            return True
+        if self._poll is None:  # asking it costs a third of a read that finds nothing
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def is_unread(self, size: int) -> bool:
         """Whether the other end closed before it got any of the last `size` bytes sent. Asked after its end came.

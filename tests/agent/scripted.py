@@ -1,14 +1,17 @@
 """A local service that does as it is told, and a forwarder on a real link in memory in front of it."""
 
 import logging
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
 import trio
+import trustme
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "link"))
 
@@ -32,7 +35,7 @@ Talk = Callable[["Peer"], Awaitable[None]]
 class Peer:
     """One connection as the local service has it."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
         self.data = b""
 
@@ -64,6 +67,16 @@ class Peer:
 
 #: streams may be served without a task (tunnel/agent/quick.py); set by the fixture `way`
 is_quick = False
+#: the local service speaks TLS; set by tests
+is_secure = False
+
+
+@cache
+def context() -> ssl.SSLContext:
+    """TLS of the local service."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(made)
+    return made
 
 
 class Rig:
@@ -131,7 +144,7 @@ class Rig:
         talk = self.talks[min(self.connections, len(self.talks) - 1)]
         self.connections += 1
         try:
-            await talk(Peer(stream))
+            await talk(Peer(trio.SSLStream(stream, context(), server_side=True) if is_secure else stream))
         except trio.BrokenResourceError:
             pass
 
@@ -144,7 +157,7 @@ class Rig:
         self.nursery.start_soon(self.agent.run, cast(Any, far))
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.nursery.start_soon(trio.serve_listeners, self._talk, [listener])
-        self.service = Service("127.0.0.1", listener.socket.getsockname()[1], False)
+        self.service = Service("127.0.0.1", listener.socket.getsockname()[1], is_secure)
         while near.on_message is None or far.on_message is None:
             await trio.lowlevel.checkpoint()
 

@@ -3,6 +3,7 @@
 That both ways come to the same is shown by test_forward.py, all of which runs both ways.
 """
 
+import socket
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from tunnel.errors import Failure
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["plain", "TLS"])
+def quickly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripted, "is_quick", True)
+    monkeypatch.setattr(scripted, "is_secure", request.param == "TLS")
 
 
 def answers(*rows: bytes | float) -> Any:
@@ -60,6 +62,7 @@ async def test_the_second_request_on_a_connection_needs_no_task() -> None:
         stream, local = await app.done(5)
         assert (stream.outcome, stream.status, stream.bytes_out, stream.target) == ("ok", 200, 5, "/x")
         assert (local.outcome, local.status, list(local.marks)) == ("ok", 200, ["first_byte", "last_byte"])
+        assert local.scheme == ("https" if scripted.is_secure else "http")
         assert app.forwarder.active == 0 and not app.sweeper._items and not app.agent.session.streams
         _, body = await app.ask(b"POST /x", body=b"abc")
         assert body == b"hello" and app.served_quickly == 5
@@ -150,6 +153,56 @@ async def test_a_connection_that_ends_with_its_answer() -> None:
     async with rig(answers(HELLO, closing), polite) as app:
         for _ in range(3):
             assert (await app.ask())[1] == b"hello"
+        assert (app.served_quickly, app.handed_over, app.connections) == (1, 0, 2)
+
+
+over_tls = pytest.mark.parametrize("quickly", ["TLS"], indirect=True)
+
+
+def hold_back(peer: Peer, is_on: bool) -> None:
+    """Let what is sent meanwhile arrive at once."""
+    assert isinstance(peer.stream, trio.SSLStream)
+    peer.stream.transport_stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_on)
+
+
+@over_tls
+async def test_an_answer_in_two_records_needs_no_task() -> None:
+    """Many services send the head and the body by a write each, which under TLS is a record each."""
+
+    async def talk(peer: Peer) -> None:
+        while True:
+            await peer.head()
+            hold_back(peer, True)
+            await peer.send(HELLO[:-5])
+            await peer.send(HELLO[-5:])
+            hold_back(peer, False)
+
+    async with rig(talk) as app:
+        for _ in range(4):
+            assert (await app.ask())[1] == b"hello"
+        assert (app.served_quickly, app.handed_over, app.connections) == (3, 0, 1)
+
+
+@over_tls
+async def test_a_service_that_ends_tls_behind_its_answer() -> None:
+    """The end has been read with the answer: nobody tells of it again, and the connection must not be used again."""
+    leave = trio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(HELLO)
+        await peer.head()
+        hold_back(peer, True)
+        await peer.send(HELLO)
+        assert isinstance(peer.stream, trio.SSLStream)
+        with trio.move_on_after(0.05):
+            await peer.stream.unwrap()  # sends its end, and would wait for the other one
+        hold_back(peer, False)
+        await leave.wait()
+
+    async with rig(talk, polite) as app:
+        for _ in range(3):
+            assert (await app.ask(b"POST /", body=b"once"))[1] == b"hello"
         assert (app.served_quickly, app.handed_over, app.connections) == (1, 0, 2)
 
 

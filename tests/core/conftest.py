@@ -21,13 +21,13 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(params=["by its task", "quickly"])
+@pytest.fixture(params=["by its task", "quickly", "quickly over TLS"])
 def way(request: pytest.FixtureRequest) -> Iterator[None]:
     """Cores of tests/core/inprocess.py serve requests by their connections' tasks, or without them where they can."""
-    inprocess = importlib.import_module("inprocess")
-    inprocess.is_quick = request.param == "quickly"  # type: ignore[attr-defined]
+    inprocess: Any = importlib.import_module("inprocess")
+    inprocess.is_quick, inprocess.is_secure = request.param != "by its task", request.param.endswith("TLS")
     yield
-    inprocess.is_quick = False  # type: ignore[attr-defined]
+    inprocess.is_quick = inprocess.is_secure = False
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,20 @@ Deadlines are met by calling a visitor's `tick` with a later time, so that no te
 """
 
 import logging
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any, cast
 
 import h11
+import pytest
 import trio
+import trustme
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "link"))
 
@@ -31,7 +36,7 @@ from tunnel.handler import ConnectVisit, Guard, Handler, LinkVisit, Observer, Re
 from tunnel.link.link import Link
 from tunnel.link.stream import Stream
 from tunnel.link.sweeper import Sweeper
-from tunnel.net import Socket
+from tunnel.net import Socket, with_tls
 from tunnel.observers import Observers
 from tunnel.ready import make_ready
 from tunnel.wire.frames import Open, Response
@@ -45,6 +50,21 @@ DEFAULTS: dict[str, Any] = {
 
 #: requests may be served without their task (tunnel/core/quick.py); set by the fixture `way`
 is_quick = False
+#: visitors come over TLS; set by the fixture `way`
+is_secure = False
+
+#: of tests whose visitors end their direction, or to whom the door speaks before any TLS
+without_tls = pytest.mark.parametrize("way", ["by its task", "quickly"], indirect=True)
+
+
+@cache
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS of the door, and of a visitor who trusts it."""
+    authority = trustme.CA()
+    ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("app.example.com").configure_cert(ours)
+    authority.configure_trust(theirs)
+    return ours, theirs
 
 
 class Names:
@@ -100,7 +120,7 @@ class Core:
         self.door = Door(
             self.exchanger,
             sweeper,
-            tls=None,
+            tls=cast(Any, SimpleNamespace(context=contexts()[0])) if is_secure else None,
             proxies=ProxyHeaders(proxies),
             shares=self.shares,
             handshake_timeout=10.0,
@@ -143,11 +163,13 @@ class Core:
         self.registry.attach(agent, name, "http", 0)
         return agent
 
-    def visitor(self, address: str = "192.0.2.1") -> "Caller":
-        """A new connection to the door."""
+    def visitor(self, address: str = "192.0.2.1", nursery: trio.Nursery | None = None) -> "Caller":
+        """A new connection to the door. nursery: of the door's task."""
         near, far = socket_pair()
+        (nursery or self.nursery).start_soon(self.door._serve, near, (address, 1))
+        if is_secure:
+            far = with_tls(far, contexts()[1], server_side=False, server_name="app.example.com")
         self.sockets += near, far
-        self.nursery.start_soon(self.door._serve, near, (address, 1))
         return Caller(far)
 
     async def finished(self, count: int = 1) -> RequestVisit:
@@ -180,7 +202,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 class Caller:
-    """A visitor's end of a connection, read by h11."""
+    """A visitor's end of a connection, read by h11. A TLS handshake that is needed comes with the first `send`."""
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket

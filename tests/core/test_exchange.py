@@ -6,7 +6,7 @@ import math
 
 import pytest
 import trio
-from inprocess import body_of, core, head, opened, respond, until
+from inprocess import body_of, core, head, opened, respond, until, without_tls
 
 from tunnel.core.quotas import Account, Limits
 from tunnel.link.stream import RawStream, Stream
@@ -85,6 +85,7 @@ async def test_bodies_both_ways(size: int, chunked: bool) -> None:
 
         await app.agent(mirror)
         visitor = app.visitor()
+        await visitor.socket.handshake()
 
         async def upload() -> None:
             if chunked:
@@ -203,6 +204,7 @@ async def test_an_early_answer_ends_the_upload_and_the_connection() -> None:
         assert ((await app.finished()).outcome, app.streams[0].outcome) == ("ok", "ok")
 
 
+@without_tls
 async def test_upgrade_and_its_end() -> None:
     async with core() as app:
 

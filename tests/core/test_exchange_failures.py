@@ -5,7 +5,7 @@ import math
 import h11
 import pytest
 import trio
-from inprocess import Answer, Caller, Core, body_of, core, head, opened, respond, until
+from inprocess import Answer, Caller, Core, body_of, core, head, opened, respond, until, without_tls
 from linking import socket_pair
 
 from tunnel.core.quotas import Account, Limits
@@ -168,6 +168,7 @@ async def test_a_head_that_does_not_come_in_time() -> None:
         assert (await app.finished()).outcome == "request_timeout"
 
 
+@without_tls
 async def test_a_head_that_is_broken_off_and_a_connection_that_says_nothing() -> None:
     async with core() as app:
         for sent in (b"", b"GET / HT"):
@@ -442,6 +443,7 @@ async def test_a_visitor_who_resets_ends_the_work() -> None:
         assert failures[0] is not None and failures[0][0] == OUTCOMES["visitor_aborted"].code
 
 
+@without_tls
 async def test_a_visitor_who_half_closes_still_gets_the_answer() -> None:
     async with core() as app:
         go = trio.Event()
@@ -478,6 +480,7 @@ async def test_a_visitor_who_closed_is_found_by_asking() -> None:
         assert not agent.link.session.streams
 
 
+@without_tls
 async def test_silence_decides_within_a_body() -> None:
     async with core() as app:
 
@@ -537,6 +540,7 @@ async def test_the_end_of_the_drain_answers_who_still_waits(method: str) -> None
         assert (app.requests[0].outcome, app.streams[0].outcome) == ("draining", "draining")
 
 
+@without_tls
 async def test_draining_closes_connections_after_their_answer() -> None:
     async with core() as app:
         go = trio.Event()

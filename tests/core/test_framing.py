@@ -2,12 +2,12 @@
 
 import pytest
 import trio
-from inprocess import Core, core, head, opened, respond
+from inprocess import Core, core, head, opened, respond, without_tls
 
 from tunnel.link.stream import Stream
 from tunnel.wire.frames import MAX_HEAD, NO_BODY, Response
 
-pytestmark = pytest.mark.usefixtures("way")
+pytestmark = [pytest.mark.usefixtures("way"), without_tls]
 
 
 async def hello(stream: Stream) -> None:

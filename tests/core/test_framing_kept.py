@@ -195,6 +195,7 @@ async def test_repeated_heads_with_bodies_at_once_and_in_any_pieces(seed: int) -
     async with core() as app:
         await app.agent(echo)
         visitor = app.visitor()
+        await visitor.socket.handshake()
         async with trio.open_nursery() as nursery:
 
             async def send() -> None:

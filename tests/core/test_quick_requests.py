@@ -20,9 +20,10 @@ from tunnel.core.request import Request, RequestStream
 from tunnel.link.stream import Stream
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["plain", "TLS"])
+def quickly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inprocess, "is_quick", True)
+    monkeypatch.setattr(inprocess, "is_secure", request.param == "TLS")
 
 
 @pytest.fixture
@@ -68,6 +69,8 @@ async def test_frames_of_many_visitors_leave_as_one_message() -> None:
     async with core() as app:
         agent = await app.agent(hello)
         visitors = [app.visitor() for _ in range(8)]
+        for visitor in visitors:
+            await visitor.socket.handshake()
         await wait_all_tasks_blocked(0.01)
         line: Any = agent.link._transport
         line.sent.clear()
@@ -109,7 +112,11 @@ async def test_everything_else_is_left_to_the_task(what: str, woken: list[str]) 
     status = {"no tunnel": 404, "a reset": 502, "a bad head": 400}
     async with core() as app:
         await app.agent(agent)
+        await app.agent(hello, "next")
         visitor = app.visitor()
+        await visitor.get("/", "next.example.com")
+        app.requests.clear()
+        assert woken == []
         if what == "half a head":
             await visitor.send(head()[:20])
             await wait_all_tasks_blocked(0.01)
@@ -125,7 +132,6 @@ async def test_everything_else_is_left_to_the_task(what: str, woken: list[str]) 
         assert request.status == answer.status
         assert len(app.requests) == 1 and app.exchanger.active == 0
         if answer.fields.get(b"connection") != b"close":
-            await app.agent(hello, "next")
             assert (await visitor.get("/", "next.example.com")).body == b"hello"  # on it goes
             assert len(woken) == 1
 
@@ -178,7 +184,7 @@ async def test_a_visitor_who_ends_its_direction_with_the_request_gets_the_answer
     async with core() as app:
         await app.agent(hello)
         visitor = app.visitor()
-        visitor.socket.send_nowait(head())
+        await visitor.send(head())
         visitor.socket.shutdown()
         assert (await visitor.rest()).endswith(b"hello")
         await until(lambda: not app.door.visitors)
@@ -193,6 +199,7 @@ async def test_an_answer_that_the_visitor_does_not_take_at_once() -> None:
     async with core() as app:
         await app.agent(large)
         visitor = app.visitor()
+        await visitor.socket.handshake()
         await wait_all_tasks_blocked(0.01)
         app.only_visitor().socket.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 4096)
         for number in range(4):
@@ -278,14 +285,12 @@ async def test_the_drain_has_no_more_time() -> None:
     async with core() as app:
         await app.agent(never)
         async with trio.open_nursery() as handlers:
-            near, far = inprocess.socket_pair()
-            app.sockets += near, far
-            handlers.start_soon(app.door._serve, near, ("192.0.2.1", 1))
-            await far.send(head())
+            visitor = app.visitor(nursery=handlers)
+            await visitor.send(head())
             await until(lambda: app.door.visitors and app.only_visitor().request is not None)
             await wait_all_tasks_blocked(0.01)
             handlers.cancel_scope.cancel()
-        answer = await Caller(far).answer()
+        answer = await visitor.answer()
         assert (answer.status, answer.outcome) == (503, "draining")
         assert [(one.outcome, one.status) for one in app.requests] == [("draining", 503)]
         assert [one.outcome for one in app.streams] == ["draining"]

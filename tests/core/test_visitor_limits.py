@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import trio
-from inprocess import Caller, Core, core, head, respond, until
+from inprocess import Caller, Core, core, head, respond, until, without_tls
 from trio.testing import wait_all_tasks_blocked
 
 from tunnel.core import door
 from tunnel.link.stream import Stream
 from tunnel.wire.held import Held
 
-pytestmark = pytest.mark.usefixtures("way")
+pytestmark = [pytest.mark.usefixtures("way"), without_tls]
 
 
 async def answer(stream: Stream) -> None:

@@ -205,7 +205,7 @@ def make_local(visit: ServedStream, head: Forwarded) -> LocalRequest:
     """The request in a stream, for its local service."""
     visit.method = head.method.decode()
     visit.target = head.target.decode("ascii")
-    local = LocalRequest(visit, visit.service.address, "http", visit=visit, head=head)
+    local = LocalRequest(visit, visit.service.address, visit.service.scheme, visit=visit, head=head)
     if visit.headers:
         local.headers = dict(visit.headers)  # trace context goes on, also where no layer looks at it
     return local

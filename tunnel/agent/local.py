@@ -101,7 +101,7 @@ class LocalExchanger:
         socket = local.socket
         assert socket is not None
         try:
-            local.part = part = socket.recv_nowait()
+            local.part = part = socket.recv_here()
             if part is None:
                 return None
             answer = self._whole_head(local, part)

@@ -8,7 +8,7 @@ Whatever else turns up (no whole answer, a connection that was dead all along, a
 left to a task, which goes on from where the stream has got to: `Forwarder.go_on`. So only tasks wait, fail and retry;
 nothing of that is in here.
 
-Not for services with TLS, not where a layer is a coroutine around each stream, and not without epoll: there a task
+Not where a layer is a coroutine around each stream, and not without epoll: there a task
 does it all.
 """
 
@@ -80,8 +80,6 @@ class Quick:
         ):
             return False
         service = services[opened.tunnel]
-        if not service.is_plain:
-            return False
         try:
             head = read_forwarded(opened.head)
         except Failure:

@@ -9,7 +9,7 @@ request has got to: not all here, refused (`Request.refusal`), with its head rea
 perhaps its stream opened (`opened`), with its answer here. So only the task waits, fails, refuses, retries and closes;
 nothing of that is in here.
 
-Not for TLS, not where a layer is a coroutine around each request, and not without epoll: there the task does it all.
+Not where a layer is a coroutine around each request, and not without epoll: there the task does it all.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Quick:
 
     def join(self, visitor: Visitor) -> bool:
         """Whether this connection's requests may be served here from now on."""
-        return visitor.socket.is_plain and self._ready.add(visitor.socket, partial(self._on_ready, visitor))
+        visitor.is_ready = not visitor.socket.is_plain  # the handshake may have brought the first
+        return self._ready.add(visitor.socket, partial(self._on_ready, visitor))
 
     async def wait(self, visitor: Visitor) -> bool:
         """The connection's task, between two requests: serve them until it is needed. False: the connection ends.
@@ -85,12 +86,12 @@ class Quick:
         """Take what has come, and serve it; says whether the task is needed. is_more: there is something behind it."""
         visitor.is_ready = is_more
         try:
-            data = visitor.socket.recv_nowait()
+            data = visitor.socket.recv_here()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return True  # it will see that for itself
         if data is None:
             return False
-        if len(data) == RECV_SIZE:
+        if len(data) == RECV_SIZE or visitor.socket.is_at_end:
             visitor.is_ready = True
         visitor.buffer = data
         return not (data and self._begin(visitor))

@@ -27,11 +27,8 @@ class Service:
         self.port = port
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._idle: deque[tuple[Socket, float]] = deque()
+        self.scheme = "https" if secure else "http"
         self._tls = _tls_context(host) if secure else None
-
-    @property
-    def is_plain(self) -> bool:
-        return self._tls is None
 
     def take_idle(self) -> Socket | None:
         """A kept connection that is still good, the most recently used first.

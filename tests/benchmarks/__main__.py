@@ -67,6 +67,8 @@ def measure_part(servers: Servers, ours: Ours, name: str, effort: Effort, guests
         local, through = [floor(servers), ours, *others], [direct(servers), ours, *others]
         work: dict[str, Callable[[], Figures]] = {
             "rates": lambda: measures.rates(local, effort),
+            "apart": lambda: measures.apart(servers, effort),
+            "tls": lambda: measures.tls(servers, effort),
             "latency": lambda: measures.latency(local, effort),
             "fresh": lambda: measures.fresh(local, effort),
             "bulk": lambda: measures.bulk(through, servers, effort),

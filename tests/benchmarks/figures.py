@@ -9,8 +9,9 @@ from typing import NamedTuple
 #: measure → contender → one value a round
 Figures = dict[str, dict[str, list[float]]]
 
-FLOOR, OURS, DIRECT = "floor", "tunnel", "nginx directly"
+FLOOR, OURS, DIRECT, PLAIN = "floor", "tunnel", "nginx directly", "no TLS"
 CONNECTIONS = (1, 4, 8, 32, 256)
+APART = (1, 4, 8, 32)  #: connections of the part with a processor for each program
 
 
 class Measure(NamedTuple):
@@ -22,10 +23,14 @@ class Measure(NamedTuple):
     base: str = FLOOR
 
 
+def _titled(count: int) -> str:
+    return f"{count} connection{'s' if count > 1 else ''}"
+
+
 def _rates() -> dict[str, Measure]:
     made: dict[str, Measure] = {}
     for count in CONNECTIONS:
-        title = f"{count} connection{'s' if count > 1 else ''}"
+        title = _titled(count)
         made[f"rps {count}"] = Measure(title, "requests/s", True)
         made[f"p50 {count}"] = Measure(f"p50, {title}", "ms")
         made[f"server cpu {count}"] = Measure(f"server's CPU, {title}", "µs/request")
@@ -35,6 +40,10 @@ def _rates() -> dict[str, Measure]:
 
 MEASURES: dict[str, Measure] = {
     **_rates(),
+    **{f"apart {count}": Measure(_titled(count), "requests/s", True) for count in APART},
+    "tls rps": Measure("32 connections", "requests/s", True, PLAIN),
+    "tls server cpu": Measure("core's CPU", "µs/request", base=PLAIN),
+    "tls agent cpu": Measure("agent's CPU", "µs/request", base=PLAIN),
     "paced p50": Measure("p50", "ms"),
     "paced p99": Measure("p99", "ms"),
     "paced late": Measure("p99 of the client's own lateness, contained in both", "ms"),

@@ -29,17 +29,19 @@ def wrk(
     seconds: int,
     path: str = "/k1",
     *,
+    secure: bool = False,
     reconnect: bool = False,
     script: Path | None = None,
 ) -> Load:
     """wrk for so long (whole seconds). Connections are kept alive, or each is used for one request only.
 
-    script: makes the requests instead.
+    secure: over TLS. script: makes the requests instead.
     """
     command = [
         which("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s",
         "-H", f"Host: {host}", *(("-H", "Connection: close") if reconnect else ()),
-        *(("-s", str(script)) if script else ()), f"http://127.0.0.1:{port}{path}",
+        *(("-s", str(script)) if script else ()),
+        f"http{'s' if secure else ''}://127.0.0.1:{port}{path}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
     return read_wrk(done.stdout)

@@ -14,13 +14,24 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.crowds import idle_agents, idle_visitors
-from benchmarks.figures import ALL_TRACED, CONNECTIONS, MEASURED_LOGGED, NONE, OURS, TENTH_TRACED, Figures, note
+from benchmarks.figures import (
+    ALL_TRACED,
+    APART,
+    CONNECTIONS,
+    MEASURED_LOGGED,
+    NONE,
+    OURS,
+    PLAIN,
+    TENTH_TRACED,
+    Figures,
+    note,
+)
 from benchmarks.load import cost, wrk
 from benchmarks.openloop import paced
 from benchmarks.others import serves
 from benchmarks.processes import Failed, Process, clean_environment, poll, which
 from benchmarks.servers import BIG, Servers
-from benchmarks.tunnels import Contender, start_agent, start_core, start_tunnel, wait_calm
+from benchmarks.tunnels import Contender, floor, start_agent, start_core, start_tunnel, wait_calm
 
 RATE = 200.0  #: requests a second, of the open loop
 MIB = 1024 * 1024
@@ -77,6 +88,59 @@ def rates(contenders: Sequence[Contender], effort: Effort) -> Figures:
                 for role, micros in zip(one.processes, paid, strict=True):
                     note(seen, f"{role} cpu {connections}", one.name, micros)
         figures.update(seen)
+    return figures
+
+
+def apart(servers: Servers, effort: Effort) -> Figures:
+    """Requests a second where core and agent have a processor each, as far as this machine has two."""
+    figures: Figures = {}
+    first, *others = sorted(os.sched_getaffinity(0))
+    with start_tunnel(servers) as tunnel:
+        pinned = [servers.floor, tunnel.core]
+        try:
+            for process in pinned:
+                process.pin(first)
+            tunnel.agent.pin(others[0] if others else first)
+            for connections in APART:
+                for one in turns([floor(servers), tunnel], effort.rounds):
+                    load = wrk(one.port, one.host, connections, effort.seconds)
+                    note(figures, f"apart {connections}", one.name, load.rps)
+        finally:
+            servers.floor.pin(first, *others)
+    return figures
+
+
+def tls(servers: Servers, effort: Effort) -> Figures:
+    """What TLS costs, at each of the three places where it may be."""
+    figures: Figures = {}
+    public = (
+        "-public-tls",
+        "-public-cert",
+        f"{servers.directory}/cert.pem",
+        "-public-key",
+        f"{servers.directory}/key.pem",
+    )
+    local = f"https://127.0.0.1:{servers.nginx_tls_port}"
+    link = partial(start_tunnel, core_flags=("-agent-tls=true",), agent_flags=("-tls", "-tls-skip-verify"))
+    with ExitStack() as stack:
+        pairs: list[Contender] = [
+            stack.enter_context(made)
+            for made in (
+                start_tunnel(servers, name=PLAIN),
+                start_tunnel(servers, name="for visitors", core_flags=public),
+                start_tunnel(servers, name="to the service", local=local),
+                link(servers, name="on the link"),
+            )
+        ]
+        for one in pairs:
+            wrk(one.port, one.host, 8, 1, secure=one.secure)
+        for one in turns(pairs, effort.rounds):
+            processes = list(one.processes.values())
+            work = partial(wrk, one.port, one.host, 32, effort.seconds, secure=one.secure)
+            load, (core, agent) = cost(work, processes)
+            note(figures, "tls rps", one.name, load.rps)
+            note(figures, "tls server cpu", one.name, core)
+            note(figures, "tls agent cpu", one.name, agent)
     return figures
 
 

@@ -26,6 +26,12 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 #: part → (title, what its tables say on top)
 TITLES: dict[str, tuple[str, str]] = {
     "rates": ("Requests a second, kept connections", "nginx answers 1 KiB; wrk is the visitor. CPU is that of /proc."),
+    "apart": (
+        "A processor for each program",
+        "Core and floor are held on one processor, the agent on another, as on a machine of its own. Left alone, as "
+        "above, they often take turns on one processor while the other has nothing to do.",
+    ),
+    "tls": ("TLS", "With metrics, logs and 10 % traced; TLS 1.3 at one place at a time; ratios are to none."),
     "latency": (
         "Latency at 200 requests a second",
         "Open loop: a request's time counts from when it was planned to be sent.",

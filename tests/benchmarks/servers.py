@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import trustme
 from benchmarks.processes import Process, poll, which
 
 SMALL = 1024  #: bytes of the small answer
@@ -68,7 +69,8 @@ http {{
   client_body_temp_path {dir}/t1; proxy_temp_path {dir}/t2; fastcgi_temp_path {dir}/t3; uwsgi_temp_path {dir}/t4;
   scgi_temp_path {dir}/t5;
   server {{
-    listen 127.0.0.1:{port} backlog=4096; root {dir}/www; client_max_body_size 0;
+    listen 127.0.0.1:{port} backlog=4096; listen 127.0.0.1:{tls_port} ssl backlog=4096;
+    ssl_certificate {dir}/cert.pem; ssl_certificate_key {dir}/key.pem; root {dir}/www; client_max_body_size 0;
     location /put {{ dav_methods PUT; }}
   }}
 }}
@@ -77,11 +79,12 @@ http {{
 
 @dataclass
 class Servers:
-    """directory: for whatever a run needs; big: a file of BIG bytes to send up."""
+    """directory: for whatever a run needs, cert.pem and key.pem in it; big: a file of BIG bytes to send up."""
 
     directory: Path
     nginx: Process
     nginx_port: int
+    nginx_tls_port: int
     floor: Process
     floor_port: int
     sink_url: str
@@ -95,9 +98,12 @@ def start_servers(directory: Path) -> Iterator[Servers]:
     (www / "k1").write_bytes(b"x" * SMALL)
     big = www / "big"
     big.write_bytes(os.urandom(1024 * 1024) * (BIG // (1024 * 1024)))
-    port = free_port()
+    issued = trustme.CA().issue_cert("app.localhost")
+    issued.private_key_pem.write_to_path(str(directory / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
+    port, tls_port = free_port(), free_port()
     conf = directory / "nginx.conf"
-    conf.write_text(NGINX.format(dir=directory, port=port))
+    conf.write_text(NGINX.format(dir=directory, port=port, tls_port=tls_port))
     started: list[Process] = []
 
     def start(*command: str) -> Process:
@@ -109,7 +115,7 @@ def start_servers(directory: Path) -> Iterator[Servers]:
         floor, sink = start(sys.executable, "-c", FLOOR), start(sys.executable, "-c", SINK)
         floor_port, sink_port = (int(one.wait_line(r"^(\d+)$")[1]) for one in (floor, sink))
         poll(lambda: is_listening(port), "nginx listens")
-        yield Servers(directory, nginx, port, floor, floor_port, f"http://127.0.0.1:{sink_port}", big)
+        yield Servers(directory, nginx, port, tls_port, floor, floor_port, f"http://127.0.0.1:{sink_port}", big)
     finally:
         for process in reversed(started):
             process.stop()

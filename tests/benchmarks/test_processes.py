@@ -133,3 +133,13 @@ def _children(pid: int) -> set[int]:
         if text.rpartition(")")[2].split()[1] == str(pid):
             found.add(int(path.parent.name))
     return found
+
+
+def test_a_process_is_held_on_a_processor(tmp_path: Path) -> None:
+    first = min(os.sched_getaffinity(0))
+    process = Process("sleep", "60", directory=tmp_path)
+    try:
+        process.pin(first)
+        assert os.sched_getaffinity(process.pid) == {first}
+    finally:
+        process.stop()

@@ -32,6 +32,7 @@ class Contender:
     port: int
     host: str = "app.localhost"
     processes: dict[str, Process] = field(default_factory=dict)
+    secure: bool = False  # visitors come over TLS
     is_guest: bool = False  # may fail a part: then it is left out, and the others go on
     gave_up: str = ""  # why, in this part
 
@@ -100,11 +101,13 @@ def start_agent(
     traced: bool = True,
     until_ready: bool = True,
     program: Program | None = None,
+    local: str = "",
 ) -> Iterator[Process]:
+    """local: the service's URL, instead of nginx's."""
     program = program or Program()
     process = Process(
         program.python, *program.before, "tunnel.agent", "-server", f"127.0.0.1:{core.link_port}", "-tls=false",
-        "-token-file", str(core.token_file), "-subdomain", "app", "-local", f"http://127.0.0.1:{servers.nginx_port}",
+        "-token-file", str(core.token_file), "-subdomain", "app", "-local", local or f"http://127.0.0.1:{servers.nginx_port}",
         *_common(traced), *flags, directory=servers.directory, env=_environment(servers, traced),
     )  # fmt: skip
     try:
@@ -121,20 +124,22 @@ def start_tunnel(
     *flags: str,
     name: str = OURS,
     core_flags: Sequence[str] = (),
+    agent_flags: Sequence[str] = (),
     traced: bool = True,
     program: Program | None = None,
+    local: str = "",
 ) -> Iterator[Ours]:
-    """A core and an agent with JSON logs and these flags for both.
+    """A core and an agent with JSON logs and these flags for both. local: the service's URL, instead of nginx's.
 
     traced: there is a collector, and so a tenth of the requests' spans are built and sent, or what `flags` says.
     """
     with (
         start_core(servers, (*flags, *core_flags), traced=traced, program=program) as core,
-        start_agent(servers, core, flags, traced=traced, program=program) as agent,
+        start_agent(servers, core, (*flags, *agent_flags), traced=traced, program=program, local=local) as agent,
     ):
         processes = {"server": core.process, "agent": agent}
         yield Ours(
-            name, core.port, processes=processes, core=core.process, agent=agent,
+            name, core.port, processes=processes, core=core.process, agent=agent, secure="-public-tls" in core_flags,
             link_port=core.link_port, token_file=core.token_file, metrics_url=core.metrics_url,
         )  # fmt: skip
 

@@ -10,9 +10,8 @@ observes runs on the one thread of the run loop, and so does the scrape.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from functools import partial
 
 REQUEST_SECONDS = (0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 REQUEST_MICROSECONDS = tuple(float(round(seconds * 1e6)) for seconds in REQUEST_SECONDS)
@@ -21,6 +20,7 @@ STREAM_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 ROUND_TRIP_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 QUERY_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 BODY_BYTES = (0.0, *(float(1 << exponent) for exponent in (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)))
+MOST_GATHERED = 512  #: observations that wait to be counted
 GC_PAUSE_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 
 
@@ -29,36 +29,62 @@ class Histogram:
 
     counts: one integer a bucket, not cumulative, the last for +Inf. exemplars: per bucket the newest traced
     observation as (trace_id, value, unix seconds), or None.
+
+    What comes many at a time is gathered and counted when somebody looks, or when there is much of it: to sort some
+    hundred numbers and to find the bounds among them takes half as long as to find each one's bucket.
     """
 
-    __slots__ = ("_find_bucket", "bounds", "counts", "exemplars", "sum")
+    __slots__ = ("_counts", "_gathered", "_sum", "bounds", "exemplars")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
-        self._find_bucket = partial(bisect_left, bounds)
-        self.counts = [0] * (len(bounds) + 1)
         self.exemplars: list[tuple[str, float, float] | None] = [None] * (len(bounds) + 1)
-        self.sum = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self._gathered: list[float] = []
 
     def observe(self, value: float, trace_id: str = "") -> None:
         """Count one value; `trace_id` is that of an exported trace, "" where there is none."""
         bucket = bisect_left(self.bounds, value)
-        self.counts[bucket] += 1
-        self.sum += value
+        self._counts[bucket] += 1
+        self._sum += value
         if trace_id:
             self.exemplars[bucket] = (trace_id, value, time.time())
 
     def observe_all(self, values: Sequence[float], trace_ids: Sequence[str] = ()) -> None:
         """The same for many in a row. trace_ids: one for each value, or none at all."""
-        counts = self.counts
-        for bucket in map(self._find_bucket, values):
-            counts[bucket] += 1
-        self.sum += sum(values)
+        self._gathered += values
+        if len(self._gathered) >= MOST_GATHERED:
+            self._count()
         if any(trace_ids):
             now = time.time()
             for value, trace_id in zip(values, trace_ids, strict=True):
                 if trace_id:
-                    self.exemplars[self._find_bucket(value)] = (trace_id, value, now)
+                    self.exemplars[bisect_left(self.bounds, value)] = (trace_id, value, now)
+
+    def _count(self) -> None:
+        gathered, counts = self._gathered, self._counts
+        self._sum += sum(gathered)
+        gathered.sort()
+        below, size = 0, len(gathered)
+        for bucket, bound in enumerate(self.bounds):
+            if below == size:
+                break
+            upto = bisect_right(gathered, bound, below)
+            counts[bucket] += upto - below
+            below = upto
+        counts[-1] += size - below
+        gathered.clear()
+
+    @property
+    def counts(self) -> list[int]:
+        self._count()
+        return self._counts
+
+    @property
+    def sum(self) -> float:
+        self._count()
+        return self._sum
 
     @property
     def count(self) -> int:

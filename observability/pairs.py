@@ -59,7 +59,7 @@ class Pairs:
         if not tail or len(agent) > MAX_KEPT:
             return None
         of_request = _unhex(f"0a10{request.trace_id}1208{request.span_id}")
-        of_stream = _unhex(f"0a10{request.trace_id}1208{stream.span_id}")
+        of_stream = of_request[:20] + _unhex(stream.span_id)
         request_id, number = encode_request_id(request.request_id), varint(stream.stream_id)
         method, scheme, host, target = request.method, request.scheme, request.host, request.target
         url, path = _url_and_path(scheme, host, target)
@@ -106,7 +106,7 @@ class Pairs:
         stream: Any = outer[0]
         offset = self._clock.offset(stream.started)
         of_stream = _unhex(f"0a10{stream.trace_id}1208{stream.span_id}")
-        of_local = _unhex(f"0a10{stream.trace_id}1208{local.span_id}")
+        of_local = of_stream[:20] + _unhex(local.span_id)
         request_id, number = encode_request_id(stream.request_id), varint(stream.stream_id)
         method, target = stream.method, stream.target
         first_byte, last_byte = local.marks.values()

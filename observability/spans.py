@@ -189,7 +189,7 @@ def _request(visit: RequestVisit, ended: float, is_core: bool) -> Said:
     if visit.request_id:
         own["tunnel.request.id"] = clean(visit.request_id)
     for phase, spent in phases(visit, ended).items():
-        own[PHASES[phase]] = int(spent * 1e3 + 0.5) / 1e3
+        own[PHASES[phase]] = round(spent * 1e3) / 1e3
     return visit.method if visit.method in KNOWN_METHODS else "HTTP", SERVER, groups.of_request(visit), own
 
 

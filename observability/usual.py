@@ -40,6 +40,7 @@ _unhex = bytes.fromhex
 pack_times = Struct(f"<BQBQ{len(FLAGS[True])}s").pack
 _SPAN = tuple(b"\x12" + varint(size) for size in range(4096))  #: a span's tag and length
 STREAM_ID = tuple(before_value(ATTRIBUTE, "tunnel.stream.id", b"\x18", size) for size in range(11))
+_REQUEST_ID = tuple(before_text(ATTRIBUTE, "tunnel.request.id", size) for size in range(65))
 OFFSET = before_double(ATTRIBUTE, "tunnel.clock.offset_seconds")
 NAMES = {method: name_and_kind(method, SERVER) for method in KNOWN_METHODS}
 LOCAL_NAMES = {method: name_and_kind(method, CLIENT) for method in KNOWN_METHODS}
@@ -54,6 +55,10 @@ _HEAD, _OPENED, _ANSWERED, _FIRST_BYTE = _EVENTS
 _pack_answered = Struct(
     "<" + "".join(f"{len(head)}sd" for head in _PHASES) + "".join(f"{len(head)}sQ" for head in _EVENTS)
 ).pack
+
+
+#: added and taken away again, it leaves of a number what `round` makes of it: a double has no room for the rest
+WHOLE = 1.5 * 2.0**52
 
 
 class UsualSpans:
@@ -148,6 +153,9 @@ def as_field(span: bytes) -> bytes:
 
 
 def encode_request_id(request_id: str) -> bytes:
+    size = len(request_id)
+    if 0 < size < len(_REQUEST_ID) and request_id.isascii():
+        return _REQUEST_ID[size] + request_id.encode()
     text = clean(request_id).encode()
     return before_text(ATTRIBUTE, "tunnel.request.id", len(text)) + text if text else b""
 
@@ -194,21 +202,22 @@ def answered_tail(visit: RequestVisit, ended: float, offset: int) -> bytes:
         local = 0.0
     elif local > agent:
         local = agent
-    return _pack_answered(  # rounded to microseconds: `// 1.0` does it without a call
+    whole = WHOLE  # rounded to microseconds
+    return _pack_answered(
         _VISITOR,
-        ((head - started) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
+        ((head - started) * 1e3 * 1e3 + whole - whole) / 1e3,
         _QUEUE,
-        ((opened - head) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
+        ((opened - head) * 1e3 * 1e3 + whole - whole) / 1e3,
         _LINK,
-        ((link - agent) * 1e3 + 0.5) // 1.0 / 1e3,
+        ((link - agent) * 1e3 + whole - whole) / 1e3,
         _AGENT,
-        ((agent - local) * 1e3 + 0.5) // 1.0 / 1e3,
+        ((agent - local) * 1e3 + whole - whole) / 1e3,
         _LOCAL,
-        (local * 1e3 + 0.5) // 1.0 / 1e3,
+        (local * 1e3 + whole - whole) / 1e3,
         _ANSWER,
-        ((first_byte - answered) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
+        ((first_byte - answered) * 1e3 * 1e3 + whole - whole) / 1e3,
         _BODY,
-        ((ended - first_byte) * 1e3 * 1e3 + 0.5) // 1.0 / 1e3,
+        ((ended - first_byte) * 1e3 * 1e3 + whole - whole) / 1e3,
         _HEAD,
         int(head * 1e9) + offset,
         _OPENED,
@@ -221,7 +230,7 @@ def answered_tail(visit: RequestVisit, ended: float, offset: int) -> bytes:
 
 
 def _request_tail(visit: RequestVisit, ended: float, start: int, end: int, offset: int) -> bytes:
-    spent = {PHASES[phase]: int(spent * 1e3 + 0.5) / 1e3 for phase, spent in phases(visit, ended).items()}
+    spent = {PHASES[phase]: round(spent * 1e3) / 1e3 for phase, spent in phases(visit, ended).items()}
     return encode_attributes(spent) + _events(visit, start, end, offset)
 
 

@@ -379,5 +379,6 @@ class Exchanger:
             request.account.take_bytes(request.bytes_in, 0)  # what it owes is waited for with the answer
         request.stream = stream  # type: ignore[assignment]  # the link's own kind
         visit.stream_id = stream.id
-        request.marks["opened"] = monotonic()
-        request.visitor.begin(ANSWER, self._request_timeout)
+        visitor = request.visitor
+        request.marks["opened"] = now = monotonic()
+        visitor.phase, visitor.deadline = ANSWER, now + self._request_timeout

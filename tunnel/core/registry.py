@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from time import monotonic
 
 from tunnel.core.quotas import Account
@@ -97,9 +98,10 @@ class Registry:
         self._suffix = "." + base_domain.lower().strip(".")
         self._hold = hold
         self._clock = clock
+        #: the tunnel name that a (normalised) host name means; visitors ask for the same ones again and again
+        self.name_of: Callable[[str], str] = lru_cache(1024)(self._name_of)
 
-    def name_of(self, host: str) -> str:
-        """The tunnel name that a (normalised) host name means."""
+    def _name_of(self, host: str) -> str:
         for suffix in (self._suffix, ".localhost"):
             if host.endswith(suffix):
                 label = host[: -len(suffix)]

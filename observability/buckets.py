@@ -20,8 +20,9 @@ STREAM_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 ROUND_TRIP_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 QUERY_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 BODY_BYTES = (0.0, *(float(1 << exponent) for exponent in (8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)))
-MOST_GATHERED = 512  #: observations that wait to be counted
 GC_PAUSE_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+
+MOST_GATHERED = 512  #: observations that wait to be counted
 
 
 class Histogram:
@@ -31,7 +32,7 @@ class Histogram:
     observation as (trace_id, value, unix seconds), or None.
 
     What comes many at a time is gathered and counted when somebody looks, or when there is much of it: to sort some
-    hundred numbers and to find the bounds among them takes half as long as to find each one's bucket.
+    hundred numbers and to find the bounds among them takes fewer steps than to find each one's bucket.
     """
 
     __slots__ = ("_counts", "_gathered", "_sum", "bounds", "exemplars")

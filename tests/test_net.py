@@ -297,15 +297,27 @@ async def test_an_idle_connection_is_stale_once_anything_happened(pair: tuple[So
 # TLS -----------------------------------------------------------------------------------------------------------------
 
 
-async def test_the_same_over_tls() -> None:
+async def tls_pair(buffers: int = 0) -> tuple[Socket, Socket]:
+    """Server and client, the handshake done. buffers: bytes of the kernel's, on the way to the client."""
     authority = trustme.CA()
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_context, client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("core.test").configure_cert(server_context)
-    client_context = ssl.create_default_context()
     authority.configure_trust(client_context)
     near, far = make_pair()
+    if buffers:
+        near.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, buffers)
+        far.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, buffers)
     server = net.with_tls(near, server_context, server_side=True)
     client = net.with_tls(far, client_context, server_side=False, server_name="core.test")
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.handshake)
+            await client.handshake()
+    return server, client
+
+
+async def test_the_same_over_tls() -> None:
+    server, client = await tls_pair()
     data = bytes(range(256)) * 4096
     received = bytearray()
 
@@ -314,9 +326,6 @@ async def test_the_same_over_tls() -> None:
             received.extend(part)
 
     with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.handshake)
-            await client.handshake()
         assert client.peer() == HERE
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
@@ -327,36 +336,37 @@ async def test_the_same_over_tls() -> None:
     client.close()
 
 
-async def tls_pair() -> tuple[Socket, Socket]:
-    authority = trustme.CA()
-    server_context, client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("core.test").configure_cert(server_context)
-    authority.configure_trust(client_context)
-    near, far = make_pair()
-    server = net.with_tls(near, server_context, server_side=True)
-    client = net.with_tls(far, client_context, server_side=False, server_name="core.test")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.handshake)
-        await client.handshake()
-    return server, client
-
-
 async def test_what_is_here_under_tls_is_read_over_several_records() -> None:
     server, client = await tls_pair()
     assert server.recv_here() is None
     for part in (b"one", b"two", b"three"):
         client.send_nowait(part)
     assert server.recv_here() == b"onetwothree"
-    assert not server.is_at_end and not server.is_stale()
+    assert not server.has_rest and not server.is_stale()
     client.send_nowait(b"x" * 10_000)
     client.send_nowait(b"y" * 10_000)
     assert server.recv_here(12_000) == b"x" * 10_000 + b"y" * 2000
+    assert server.has_rest
     assert server.recv_here(12_000) == b"y" * 8000  # OpenSSL's own rest, of which the kernel knows nothing
+    assert not server.has_rest
     client.send_nowait(b"last")
     client.shutdown()
     assert server.recv_here() == b"last"
-    assert server.is_at_end and server.is_stale()
+    assert server.has_rest and server.is_stale()
     assert server.recv_here() == b""
+    server.close()
+    client.close()
+
+
+async def test_tiny_records_let_others_have_their_turn() -> None:
+    """Each costs as much as a large one: who sends them must not hold the run loop up."""
+    server, client = await tls_pair()
+    for _ in range(40):
+        client.send_nowait(b"x")
+    read = []
+    while data := server.recv_here():
+        read.append((len(data), server.has_rest))
+    assert read == [(net.RECORDS, True), (net.RECORDS, True), (40 - 2 * net.RECORDS, False)]
     server.close()
     client.close()
 
@@ -364,16 +374,7 @@ async def test_what_is_here_under_tls_is_read_over_several_records() -> None:
 @pytest.mark.parametrize("size", [20_000, 65_545, 131_072, 200_000])
 async def test_under_tls_the_rest_may_leave_in_smaller_parts(size: int) -> None:
     """A slow reader's connection takes a part of a large write; what is left of it follows in slices."""
-    authority = trustme.CA()
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("core.test").configure_cert(server_context)
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)
-    near, far = make_pair()
-    near.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 30_000)
-    far.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, 30_000)
-    server = net.with_tls(near, server_context, server_side=True)
-    client = net.with_tls(far, client_context, server_side=False, server_name="core.test")
+    server, client = await tls_pair(buffers=30_000)
     data = bytes(range(256)) * 4096 * 8
     received = bytearray()
     waited = 0
@@ -383,9 +384,6 @@ async def test_under_tls_the_rest_may_leave_in_smaller_parts(size: int) -> None:
             received.extend(part)
 
     with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.handshake)
-            await client.handshake()
         async with trio.open_nursery() as nursery:
             for at in range(0, len(data), size):
                 rest = data[at : at + size]
@@ -397,7 +395,7 @@ async def test_under_tls_the_rest_may_leave_in_smaller_parts(size: int) -> None:
                 while rest:
                     await server.send(rest[:65536])
                     rest = rest[65536:]
-            server.shutdown()
+            await server.finish()  # for close_notify, too, there may be no room
     assert received == data
     assert waited > 10
     server.close()

@@ -23,6 +23,7 @@ from tunnel.errors import ConfigError
 
 RECV_SIZE = 64 * 1024
 TLS_RECORD = 16 * 1024  #: bytes in a record at most (RFC 8446, 5.1)
+RECORDS = 16  #: that are read in a row before others have their turn
 EAGER = 256 * 1024  #: bytes that may come to a task without a wait before it lets others run
 _EAGER_EACH = 4096  #: what a read counts at least: work goes with reads too
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -50,12 +51,12 @@ class Socket(trio.abc.HalfCloseableStream):
     Raises trio.BrokenResourceError when the connection failed, trio.ClosedResourceError when we closed it.
     """
 
-    __slots__ = ("_eager", "_ended", "_poll", "_receiving", "_sending", "is_at_end", "is_closed", "on_close", "sock")
+    __slots__ = ("_eager", "_ended", "_poll", "_receiving", "_sending", "has_rest", "is_closed", "on_close", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.is_closed = False
-        self.is_at_end = False  # the next read finds the end, of which the kernel does not tell again
+        self.has_rest = False  # `recv_here` has left something, of which the kernel does not tell again
         self.on_close: Callable[[], None] | None = None  # called once, when we close it
         self._eager = 0
         self._receiving = False
@@ -80,20 +81,27 @@ class Socket(trio.abc.HalfCloseableStream):
             raise self._failed(exc) from exc
 
     def recv_here(self, size: int = RECV_SIZE) -> bytes | None:
-        """As `recv_nowait`, and under TLS as many records as are here. Less than `size` means that nothing is left of
-        what the kernel has told of, but for an end that was met behind the bytes (`is_at_end`)."""
+        """As `recv_nowait`, and under TLS what several records bring. `has_rest` says whether to read once more: there
+        are more bytes than `size`, more records than RECORDS (a peer may make them tiny), or an end behind them."""
+        self.has_rest = False
         data = self.recv_nowait(size)
-        if not data or type(self.sock) is socket.socket:
+        if not data:
             return data
-        while len(data) < size and self._has_more():
-            try:
-                more = self.recv_nowait(size - len(data))
-            except trio.BrokenResourceError:
-                more = b""  # to who reads next it is an end, too
-            if not more:
-                self.is_at_end = more is not None
-                break
-            data += more
+        if type(self.sock) is not socket.socket:
+            for _ in range(RECORDS - 1):
+                if len(data) >= size or not self._has_more():
+                    break
+                try:
+                    more = self.recv_nowait(size - len(data))
+                except trio.BrokenResourceError:
+                    more = b""  # to who reads next it is an end, too
+                if not more:
+                    self.has_rest = more is not None
+                    return data
+                data += more
+            else:
+                self.has_rest = True
+        self.has_rest = self.has_rest or len(data) >= size
         return data
 
     async def recv(self, size: int = RECV_SIZE) -> bytes:
@@ -215,10 +223,15 @@ class Socket(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
         if self.is_closed:
             raise trio.ClosedResourceError
-        self.shutdown()
+        await self.finish()
 
-    def shutdown(self) -> None:
-        """End our direction. Over TLS that also sends close_notify."""
+    async def finish(self) -> None:
+        """End our direction, once the other end has taken so much that the end finds room."""
+        while not self.shutdown():
+            await trio.lowlevel.wait_writable(self.sock)
+
+    def shutdown(self) -> bool:
+        """End our direction. Over TLS that sends close_notify: False where the kernel has no room for it now."""
         self._ended = True
         try:
             if isinstance(self.sock, ssl.SSLSocket):
@@ -226,8 +239,11 @@ class Socket(trio.abc.HalfCloseableStream):
                 self.sock.unwrap()
             else:
                 self.sock.shutdown(socket.SHUT_WR)
+        except ssl.SSLWantWriteError:
+            return False
         except (OSError, ValueError):
             pass
+        return True
 
     # Closing
 
@@ -302,7 +318,7 @@ class Socket(trio.abc.HalfCloseableStream):
 
     def _has_more(self) -> bool:
         """Whether a read may find something: bytes, the end, or under TLS a message that is none for us."""
-        if self.is_at_end:
+        if self.has_rest:
             return True
         if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
             return True

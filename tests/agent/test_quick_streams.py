@@ -165,6 +165,13 @@ def hold_back(peer: Peer, is_on: bool) -> None:
     peer.stream.transport_stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_on)
 
 
+async def end_tls(peer: Peer) -> None:
+    """Send its end, and wait for the other one, which closes without."""
+    assert isinstance(peer.stream, trio.SSLStream)
+    with pytest.raises(trio.BrokenResourceError):
+        await peer.stream.unwrap()
+
+
 @over_tls
 async def test_an_answer_in_two_records_needs_no_task() -> None:
     """Many services send the head and the body by a write each, which under TLS is a record each."""
@@ -186,7 +193,6 @@ async def test_an_answer_in_two_records_needs_no_task() -> None:
 @over_tls
 async def test_a_service_that_ends_tls_behind_its_answer() -> None:
     """The end has been read with the answer: nobody tells of it again, and the connection must not be used again."""
-    leave = trio.Event()
 
     async def talk(peer: Peer) -> None:
         await peer.head()
@@ -194,11 +200,10 @@ async def test_a_service_that_ends_tls_behind_its_answer() -> None:
         await peer.head()
         hold_back(peer, True)
         await peer.send(HELLO)
-        assert isinstance(peer.stream, trio.SSLStream)
-        with trio.move_on_after(0.05):
-            await peer.stream.unwrap()  # sends its end, and would wait for the other one
-        hold_back(peer, False)
-        await leave.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_tls, peer)
+            await wait_all_tasks_blocked()
+            hold_back(peer, False)
 
     async with rig(talk, polite) as app:
         for _ in range(3):

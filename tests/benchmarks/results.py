@@ -28,8 +28,8 @@ TITLES: dict[str, tuple[str, str]] = {
     "rates": ("Requests a second, kept connections", "nginx answers 1 KiB; wrk is the visitor. CPU is that of /proc."),
     "apart": (
         "A processor for each program",
-        "Core and floor are held on one processor, the agent on another, as on a machine of its own. Left alone, as "
-        "above, they often take turns on one processor while the other has nothing to do.",
+        "Core and floor are held on one processor, the agent on another, as on a machine of its own: it shows what the "
+        "kernel's choice of processors does to the figures above.",
     ),
     "tls": ("TLS", "With metrics, logs and 10 % traced; TLS 1.3 at one place at a time; ratios are to none."),
     "latency": (

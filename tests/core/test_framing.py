@@ -7,6 +7,7 @@ from inprocess import Core, core, head, opened, respond, without_tls
 from tunnel.link.stream import Stream
 from tunnel.wire.frames import MAX_HEAD, NO_BODY, Response
 
+#: some thousand heads, of which TLS in front changes nothing: test_framing_kept.py has it, too
 pytestmark = [pytest.mark.usefixtures("way"), without_tls]
 
 

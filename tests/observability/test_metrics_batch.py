@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from observability.agent_metrics import AgentMetrics
-from observability.buckets import Histogram
+from observability.buckets import MOST_GATHERED, Histogram
 from observability.core_metrics import CoreMetrics
 from tunnel.errors import OUTCOMES
 from tunnel.handler import Ended, LocalVisit, QueryVisit, RequestVisit, StreamVisit, Visit
@@ -105,6 +105,18 @@ def test_a_histogram_counts_the_same(observed: list[tuple[float, str]]) -> None:
     assert single.sum == pytest.approx(many.sum) and many.sum == untraced.sum
     assert [one and one[:2] for one in single.exemplars] == [one and one[:2] for one in many.exemplars]
     assert not any(untraced.exemplars)
+
+
+def test_what_a_histogram_gathers_is_bounded() -> None:
+    single, many = Histogram((0.0, 1.0, 5.0)), Histogram((0.0, 1.0, 5.0))
+    values = [number % 13 / 2 for number in range(3 * MOST_GATHERED)]
+    for value in values:
+        single.observe(value)
+    for at in range(0, len(values), 50):
+        many.observe_all(values[at : at + 50])
+        assert len(many._gathered) < MOST_GATHERED
+    assert many.counts == single.counts and many.count == len(values)
+    assert many.sum == pytest.approx(single.sum)
 
 
 def test_what_began_counts_at_once_and_is_not_kept() -> None:

@@ -17,7 +17,7 @@ async def join(stream: RawStream, socket: Socket, visit: StreamVisit | LocalVisi
         while data := await stream.receive_some():
             visit.bytes_in += len(data)
             await socket.send(data)
-        socket.shutdown()
+        await socket.finish()
 
     async with open_pair() as nursery:
         nursery.start_soon(inwards)

@@ -8,8 +8,7 @@ Whatever else turns up (no whole answer, a connection that was dead all along, a
 left to a task, which goes on from where the stream has got to: `Forwarder.go_on`. So only tasks wait, fail and retry;
 nothing of that is in here.
 
-Not where a layer is a coroutine around each stream, and not without epoll: there a task
-does it all.
+Not where a layer is a coroutine around each stream, and not without epoll: there a task does it all.
 """
 
 from __future__ import annotations

@@ -271,8 +271,8 @@ class Door:
         """End the connection so that the visitor can read the answer even if it is still sending (RFC 9112, 9.6)."""
         if visitor.socket.is_closed:
             return
-        visitor.socket.shutdown()
-        visitor.phase, visitor.deadline = BODY, monotonic() + LINGER
+        visitor.begin(BODY, LINGER)
+        await visitor.socket.finish()
         while await visitor.socket.recv():
             pass
 

@@ -379,6 +379,5 @@ class Exchanger:
             request.account.take_bytes(request.bytes_in, 0)  # what it owes is waited for with the answer
         request.stream = stream  # type: ignore[assignment]  # the link's own kind
         visit.stream_id = stream.id
-        visitor = request.visitor
-        request.marks["opened"] = now = monotonic()
-        visitor.phase, visitor.deadline = ANSWER, now + self._request_timeout
+        request.marks["opened"] = monotonic()
+        request.visitor.begin(ANSWER, self._request_timeout)

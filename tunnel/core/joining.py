@@ -33,4 +33,4 @@ async def join(stream: RawStream, visitor: Visitor, visit: RequestVisit | Stream
             delay = account.take_bytes(0, len(data))
             if delay:
                 await trio.sleep(delay)
-        visitor.socket.shutdown()
+        await visitor.socket.finish()

@@ -23,7 +23,6 @@ from tunnel.core.exchange import Exchanger
 from tunnel.core.request import Request, RequestStream
 from tunnel.core.visitor import HEAD, IDLE, Visitor
 from tunnel.log import get_logger
-from tunnel.net import RECV_SIZE
 from tunnel.observers import Observers
 from tunnel.ready import Ready
 
@@ -91,7 +90,7 @@ class Quick:
             return True  # it will see that for itself
         if data is None:
             return False
-        if len(data) == RECV_SIZE or visitor.socket.is_at_end:
+        if visitor.socket.has_rest:
             visitor.is_ready = True
         visitor.buffer = data
         return not (data and self._begin(visitor))

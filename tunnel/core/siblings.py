@@ -265,7 +265,7 @@ async def _relay(visitor: Socket, sibling: Socket) -> None:
             if sibling.peer() == GONE:
                 visitor.abort()  # it did not end its answer: nor may we make an end of it
             else:
-                visitor.shutdown()
+                await visitor.finish()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         visitor.abort()
     finally:
@@ -276,7 +276,7 @@ async def _relay(visitor: Socket, sibling: Socket) -> None:
 async def _copy(source: Socket, target: Socket) -> None:
     while data := await source.recv():
         await target.send(data)
-    target.shutdown()
+    await target.finish()
 
 
 __all__: Sequence[str] = ["SiblingPorts", "Siblings", "head_bytes"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -30,7 +30,7 @@ from tunnel.handler import (
     Visit,
     wrap,
 )
-from tunnel.observers import MOST, PAUSE, Observers, fold, only_observers
+from tunnel.observers import MOST, MOST_WAITING, PAUSE, SOME, Observers, fold, only_observers
 from tunnel.plugins import Program
 
 log = logging.getLogger("tunnel.plugins")
@@ -211,6 +211,43 @@ async def test_a_burst_is_told_before_it_is_long() -> None:
     (layer,) = fold(guards(telling_late(seen)))
     handler = wrap(handler_that([]), [layer])
     for number in range(MOST + 1):
+        await visited(handler, number)
+    assert len(seen) == MOST
+
+
+async def test_where_idle_time_is_known_they_wait_for_it_but_not_for_ever() -> None:
+    seen: list[str] = []
+    (layer,) = fold(guards(telling_late(seen)))
+    assert isinstance(layer, Observers)
+    handler = wrap(handler_that([]), [layer])
+    asked: list[Callable[[], None]] = []
+
+    def when_idle(work: Callable[[], None]) -> bool:
+        asked.append(work)
+        return True
+
+    layer.when_idle = when_idle
+    for number in range(MOST):
+        await visited(handler, number)
+        assert len(asked) == (number >= SOME - 1)
+    assert seen == []
+    asked.pop()()
+    assert len(seen) == MOST
+    for number in range(MOST_WAITING):
+        assert len(seen) == MOST
+        await visited(handler, number)
+    assert len(seen) == MOST + MOST_WAITING
+    asked.pop()()  # too late
+    assert len(seen) == MOST + MOST_WAITING
+
+
+async def test_where_that_is_not_known_after_all_they_do_not_wait() -> None:
+    seen: list[str] = []
+    (layer,) = fold(guards(telling_late(seen)))
+    assert isinstance(layer, Observers)
+    layer.when_idle = lambda work: False
+    handler = wrap(handler_that([]), [layer])
+    for number in range(MOST):
         await visited(handler, number)
     assert len(seen) == MOST
 

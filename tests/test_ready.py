@@ -4,7 +4,7 @@ import select
 import signal
 import socket as stdlib_socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tunnel import front
 from tunnel.net import RECV_SIZE, Socket
-from tunnel.ready import MOST, Ready, make_ready
+from tunnel.ready import LOOKS, MOST, Ready, make_ready
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is none without epoll, and nothing uses it")
 
@@ -185,6 +185,46 @@ async def test_what_comes_after_comes_when_all_are_told(ready: Ready, problems: 
         far.close()
 
 
+async def test_who_becomes_ready_meanwhile_is_told_before_it(ready: Ready) -> None:
+    order: list[str] = []
+    first, second = Pair(ready), Pair(ready)
+
+    def begin(has_ended: bool) -> None:
+        order.append("first")
+        ready.after(lambda: order.append("after"))
+        second.far.send(b"x")
+
+    def go_on(has_ended: bool) -> None:
+        order.append("second")
+        ready.after(lambda: order.append("after"))
+
+    ready._told[first.near.sock.fileno()] = begin
+    ready._told[second.near.sock.fileno()] = go_on
+    first.far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    assert order == ["first", "second", "after", "after"]
+    ready._told.clear()
+    first.close()
+    second.close()
+
+
+async def test_arrivals_without_end_do_not_hold_it_up(ready: Ready, pair: Pair) -> None:
+    order: list[str] = []
+
+    def again(has_ended: bool) -> None:
+        pair.near.recv_nowait()
+        if len(order) < 100:
+            order.append("told")
+            pair.far.send(b"x")
+            ready.after(lambda: order.append("after"))
+
+    ready._told[pair.near.sock.fileno()] = again
+    pair.far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    assert order[: 2 * (LOOKS + 1)] == ["told"] * (LOOKS + 1) + ["after"] * (LOOKS + 1)
+    ready._told.clear()
+
+
 async def test_many_at_once(ready: Ready) -> None:
     pairs = [Pair(ready) for _ in range(2 * MOST + 5)]
     for pair in pairs:
@@ -292,6 +332,82 @@ async def test_a_socket_may_be_waited_for_by_a_task_as_well(ready: Ready, pair: 
         pair.far.send(b"2")
         assert await pair.near.recv_later() == b"2"
     assert heard and not any(heard)  # behind a task the second may come with the first
+
+
+@pytest.fixture
+async def in_front(nursery: trio.Nursery, problems: list[Exception]) -> Ready:
+    made = Ready(problems.append)
+    nursery.start_soon(made.run)
+    await wait_all_tasks_blocked()
+    return made
+
+
+def asking(ready: Ready, pair: Pair, work: Callable[[], None]) -> None:
+    """Ask for it where most ask: while the socket's function is told."""
+
+    def hear(has_ended: bool) -> None:
+        pair._hear(has_ended)
+        assert ready.when_idle(work)
+
+    ready._told[pair.near.sock.fileno()] = hear
+    pair.far.send(b"x")
+
+
+async def test_what_waits_for_idle_time_is_done_once_when_all_are_told(in_front: Ready) -> None:
+    first, second = Pair(in_front), Pair(in_front)
+    got: list[int] = []
+    asking(in_front, first, lambda: got.append(len(second.got)))
+    second.far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    await wait_all_tasks_blocked(0.01)
+    assert got == [1]
+    first.close()
+    second.close()
+
+
+async def test_it_waits_while_others_are_served(in_front: Ready) -> None:
+    pair, busy, done = Pair(in_front), Pair(in_front), trio.Event()
+    is_busy = True
+
+    def again(has_ended: bool) -> None:
+        busy.near.recv_nowait()
+        if is_busy:
+            busy.far.send(b"x")
+
+    in_front._told[busy.near.sock.fileno()] = again
+    busy.far.send(b"x")
+    asking(in_front, pair, done.set)
+    await trio.sleep(0.05)
+    assert pair.got and not done.is_set()
+    is_busy = False
+    with trio.fail_after(5):
+        await done.wait()
+    pair.close()
+    in_front._told.clear()
+    busy.close()
+
+
+async def test_it_may_wake_a_task_or_move_a_deadline(in_front: Ready) -> None:
+    pair, event = Pair(in_front), trio.Event()
+    asking(in_front, pair, event.set)
+    with trio.fail_after(5):
+        await event.wait()
+    with trio.fail_after(5), trio.move_on_after(60) as scope:
+
+        def hurry() -> None:
+            scope.deadline = trio.current_time() + 0.05
+
+        asking(in_front, pair, hurry)
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    pair.close()
+
+
+async def test_behind_a_task_nobody_knows_when_that_is(nursery: trio.Nursery) -> None:
+    made = Ready(pytest.fail, may_be_in_front=False)
+    nursery.start_soon(made.run)
+    await wait_all_tasks_blocked()
+    assert not made.when_idle(pytest.fail)
 
 
 async def test_idle_time_is_idle_and_time_with_arrivals_is_not(ready: Ready, pair: Pair) -> None:

@@ -6,9 +6,11 @@ for the next time: five calls to the kernel instead of three. At one request at 
 request costs, and a tenth at 32.
 
 So while `Ready` runs, a `Front` stands in for the I/O manager of Trio's runner. It waits for our set, in which
-Trio's own epoll is one more member, calls what ours want, and leaves the rest to Trio. It waits again by itself only
+Trio's own epoll is one more member, has ours served, and leaves the rest to Trio. It waits again by itself only
 while there is nothing in a turn for Trio: none of its sockets, no task that can run, no deadline come or changed. So
 deadlines, cancellation and fairness are Trio's as ever.
+
+Only here is it known that the program is about to sleep, so here is done what may wait until then (`Ready.when_idle`).
 
 Nothing public of Trio reaches its I/O manager, so this knows five names of its inside. Where one of them is missing, or
 the run is a guest of another loop, `put` says no and a task waits instead; tests/test_ready.py holds both ways to the
@@ -24,23 +26,29 @@ from typing import Any
 
 import trio
 
-#: tells those that are ready, (file number, what epoll says of it); returns whether `other` is among them
-Tell = Callable[[list[tuple[int, int]], int], bool]
+Events = list[tuple[int, int]]  #: who is ready: file number, what epoll says of it
+#: serves those that are ready; returns whether `other` is among them
+Serve = Callable[[Events, int], bool]
+Work = list[Callable[[], None]]
 
 _ONLY_OURS: Any = True  #: for Trio: something happened, and nothing of it is yours
 
 
 class Front:
-    """Stands before the I/O manager of a runner, with our set and what tells its members; most: how many in a row."""
+    """Stands before the I/O manager of a runner, with our set and what serves its members; most: how many in a row.
 
-    def __init__(self, runner: Any, ours: select.epoll, tell: Tell, most: int) -> None:
+    idle: what to do before the program sleeps, each once. It must not raise.
+    """
+
+    def __init__(self, runner: Any, ours: select.epoll, serve: Serve, most: int, idle: Work) -> None:
         behind = self._behind = runner.io_manager
         self.other: int = behind._epoll.fileno()
         self._runnable = runner.runq
         self._next_deadline = runner.deadlines.next_deadline
         self._poll = ours.poll
-        self._tell = tell
+        self._serve = serve
         self._most = most + 1
+        self._idle = idle
         self._process_events = behind.process_events
         # what tasks call, without a detour
         self.wait_readable = behind.wait_readable
@@ -53,30 +61,47 @@ class Front:
     @trio.lowlevel.enable_ki_protection
     def get_events(self, timeout: float) -> Any:
         """Wait for `timeout` seconds at most. False-like means to Trio that nothing happened in that time."""
-        poll, tell, most, other = self._poll, self._tell, self._most, self.other
-        events = poll(timeout, most)
-        if not events:
-            return events
+        until = monotonic() + timeout
         next_deadline, runnable = self._next_deadline, self._runnable
-        deadline, until = next_deadline(), monotonic() + timeout
-        while not tell(events, other):
+        deadline = next_deadline()
+        events = self._wait(timeout)
+        if not events:
+            return events if next_deadline() == deadline and not runnable else _ONLY_OURS
+        serve, other = self._serve, self.other
+        while not serve(events, other):
             left = until - monotonic()
-            if left <= 0 or runnable or next_deadline() != deadline or not (events := poll(left, most)):
+            if left <= 0 or runnable or next_deadline() != deadline or not (events := self._wait(left)):
                 return _ONLY_OURS
         return self._behind.get_events(0)
+
+    def _wait(self, timeout: float) -> Events:
+        """Who is ready, in `timeout` seconds at most. If that is nobody now, it is time for what may wait until then;
+        where that gives Trio something to do, nobody is waited for."""
+        idle = self._idle
+        if idle and timeout > 0:
+            if events := self._poll(0, self._most):
+                return events
+            until, deadline = monotonic() + timeout, self._next_deadline()
+            work = idle[:]
+            idle.clear()
+            for one in work:
+                one()
+            is_needed = self._runnable or self._next_deadline() != deadline
+            timeout = 0.0 if is_needed else max(0.0, until - monotonic())
+        return self._poll(timeout, self._most)
 
     def process_events(self, events: Any) -> None:
         if events is not _ONLY_OURS:
             self._process_events(events)
 
 
-def put(ours: select.epoll, tell: Tell, most: int) -> Callable[[], None] | None:
+def put(ours: select.epoll, serve: Serve, most: int, idle: Work) -> Callable[[], None] | None:
     """Stand before the I/O manager of this run from now on; returns what ends that, or None where it can't be."""
     try:
         runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         if runner.is_guest or isinstance(runner.io_manager, Front):
             return None
-        front = Front(runner, ours, tell, most)
+        front = Front(runner, ours, serve, most, idle)
     except AttributeError:  # another Trio
         return None
     behind, runner.io_manager = runner.io_manager, front

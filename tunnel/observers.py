@@ -6,13 +6,14 @@ layers, and an observer that raises is reported once, switched off, and hurts ne
 
 What observers do `late` is gathered and done for many visits in a row. Between two requests a busy processor's caches
 are filled with other things, so that code costs two to four times as much when it runs once a request as when it runs
-for twenty of them.
+for twenty of them. Where it is known when the program is about to sleep they wait for that (`Observers.when_idle`), so
+that they take no time from requests that are under way.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -20,6 +21,8 @@ from tunnel.handler import Begin, End, Ended, Enter, Guard, Handler, Layer, Leav
 
 PAUSE = 0.01  # seconds after a visit's end within which it is told to those who want it late
 MOST = 64  # visits told in a row: the run loop does nothing else meanwhile
+SOME = 32  # visits that are worth being told in a row, when there is nothing else to do
+MOST_WAITING = 512  # visits told in a row if there is always something else to do
 _KINDS = ("connect", "link", "stream", "request", "local", "query")
 
 
@@ -48,15 +51,20 @@ def only_observers(layers: Sequence[Layer]) -> Observers | None:
 
 
 class Observers:
-    """One layer of several guarded observers, outermost first. `run` has to run for those that are told late."""
+    """One layer of several guarded observers, outermost first. `run` has to run for those that are told late.
+
+    when_idle: has a function called when the program has nothing else to do, or says that it can't.
+    """
 
     def __init__(self, guards: Sequence[Guard]) -> None:
+        self.when_idle: Callable[[Callable[[], None]], bool] | None = None
         self._guards = guards
         self._begins: defaultdict[str, tuple[tuple[Guard, Begin], ...]] = defaultdict(tuple)
         self._ends: defaultdict[str, tuple[tuple[Guard, End], ...]] = defaultdict(tuple)
         self._late: tuple[tuple[Guard, Observer], ...] = ()
         self._late_kinds: frozenset[str] = frozenset()
         self._over: list[Ended] = []  # not told yet
+        self._may_wait = False
         self._wake = trio.Event()
         self._enters: dict[str, tuple[tuple[Guard, Enter], ...]] = {}
         self._gather()
@@ -154,7 +162,9 @@ class Observers:
             count = len(over)
             if count == 1:
                 self._wake.set()
-            elif count >= MOST:
+            elif count == SOME:
+                self._may_wait = self.when_idle is not None and self.when_idle(self.settle)
+            elif count >= MOST and (count >= MOST_WAITING or not self._may_wait):
                 self.settle()
 
     def settle(self) -> None:

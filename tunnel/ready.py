@@ -7,8 +7,12 @@ together with Trio's own (front.py) and calls the sockets' functions, one after 
 waits for it and calls them. They must neither wait nor raise, and belong to no task: `trio.lowlevel.current_task`
 may find none.
 
-What they queue meanwhile on links leaves when all have been called (`after`): one write for all of them, and without
-waking the links' writers.
+What they queue meanwhile on links leaves when all have been called, and nobody else has become ready meanwhile
+(`after`): one write for all of them, and without waking the links' writers. A write and what it wakes at the other end
+cost as much as several requests, and those that come in a burst are rarely all there at the first look.
+
+While this program serves, the other end of its links mostly waits for it, and the other way round. So what no visitor
+waits for is put off until there is nobody to serve (`when_idle`): that time is nobody's.
 
 Linux only: elsewhere `make_ready` gives None, and all goes the way of tasks, which is the reference.
 """
@@ -23,7 +27,8 @@ import trio
 from tunnel import front
 from tunnel.net import Socket
 
-MOST = 128  #: sockets told in a row, before others run
+MOST = 128  #: sockets told in a row
+LOOKS = 4  #: for more that are ready, before what has been queued leaves, and others run
 
 _ENDED = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 
@@ -40,6 +45,7 @@ class Ready:
         self._set = select.epoll()
         self._told: dict[int, Told] = {}
         self._after: list[Callable[[], None]] = []
+        self._idle: list[Callable[[], None]] = []
         self._on_problem = on_problem
         self._may_be_in_front = may_be_in_front
         self.is_in_front = False
@@ -71,27 +77,52 @@ class Ready:
         """Call this when all that are ready now have been told."""
         self._after.append(told)
 
+    def when_idle(self, work: Callable[[], None]) -> bool:
+        """Call this, which must not raise, when there is nobody to tell and no task that can run, right before the
+        program sleeps. That may never be. False where that moment is not known."""
+        if self.is_in_front:
+            self._idle.append(work)
+        return self.is_in_front
+
     async def run(self) -> None:
         """Until cancelled."""
-        remove = front.put(self._set, self._tell, MOST) if self._may_be_in_front else None
+        remove = front.put(self._set, self._serve, MOST, self._idle) if self._may_be_in_front else None
         self.is_in_front = remove is not None
         try:
             if remove is not None:
                 await trio.sleep_forever()
             while True:
                 await trio.lowlevel.wait_readable(self._set)
-                self._tell(self._set.poll(0, MOST))
+                self._serve(self._set.poll(0, MOST))
         finally:
             if remove is not None:
                 remove()
+            self.is_in_front = False
             self._told.clear()
             self._set.close()
 
-    def _tell(self, events: list[tuple[int, int]], other: int = -1) -> bool:
-        """Call those that are ready; whether `other`, which is none of them, is there too."""
+    def _serve(self, events: front.Events, other: int = -1) -> bool:
+        """Tell those that are ready, and those that have become so meanwhile, then let leave what they have queued.
+        Says whether `other`, which is none of them, is ready too."""
+        self.is_telling = True
+        has_other = self._tell(events, other)
+        for _ in range(LOOKS):
+            if has_other or not (events := self._set.poll(0, MOST)):
+                break
+            has_other = self._tell(events, other)
+        self.is_telling = False
+        if self._after:
+            after, self._after = self._after, []
+            for last in after:
+                try:
+                    last()
+                except Exception as exc:
+                    self._on_problem(exc)
+        return has_other
+
+    def _tell(self, events: front.Events, other: int) -> bool:
         has_other = False
         find = self._told.get
-        self.is_telling = True
         for number, flags in events:
             told = find(number)
             if told is not None:
@@ -101,14 +132,6 @@ class Ready:
                     self._on_problem(exc)
             elif number == other:  # else an earlier one has closed it
                 has_other = True
-        self.is_telling = False
-        if self._after:
-            after, self._after = self._after, []
-            for last in after:
-                try:
-                    last()
-                except Exception as exc:
-                    self._on_problem(exc)
         return has_other
 
 

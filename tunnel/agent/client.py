@@ -263,6 +263,8 @@ class Agent:
         nursery.start_soon(self._sweeper.run)
         if self._ready is not None:
             nursery.start_soon(self._ready.run)
+            if self._forwarder.observers is not None:
+                self._forwarder.observers.when_idle = self._ready.when_idle
         nursery.start_soon(self._prober.run)
         if self.settings.metrics_addr and self._member is None:
             sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")

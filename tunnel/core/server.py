@@ -377,6 +377,7 @@ class Core:
         if self._ready is not None:
             background.start_soon(self._ready.run)
             if exchanger.observers is not None:
+                exchanger.observers.when_idle = self._ready.when_idle
                 quick = Quick(exchanger, exchanger.observers, self._ready, settings.keepalive_timeout)
         door = make_door(exchanger, tls=public_tls, quick=quick)
         plain_door = make_door(plain_side, tls=None)

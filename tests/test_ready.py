@@ -13,8 +13,9 @@ import trio.lowlevel
 from trio.testing import wait_all_tasks_blocked
 
 from tunnel import front
+from tunnel.front import LOOKS
 from tunnel.net import RECV_SIZE, Socket
-from tunnel.ready import LOOKS, MOST, Ready, make_ready
+from tunnel.ready import MOST, Ready, make_ready
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is none without epoll, and nothing uses it")
 
@@ -185,46 +186,6 @@ async def test_what_comes_after_comes_when_all_are_told(ready: Ready, problems: 
         far.close()
 
 
-async def test_who_becomes_ready_meanwhile_is_told_before_it(ready: Ready) -> None:
-    order: list[str] = []
-    first, second = Pair(ready), Pair(ready)
-
-    def begin(has_ended: bool) -> None:
-        order.append("first")
-        ready.after(lambda: order.append("after"))
-        second.far.send(b"x")
-
-    def go_on(has_ended: bool) -> None:
-        order.append("second")
-        ready.after(lambda: order.append("after"))
-
-    ready._told[first.near.sock.fileno()] = begin
-    ready._told[second.near.sock.fileno()] = go_on
-    first.far.send(b"x")
-    await wait_all_tasks_blocked(0.01)
-    assert order == ["first", "second", "after", "after"]
-    ready._told.clear()
-    first.close()
-    second.close()
-
-
-async def test_arrivals_without_end_do_not_hold_it_up(ready: Ready, pair: Pair) -> None:
-    order: list[str] = []
-
-    def again(has_ended: bool) -> None:
-        pair.near.recv_nowait()
-        if len(order) < 100:
-            order.append("told")
-            pair.far.send(b"x")
-            ready.after(lambda: order.append("after"))
-
-    ready._told[pair.near.sock.fileno()] = again
-    pair.far.send(b"x")
-    await wait_all_tasks_blocked(0.01)
-    assert order[: 2 * (LOOKS + 1)] == ["told"] * (LOOKS + 1) + ["after"] * (LOOKS + 1)
-    ready._told.clear()
-
-
 async def test_many_at_once(ready: Ready) -> None:
     pairs = [Pair(ready) for _ in range(2 * MOST + 5)]
     for pair in pairs:
@@ -340,6 +301,71 @@ async def in_front(nursery: trio.Nursery, problems: list[Exception]) -> Ready:
     nursery.start_soon(made.run)
     await wait_all_tasks_blocked()
     return made
+
+
+async def test_who_becomes_ready_meanwhile_is_told_before_what_comes_after(in_front: Ready) -> None:
+    order: list[str] = []
+    first, second = Pair(in_front), Pair(in_front)
+
+    def begin(has_ended: bool) -> None:
+        order.append("first")
+        in_front.after(lambda: order.append("after"))
+        second.far.send(b"x")
+
+    def go_on(has_ended: bool) -> None:
+        order.append("second")
+        in_front.after(lambda: order.append("after"))
+
+    in_front._told[first.near.sock.fileno()] = begin
+    in_front._told[second.near.sock.fileno()] = go_on
+    first.far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    assert order == ["first", "second", "after", "after"]
+    in_front._told.clear()
+    first.close()
+    second.close()
+
+
+async def test_arrivals_without_end_do_not_hold_that_up(in_front: Ready) -> None:
+    pair = Pair(in_front)
+    order: list[str] = []
+
+    def again(has_ended: bool) -> None:
+        pair.near.recv_nowait()
+        if len(order) < 100:
+            order.append("told")
+            pair.far.send(b"x")
+            in_front.after(lambda: order.append("after"))
+
+    in_front._told[pair.near.sock.fileno()] = again
+    pair.far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    assert order[: 2 * (LOOKS + 1)] == ["told"] * (LOOKS + 1) + ["after"] * (LOOKS + 1)
+    pair.close()
+
+
+async def test_nor_does_it_wait_for_others_when_a_task_can_run(in_front: Ready) -> None:
+    order: list[str] = []
+    event = trio.Event()
+    pair = Pair(in_front)
+
+    def again(has_ended: bool) -> None:
+        pair.near.recv_nowait()
+        if not event.is_set():
+            pair.far.send(b"x")
+            in_front.after(lambda: order.append("after"))
+            event.set()
+        else:
+            order.append("again")
+
+    in_front._told[pair.near.sock.fileno()] = again
+    pair.far.send(b"x")
+    with trio.fail_after(5):
+        await event.wait()
+        order.append("task")
+        await wait_all_tasks_blocked(0.01)
+    assert order == ["after", "task", "again"]
+    pair.close()
 
 
 def asking(ready: Ready, pair: Pair, work: Callable[[], None]) -> None:

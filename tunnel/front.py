@@ -22,31 +22,42 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 Events = list[tuple[int, int]]  #: who is ready: file number, what epoll says of it
-#: serves those that are ready; returns whether `other` is among them
-Serve = Callable[[Events, int], bool]
 Work = list[Callable[[], None]]
+
+LOOKS = 4  #: for more that are ready, before what has been queued leaves
 
 _ONLY_OURS: Any = True  #: for Trio: something happened, and nothing of it is yours
 
 
+class Served(Protocol):
+    """Whose sockets they are."""
+
+    def tell(self, events: Events, other: int) -> bool:
+        """Call the functions of those that are ready; returns whether `other`, which is none of them, is among them."""
+
+    def finish(self) -> None:
+        """All have been told."""
+
+
 class Front:
-    """Stands before the I/O manager of a runner, with our set and what serves its members; most: how many in a row.
+    """Stands before the I/O manager of a runner, with our set and who serves its members; most: how many in a row.
 
     idle: what to do before the program sleeps, each once. It must not raise.
     """
 
-    def __init__(self, runner: Any, ours: select.epoll, serve: Serve, most: int, idle: Work) -> None:
+    def __init__(self, runner: Any, ours: select.epoll, served: Served, most: int, idle: Work) -> None:
         behind = self._behind = runner.io_manager
         self.other: int = behind._epoll.fileno()
         self._runnable = runner.runq
         self._next_deadline = runner.deadlines.next_deadline
         self._poll = ours.poll
-        self._serve = serve
+        self._tell = served.tell
+        self._finish = served.finish
         self._most = most + 1
         self._idle = idle
         self._process_events = behind.process_events
@@ -67,12 +78,23 @@ class Front:
         events = self._wait(timeout)
         if not events:
             return events if next_deadline() == deadline and not runnable else _ONLY_OURS
-        serve, other = self._serve, self.other
-        while not serve(events, other):
+        while not self._serve(events):
             left = until - monotonic()
             if left <= 0 or runnable or next_deadline() != deadline or not (events := self._wait(left)):
                 return _ONLY_OURS
         return self._behind.get_events(0)
+
+    def _serve(self, events: Events) -> bool:
+        """Tell those that are ready, and those that become so meanwhile unless a task could run; whether some are
+        Trio's."""
+        tell, other = self._tell, self.other
+        is_needed = tell(events, other)
+        for _ in range(LOOKS):
+            if is_needed or self._runnable or not (events := self._poll(0, self._most)):
+                break
+            is_needed = tell(events, other)
+        self._finish()
+        return is_needed
 
     def _wait(self, timeout: float) -> Events:
         """Who is ready, in `timeout` seconds at most. If that is nobody now, it is time for what may wait until then;
@@ -95,13 +117,13 @@ class Front:
             self._process_events(events)
 
 
-def put(ours: select.epoll, serve: Serve, most: int, idle: Work) -> Callable[[], None] | None:
+def put(ours: select.epoll, served: Served, most: int, idle: Work) -> Callable[[], None] | None:
     """Stand before the I/O manager of this run from now on; returns what ends that, or None where it can't be."""
     try:
         runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner
         if runner.is_guest or isinstance(runner.io_manager, Front):
             return None
-        front = Front(runner, ours, serve, most, idle)
+        front = Front(runner, ours, served, most, idle)
     except AttributeError:  # another Trio
         return None
     behind, runner.io_manager = runner.io_manager, front

@@ -7,9 +7,9 @@ together with Trio's own (front.py) and calls the sockets' functions, one after 
 waits for it and calls them. They must neither wait nor raise, and belong to no task: `trio.lowlevel.current_task`
 may find none.
 
-What they queue meanwhile on links leaves when all have been called, and nobody else has become ready meanwhile
-(`after`): one write for all of them, and without waking the links' writers. A write and what it wakes at the other end
-cost as much as several requests, and those that come in a burst are rarely all there at the first look.
+What they queue meanwhile on links leaves when all have been called (`after`): one write for all of them, and without
+waking the links' writers. Those that come in a burst are rarely all there at the first look, and a write and what it
+wakes at the other end cost as much as several requests: so the run loop looks again before it lets that leave.
 
 While this program serves, the other end of its links mostly waits for it, and the other way round. So what no visitor
 waits for is put off until there is nobody to serve (`when_idle`): that time is nobody's.
@@ -28,7 +28,6 @@ from tunnel import front
 from tunnel.net import Socket
 
 MOST = 128  #: sockets told in a row
-LOOKS = 4  #: for more that are ready, before what has been queued leaves, and others run
 
 _ENDED = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 
@@ -86,14 +85,15 @@ class Ready:
 
     async def run(self) -> None:
         """Until cancelled."""
-        remove = front.put(self._set, self._serve, MOST, self._idle) if self._may_be_in_front else None
+        remove = front.put(self._set, self, MOST, self._idle) if self._may_be_in_front else None
         self.is_in_front = remove is not None
         try:
             if remove is not None:
                 await trio.sleep_forever()
             while True:
                 await trio.lowlevel.wait_readable(self._set)
-                self._serve(self._set.poll(0, MOST))
+                self.tell(self._set.poll(0, MOST))
+                self.finish()
         finally:
             if remove is not None:
                 remove()
@@ -101,28 +101,11 @@ class Ready:
             self._told.clear()
             self._set.close()
 
-    def _serve(self, events: front.Events, other: int = -1) -> bool:
-        """Tell those that are ready, and those that have become so meanwhile, then let leave what they have queued.
-        Says whether `other`, which is none of them, is ready too."""
-        self.is_telling = True
-        has_other = self._tell(events, other)
-        for _ in range(LOOKS):
-            if has_other or not (events := self._set.poll(0, MOST)):
-                break
-            has_other = self._tell(events, other)
-        self.is_telling = False
-        if self._after:
-            after, self._after = self._after, []
-            for last in after:
-                try:
-                    last()
-                except Exception as exc:
-                    self._on_problem(exc)
-        return has_other
-
-    def _tell(self, events: front.Events, other: int) -> bool:
+    def tell(self, events: front.Events, other: int = -1) -> bool:
+        """Call the functions of those that are ready; whether `other`, which is none of them, is among them."""
         has_other = False
         find = self._told.get
+        self.is_telling = True
         for number, flags in events:
             told = find(number)
             if told is not None:
@@ -133,6 +116,17 @@ class Ready:
             elif number == other:  # else an earlier one has closed it
                 has_other = True
         return has_other
+
+    def finish(self) -> None:
+        """All have been told: what they have queued leaves."""
+        self.is_telling = False
+        if self._after:
+            after, self._after = self._after, []
+            for last in after:
+                try:
+                    last()
+                except Exception as exc:
+                    self._on_problem(exc)
 
 
 def make_ready(on_problem: Callable[[Exception], None], may_be_in_front: bool = True) -> Ready | None:

@@ -393,24 +393,43 @@ async def test_what_waits_for_idle_time_is_done_once_when_all_are_told(in_front:
 
 async def test_it_waits_while_others_are_served(in_front: Ready) -> None:
     pair, busy, done = Pair(in_front), Pair(in_front), trio.Event()
-    is_busy = True
+    seen: list[bool] = []
 
     def again(has_ended: bool) -> None:
         busy.near.recv_nowait()
-        if is_busy:
+        seen.append(done.is_set())
+        if len(seen) < 20 * LOOKS:
             busy.far.send(b"x")
 
     in_front._told[busy.near.sock.fileno()] = again
     busy.far.send(b"x")
     asking(in_front, pair, done.set)
-    await trio.sleep(0.05)
-    assert pair.got and not done.is_set()
-    is_busy = False
     with trio.fail_after(5):
         await done.wait()
+    assert pair.got and seen == [False] * 20 * LOOKS
     pair.close()
     in_front._told.clear()
     busy.close()
+
+
+async def test_what_is_asked_for_again_and_again_is_done_once(in_front: Ready) -> None:
+    """A program that never sleeps must not gather it."""
+    pair, done = Pair(in_front), []
+
+    def work() -> None:
+        done.append(len(in_front._idle))
+
+    def hear(has_ended: bool) -> None:
+        pair._hear(has_ended)
+        for _ in range(100):
+            assert in_front.when_idle(work)
+        assert len(in_front._idle) == 1
+
+    in_front._told[pair.near.sock.fileno()] = hear
+    pair.far.send(b"x")
+    await wait_all_tasks_blocked(0.01)
+    assert done == [0]
+    pair.close()
 
 
 async def test_it_may_wake_a_task_or_move_a_deadline(in_front: Ready) -> None:

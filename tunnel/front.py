@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import trio
 
 Events = list[tuple[int, int]]  #: who is ready: file number, what epoll says of it
-Work = list[Callable[[], None]]
+Work = dict[Callable[[], None], None]  #: in the order in which it was asked for, nothing twice
 
 LOOKS = 4  #: for more that are ready, before what has been queued leaves
 
@@ -47,7 +47,7 @@ class Served(Protocol):
 class Front:
     """Stands before the I/O manager of a runner, with our set and who serves its members; most: how many in a row.
 
-    idle: what to do before the program sleeps, each once. It must not raise.
+    idle: what to do before the program sleeps. It must not raise.
     """
 
     def __init__(self, runner: Any, ours: select.epoll, served: Served, most: int, idle: Work) -> None:
@@ -104,7 +104,7 @@ class Front:
             if events := self._poll(0, self._most):
                 return events
             until, deadline = monotonic() + timeout, self._next_deadline()
-            work = idle[:]
+            work = list(idle)
             idle.clear()
             for one in work:
                 one()

@@ -64,7 +64,7 @@ class Observers:
         self._late: tuple[tuple[Guard, Observer], ...] = ()
         self._late_kinds: frozenset[str] = frozenset()
         self._over: list[Ended] = []  # not told yet
-        self._may_wait = False
+        self._most = MOST
         self._wake = trio.Event()
         self._enters: dict[str, tuple[tuple[Guard, Enter], ...]] = {}
         self._gather()
@@ -163,8 +163,9 @@ class Observers:
             if count == 1:
                 self._wake.set()
             elif count == SOME:
-                self._may_wait = self.when_idle is not None and self.when_idle(self.settle)
-            elif count >= MOST and (count >= MOST_WAITING or not self._may_wait):
+                waits = self.when_idle is not None and self.when_idle(self.settle)
+                self._most = MOST_WAITING if waits else MOST
+            elif count >= self._most:
                 self.settle()
 
     def settle(self) -> None:

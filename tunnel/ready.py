@@ -44,7 +44,7 @@ class Ready:
         self._set = select.epoll()
         self._told: dict[int, Told] = {}
         self._after: list[Callable[[], None]] = []
-        self._idle: list[Callable[[], None]] = []
+        self._idle: front.Work = {}
         self._on_problem = on_problem
         self._may_be_in_front = may_be_in_front
         self.is_in_front = False
@@ -78,9 +78,10 @@ class Ready:
 
     def when_idle(self, work: Callable[[], None]) -> bool:
         """Call this, which must not raise, when there is nobody to tell and no task that can run, right before the
-        program sleeps. That may never be. False where that moment is not known."""
+        program sleeps: once, however often it was asked for until then. That may never be. False where that moment is
+        not known."""
         if self.is_in_front:
-            self._idle.append(work)
+            self._idle[work] = None
         return self.is_in_front
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ Only here is it known that the program is about to sleep, so here is done what m
 
 Nothing public of Trio reaches its I/O manager, so this knows five names of its inside. Where one of them is missing, or
 the run is a guest of another loop, `put` says no and a task waits instead; tests/test_ready.py holds both ways to the
-same, and says which one is used.
+same, tests/test_front.py says which one is used.
 """
 
 from __future__ import annotations

@@ -43,8 +43,9 @@ from tunnel.link.stream import Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.link.workers import Cancellable, Workers
+from tunnel.listening import listen
 from tunnel.log import get_logger
-from tunnel.net import Socket, address_text, listen
+from tunnel.net import Socket, address_text
 from tunnel.plugins import Program
 from tunnel.ready import make_ready
 from tunnel.wire import control, frames

@@ -22,8 +22,9 @@ from tunnel.errors import ConfigError
 from tunnel.handler import AgentStatistics
 from tunnel.http.pages import serve_pages
 from tunnel.link.tasks import open_pair
+from tunnel.listening import listen
 from tunnel.log import get_logger
-from tunnel.net import address_text, listen
+from tunnel.net import address_text
 from tunnel.plugins import Program
 from tunnel.wire import frames
 from tunnel.workers.channel import ChannelLost, Handler

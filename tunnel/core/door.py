@@ -20,8 +20,9 @@ from tunnel.core.visitor import ANSWER, BODY, HEAD, IDLE, Visitor
 from tunnel.errors import TunnelError
 from tunnel.http.answers import answer as make_answer
 from tunnel.link.sweeper import Sweeper
+from tunnel.listening import accept_each
 from tunnel.log import get_logger
-from tunnel.net import Socket, accept_each, address_text, with_tls
+from tunnel.net import Socket, address_text, with_tls
 
 log = get_logger("tunnel.core")
 

@@ -35,8 +35,9 @@ from tunnel.link import transport
 from tunnel.link.link import Link
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
+from tunnel.listening import accept_each
 from tunnel.log import get_logger
-from tunnel.net import Socket, accept_each, address_text, with_tls
+from tunnel.net import Socket, address_text, with_tls
 from tunnel.ready import Ready
 from tunnel.tuning import Litter
 from tunnel.wire import control, frames

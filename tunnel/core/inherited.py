@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 
 from tunnel.errors import ConfigError
-from tunnel.net import listen
+from tunnel.listening import listen
 
 HANDOVER = "TUNNEL_HANDOVER"  #: JSON: {"channel": file descriptor, "sockets": {name: [file descriptors]}}
 PUBLIC, HTTP, AGENTS, METRICS, DASHBOARD = "public", "http", "agents", "metrics", "dashboard"

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tunnel.core.inherited import Inherited, tcp_name
 from tunnel.errors import ConfigError, Refused
-from tunnel.net import listen
+from tunnel.listening import listen
 
 
 class PortSource(Protocol):

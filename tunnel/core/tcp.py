@@ -19,8 +19,9 @@ from tunnel.core.visitor import RAW, Visitor
 from tunnel.errors import OUTCOMES, Failure
 from tunnel.handler import Layer, StreamVisit, wrap
 from tunnel.link.stream import RawStream, Stream
+from tunnel.listening import accept_each
 from tunnel.log import get_logger
-from tunnel.net import Socket, accept_each, address_text
+from tunnel.net import Socket, address_text
 from tunnel.wire import frames
 from tunnel.wire.frames import UNKNOWN, Open
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 DRAIN_TIMEOUT = 2.0  # seconds that open requests get after Ctrl-C; an open event stream must not hold it up
 SAMPLE_NAME = "hello"  # the sample service's; one that is typed easily, for its port changes
-DIAL_TIMEOUT = 1.0  # seconds for the look whether the local service is there
 
 #: a failed request is shown by us, with its cause; its access records come only when somebody asks for records
 QUIET_LAYERS = "-layers=tracing,metrics,health"
@@ -135,8 +134,6 @@ class Up:
                 self._is_up = True
                 self._announce(out, more)
                 nursery.start_soon(self._show, out, live)
-                if self._options.local:
-                    nursery.start_soon(self._look_for_services)
             nursery.cancel_scope.cancel()
 
     async def _watch_signals(self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]) -> None:
@@ -232,20 +229,6 @@ class Up:
             await show_live(self._feed, Console(file=out))
         else:
             await show_lines(self._feed, out)
-
-    async def _look_for_services(self) -> None:
-        """Say at once what a visitor would find out otherwise."""
-        import trio
-
-        from tunnel.config import parse_local
-
-        for service in parse_local(self._options.local):
-            try:
-                with trio.fail_after(DIAL_TIMEOUT):
-                    stream = await trio.open_tcp_stream(service.host, service.port)
-                await stream.aclose()
-            except (OSError, trio.TooSlowError):
-                self._feed.say(f"Nothing accepts connections at {service.address} yet; visitors get 502 until it does.")
 
 
 def core_flags(public: str, data_dir: Path) -> list[str]:

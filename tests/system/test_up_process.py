@@ -42,12 +42,13 @@ class Up:
     def lines(self) -> list[str]:
         return self.out.read_text().splitlines()
 
-    def wait_for(self, text: str) -> None:
-        """Until this is in the output."""
+    def wait_for(self, text: str, where: Path | None = None) -> None:
+        """Until this is in the output, or in that of errors."""
         deadline = time.monotonic() + BOUND
-        while text not in self.out.read_text():
+        where = where or self.out
+        while text not in where.read_text():
             assert self.process.poll() is None, self.err.read_text()
-            assert time.monotonic() < deadline, f"no {text!r} in {self.out.read_text()}"
+            assert time.monotonic() < deadline, f"no {text!r} in {where.read_text()}"
             time.sleep(0.02)
 
     def connect(self) -> http.client.HTTPConnection:
@@ -142,7 +143,7 @@ def test_a_service_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_service_that_is_not_there(tmp_path: Path) -> None:
     with running(tmp_path, "1") as up:  # tcpmux: nobody listens there
-        up.wait_for("Nothing accepts connections at localhost:1 yet")
+        up.wait_for("local service is down local=localhost:1 ", up.err)
         status, body, fields = up.get("/")
         assert (status, fields["x-tunnel-outcome"]) == (502, "local_refused")
         assert b"Side: local service" in body

@@ -14,6 +14,7 @@ from tunnel.log import get_logger
 log = get_logger("tunnel.agent")
 
 INTERVAL = 15.0  #: seconds between two looks
+ADVICE = "start it, or serve another address; until then visitors are told that it is down"
 
 
 class LocalProber:
@@ -40,7 +41,7 @@ class LocalProber:
         before = self._states.get(service.address, "")
         self._states[service.address] = state
         if state and not before:
-            log.warning("local service is down", local=service.address, reason=state)
+            log.warning("local service is down", local=service.address, reason=state, advice=ADVICE)
         elif before and not state:
             log.info("local service is up", local=service.address)
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.figures import MEASURES, REACH, Figures, ratios, spread
+from benchmarks.figures import MEASURES, REACH, Figures, Reach, ratios, spread
 
 ROOT = Path(__file__).parents[2]
 JSON, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
@@ -132,6 +132,13 @@ def table(figures: Figures) -> list[str]:
     return rows
 
 
+def _beside(value: float, one: Reach) -> str:
+    """With as many digits as it takes to tell it from the bounds."""
+    shown = number(value)
+    is_close = any(value != bound and shown == number(bound) for bound in (one.reach, one.land))
+    return f"{value:.3f}" if is_close else shown
+
+
 def reach(parts: Iterable[Figures]) -> list[str]:
     """The figures to reach beside what was measured."""
     merged: Figures = {}
@@ -141,7 +148,7 @@ def reach(parts: Iterable[Figures]) -> list[str]:
     for one in REACH:
         value = one.value(merged)
         sign = "≥" if one.more_is_better else "≤"
-        shown = f"{number(value)} {one.unit}" if value is not None else ""
+        shown = f"{_beside(value, one)} {one.unit}" if value is not None else ""
         bounds = [f"{sign} {bound:g} {one.unit}" for bound in (one.reach, one.land)]
         rows.append(_row([one.title, *bounds, shown, one.verdict(merged)]))
     return rows

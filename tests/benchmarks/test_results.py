@@ -66,6 +66,15 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("ours", "row"), [(0.5512, "0.551 x | missed"), (0.55, "0.55 x | good enough to land"), (0.57, "0.57 x | missed")]
+)
+def test_a_figure_is_told_from_its_bound(ours: float, row: str) -> None:
+    figures: Figures = {"server cpu 32": {FLOOR: [100.0]}, "agent cpu 32": {OURS: [100 * ours]}}
+    (line,) = (line for line in reach([figures]) if line.startswith("| agent's CPU"))
+    assert line.endswith(f"| {row} |")
+
+
 def test_bars_are_as_long_as_their_value() -> None:
     assert bar(10, 10) == "█" * WIDTH
     assert bar(5, 10) == "█" * (WIDTH // 2)

@@ -263,6 +263,23 @@ def test_certificates_come_in_pairs(tmp_path: pathlib.Path) -> None:
     assert core("-public-tls", "-public-cert", pem, "-public-key", pem).public_key == pem
 
 
+def test_a_certificate_that_is_given_is_used(tmp_path: pathlib.Path) -> None:
+    """From wherever it comes, and never for plain HTTP; only a plain word leaves it unused."""
+    pem = write(tmp_path / "a.pem", "x")
+    given = ("-public-cert", pem, "-public-key", pem)
+    assert core(*given).public_tls
+    assert core(TUNNEL_PUBLIC_CERT=pem, TUNNEL_PUBLIC_KEY=pem).public_tls
+    pair = f"public_cert = {pem!r}\npublic_key = {pem!r}\n"
+    assert core("-config", write(tmp_path / "pair.toml", pair)).public_tls
+    assert core("-public-cert-dir", str(tmp_path)).public_tls
+    assert core(*given, "-http-addr=:80").http_addr == ":80"
+    assert not core(TUNNEL_PUBLIC_CERT="", TUNNEL_PUBLIC_KEY="").public_tls
+    assert not core("-agent-cert", pem, "-agent-key", pem).public_tls
+    off = write(tmp_path / "off.toml", "public_tls = false\n" + pair)
+    assert not core("-config", off).public_tls and not core(*given, "-public-tls=false").public_tls
+    assert "TLS for visitors" in fails(core, *given, "-public-tls=false", "-http-addr=:80")
+
+
 def test_certificates_from_an_authority() -> None:
     given = ("-public-tls", "-http-addr=:80", "-acme-agree")
     acme = core(*given, "-acme-names=WWW.Example.com.,b.example.com", "-acme-email=a@b.example").acme
@@ -272,7 +289,9 @@ def test_certificates_from_an_authority() -> None:
     assert "-public-tls" in fails(core, "-http-addr=:80", "-acme-agree")
     assert "-acme-agree" in fails(core, "-public-tls")
     assert "accept" in fails(core, "-public-tls", "-http-addr=:80", TUNNEL_ACME_EMAIL="a@b.example")
-    assert fails(core, "-http-addr=:80") == "-http-addr needs -public-tls: it sends visitors there"
+    assert fails(core, "-http-addr=:80") == (
+        "-http-addr needs TLS for visitors, -public-cert or -public-tls: it sends them there"
+    )
     assert "DNS challenge" in fails(core, *given, "-acme-names=*.example.com")
     assert "full host names" in fails(core, *given, "-acme-names=localhost")
     assert "https://" in fails(core, *given, "-acme-directory=http://ca.example.com/directory")

@@ -47,7 +47,7 @@ def test_who_resets_at_once_breaks_nothing(tmp_path: Path, start_core: Callable[
     authority = trustme.CA()
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     write(authority, cert, key, "app.localhost")
-    core = start_core("-public-tls", f"-public-cert={cert}", f"-public-key={key}")
+    core = start_core(f"-public-cert={cert}", f"-public-key={key}")
     for where in (core.public, core.agents, core.metrics):
         core.stop()  # so that it sees them only when they are gone
         for _ in range(5):

@@ -45,6 +45,7 @@ def load_core(argv: Sequence[str], env: Mapping[str, str]) -> CoreSettings:
     """
     options = program("core")
     given = _gather(options, argv, env)
+    _turn_tls_on(given)
     settings = cast(CoreSettings, _build(options, given))
     _check_heartbeat(options, given, settings)
     _check_pair(options, given, "agent_cert", "agent_key")
@@ -206,6 +207,14 @@ def _agree_on_metrics(options: Program, merged: Values) -> None:
         merged["metrics_addr"] = Given(f"127.0.0.1:{port.value}", port.origin, True)
 
 
+def _turn_tls_on(merged: Values) -> None:
+    """Whoever gives a certificate for visitors means TLS, unless -public-tls=false says otherwise."""
+    for name in ("public_cert", "public_cert_dir"):
+        certificate = merged.get(name)
+        if certificate is not None and certificate.value and "public_tls" not in merged:
+            merged["public_tls"] = Given(True, certificate.origin, certificate.is_text)
+
+
 def _build(options: Program, merged: Values) -> Settings:
     top: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
@@ -248,7 +257,7 @@ def _check_public_tls(options: Program, given: Values, settings: CoreSettings) -
             f"{given[others[0]].origin} needs -acme-agree, which says that you accept the authority's terms"
         )
     if settings.http_addr and not settings.public_tls:
-        raise ConfigError(f"{plain} needs -public-tls: it sends visitors there")
+        raise ConfigError(f"{plain} needs TLS for visitors, -public-cert or -public-tls: it sends them there")
     if settings.public_tls and not (settings.public_cert or settings.public_cert_dir or settings.acme.agree):
         raise ConfigError(f"{tls} needs -public-cert and -public-key, or -public-cert-dir, or -acme-agree")
 

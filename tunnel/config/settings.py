@@ -128,9 +128,11 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     auth_timeout: Annotated[float, Option(v.duration(0.05), LINK, "time an agent has to authenticate")] = 10.0
 
     public_addr: Annotated[str, Option(v.ADDRESS, PUBLIC, "where visitors come in")] = ":8080"
-    public_tls: Annotated[bool, Option(v.SWITCH, PUBLIC, "TLS for visitors; needs a certificate")] = False
+    public_tls: Annotated[
+        bool, Option(v.SWITCH, PUBLIC, "TLS for visitors; a certificate that is given turns it on")
+    ] = False
     public_cert: Annotated[
-        str, Option(v.FILE, PUBLIC, "certificate for visitors (PEM); with -public-cert-dir: the default")
+        str, Option(v.FILE, PUBLIC, "certificate for visitors (PEM), for TLS; with -public-cert-dir: the default")
     ] = ""
     public_key: Annotated[str, Option(v.FILE, PUBLIC, "its private key (PEM)")] = ""
     public_cert_dir: Annotated[

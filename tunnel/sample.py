@@ -91,7 +91,7 @@ async def _send(conn: h11.Connection, stream: trio.abc.Stream, *events: h11.Even
 async def _send_error(conn: h11.Connection, stream: trio.abc.Stream, exc: h11.RemoteProtocolError) -> None:
     if conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
         try:
-            await _send_page(conn, stream, f"{exc}\n", "text/plain", exc.error_status_hint)
+            await _send_page(conn, stream, "this is no valid request\n", "text/plain", exc.error_status_hint)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 

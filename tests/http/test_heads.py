@@ -1,7 +1,9 @@
 """Request heads that get in, those that don't, and what is made of them on the way to the local service."""
 
 import re
+import traceback
 
+import h11
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from tunnel.errors import Failure
 from tunnel.http.forwarded import read_forwarded
 from tunnel.http.heads import CHUNKED, TOKEN, check_trailers, forwarded_head, parse_request
+from tunnel.http.misread import meaning_of
 
 MAX_TARGET = 16384
 OWN = b"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: http\r\nX-Request-Id: r-1\r\n"
@@ -22,6 +25,26 @@ def refusal(raw: bytes) -> str:
     with pytest.raises(Failure) as caught:
         parse_request(raw, MAX_TARGET)
     return caught.value.outcome
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (b"Cookie: hunter2", b"Host: b"), (b"Cookie: hunter2\x01",), (b"Content-Length: hunter2",), (b"hunter2",),
+        (b"Transfer-Encoding: hunter2",), (b"Content-Length: 1", b"Content-Length: 2", b"Cookie: hunter2"),
+    ],
+)  # fmt: skip
+def test_a_refusal_shows_nothing_of_the_head(fields: tuple[bytes, ...]) -> None:
+    """It goes into the log, and what a visitor sent may be a secret."""
+    with pytest.raises(Failure) as caught:
+        parse_request(head(b"GET / HTTP/1.1", *fields), MAX_TARGET)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in shown and "bytearray" not in shown
+
+
+@pytest.mark.parametrize("said", ["illegal header line: bytearray(b'hunter2')", "something new: b'hunter2'"])
+def test_nothing_that_h11_quotes_is_passed_on(said: str) -> None:
+    assert "hunter2" not in meaning_of(h11.RemoteProtocolError(said))
 
 
 # What gets in -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import random
 import time
+import traceback
 
 import h11
 import pytest
@@ -205,6 +206,31 @@ def test_switching_protocols() -> None:
 )  # fmt: skip
 def test_what_is_not_http_is_the_services_fault(raw: bytes) -> None:
     assert broken(raw)
+
+
+SECRET = b"DB_PASSWORD=hunter2"
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (SECRET + b" leaked debug line\r\n\r\n", "its first line is no status line"),
+        (SECRET + b"\n\n", "its first line is no status line"),
+        (b"HTTP/1.1 2 " + SECRET + b"\r\n\r\n", "its first line is no status line"),
+        (b"HTTP/1.1 200 OK\r\n" + SECRET + b"\r\n\r\n", "a field line is not valid"),
+        (b"HTTP/1.1 200 OK\r\n " + SECRET + b"\r\n\r\n", "a field line is not valid"),
+        (b"HTTP/1.1 200 OK\r\nA: " + SECRET + b"\x01\r\n\r\n", "a field that can't be passed on"),
+        (b"HTTP/1.1 200 OK\nContent-Length: " + SECRET + b"\n\n", "Content-Length is not one number"),
+        (b"HTTP/1.1 200 OK\nTransfer-Encoding: " + SECRET + b"\n\n", "only Transfer-Encoding: chunked is understood"),
+    ],
+)
+def test_why_it_is_not_http_is_said_without_its_bytes(raw: bytes, reason: str) -> None:
+    """The text goes to the visitor and into both logs."""
+    with pytest.raises(Failure) as caught:
+        parse(raw)
+    assert reason in caught.value.text
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in shown and "bytearray" not in shown
 
 
 def test_heads_are_bounded() -> None:

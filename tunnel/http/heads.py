@@ -14,6 +14,7 @@ import h11
 import msgspec
 
 from tunnel.errors import Failure
+from tunnel.http.misread import meaning_of
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = rb"(?:" + TOKEN + rb":[\t -~\x80-\xff]*\r\n)*"
@@ -119,7 +120,7 @@ def parse_request(raw: bytes, max_target: int) -> Head:
         parser.receive_data(raw)
         event = parser.next_event()
     except h11.RemoteProtocolError as exc:
-        raise Failure("bad_request", str(exc)) from exc
+        raise Failure("bad_request", meaning_of(exc)) from None
     if type(event) is not h11.Request:
         raise Failure("bad_request", "the request head is not complete")
     head = _check(event, method, target, version)

@@ -14,6 +14,7 @@ import msgspec
 
 from tunnel.errors import Failure
 from tunnel.http.heads import MAX_REMEMBERED, TOKEN, split_words
+from tunnel.http.misread import meaning_of
 
 NO_BODY, UNKNOWN = -1, -2  # lengths that are no number, as the link has them (tunnel/SPEC.md, "Body lengths")
 
@@ -141,7 +142,7 @@ def _parse_leniently(data: bytes, end: int, method: bytes) -> Answer:
         parser.receive_data(data[:end])
         event = parser.next_event()
     except h11.RemoteProtocolError as exc:
-        raise Failure("local_broken", f"the local service's answer is not valid HTTP ({exc})") from exc
+        raise Failure("local_broken", f"the local service's answer is not valid HTTP ({meaning_of(exc)})") from None
     if not isinstance(event, h11.Response | h11.InformationalResponse):
         raise Failure("local_broken", "the local service's answer is not valid HTTP")
     lines = [b"HTTP/%s %d %s" % (event.http_version, event.status_code, event.reason)]

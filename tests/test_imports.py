@@ -19,7 +19,7 @@ BOTH = {"tunnel.core", "tunnel.agent"}  # programs that run a core and an agent 
 SHARED = {
     "tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.net", "tunnel.plugins", "tunnel.config",
     "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify", "tunnel.workers",
-    "tunnel.front", "tunnel.listening", "tunnel.observers", "tunnel.ready",
+    "tunnel.front", "tunnel.interrupts", "tunnel.listening", "tunnel.observers", "tunnel.ready",
 }  # fmt: skip
 
 ARROWS: dict[str, set[str]] = {
@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.errors": set(),
     "tunnel.handler": set(),
     "tunnel.tuning": set(),
+    "tunnel.interrupts": {"tunnel.log"},
     "tunnel.notify": set(),
     "tunnel.sample": set(),
     "tunnel.log": set(),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from tunnel import __version__
+from tunnel.interrupts import quietly
 
 USAGE = """\
 Usage: python -m tunnel up [PORT or URL]    try it: core and agent in one, on this machine
@@ -20,6 +22,10 @@ Each says more with --help.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: the program's; 2 for an unknown word."""
+    return quietly(partial(_main, argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     word = words.pop(0) if words else ""
     if word == "up":

@@ -114,7 +114,7 @@ def test_second_signal_ends_now(start_core: Start, start_agent: StartAgent, star
     asking = Asking(core)
     service.wait_request("/hang")
     core.terminate()
-    core.wait_for("draining")
+    assert core.wait_for("draining")["under_way"] == 1
     assert core.is_running
     began = time.monotonic()
     core.terminate()

@@ -6,11 +6,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tunnel.config import load_agent
-from tunnel.config.hiding import SHOWN, hide_secrets
-from tunnel.errors import ConfigError
+from tunnel.interrupts import ADVICE, quietly
 
 if TYPE_CHECKING:
     from tunnel.agent.client import Agent
@@ -20,6 +19,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when stopped, 1 when it gives up, 2 when the configuration is wrong."""
+    return quietly(partial(_main, argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    from tunnel.config import load_agent
+    from tunnel.config.hiding import SHOWN, hide_secrets
+    from tunnel.errors import ConfigError
+
     given = sys.argv[1:] if argv is None else argv
     hidden = hide_secrets(given, "agent")
     if "TUNNEL_WORKER" in os.environ:
@@ -79,7 +86,7 @@ async def _serve(agent: Agent | Supervisor, log: Logger) -> None:
                     if stopping:
                         nursery.cancel_scope.cancel()
                     else:
-                        log.info("draining", timeout=f"{agent.settings.drain_timeout:g}s")
+                        log.info("draining", timeout=f"{agent.settings.drain_timeout:g}s", advice=ADVICE)
                     stopping = True
                     systemd.stopping()
                     agent.stop()

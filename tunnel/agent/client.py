@@ -37,6 +37,7 @@ from tunnel.errors import LOAD_REFUSALS, ConfigError, Refused, TunnelError, Wire
 from tunnel.handler import AgentStatistics, ConnectVisit, Handler, Layer, LinkVisit, wrap
 from tunnel.http.client import Service
 from tunnel.http.pages import serve_pages
+from tunnel.interrupts import say_drain
 from tunnel.link import transport
 from tunnel.link.link import Link
 from tunnel.link.stream import Stream
@@ -283,8 +284,12 @@ class Agent:
                 link.session.control(frames.GOAWAY, control.pack_goaway("the agent is shutting down"))
             forwarder = self._forwarder
             if forwarder is not None:
-                with trio.move_on_after(self.settings.drain_timeout):
-                    await forwarder.wait_idle()
+                timeout = self.settings.drain_timeout
+                async with open_pair() as nursery:
+                    nursery.start_soon(say_drain, log, lambda: forwarder.active, timeout)
+                    with trio.move_on_after(timeout):
+                        await forwarder.wait_idle()
+                    nursery.cancel_scope.cancel()
             for link in links:
                 link.close("the agent was stopped")
             with trio.move_on_after(2):

@@ -6,11 +6,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tunnel.config import data_dir, load_core, split_command
-from tunnel.config.hiding import SHOWN, hide_secrets
-from tunnel.errors import ConfigError
+from tunnel.interrupts import quietly
 
 if TYPE_CHECKING:
     from tunnel.core.server import Core
@@ -20,6 +19,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when drained, 1 when the store is away or an upgrade broke off: another start may help. 2 for a wrong
     configuration. A command has its own."""
+    return quietly(partial(_main, argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    from tunnel.config import data_dir, load_core, split_command
+    from tunnel.config.hiding import SHOWN, hide_secrets
+    from tunnel.errors import ConfigError
+
     given = sys.argv[1:] if argv is None else argv
     hidden = hide_secrets(given, "core")
     if "TUNNEL_WORKER" in os.environ:

@@ -51,6 +51,7 @@ from tunnel.core.tcp import Ports
 from tunnel.core.upgrade import KEEP_SECONDS, Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError
 from tunnel.handler import CoreStatistics, Layer, LinkStatistics, RequestVisit
+from tunnel.interrupts import ADVICE, say_drain
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
@@ -445,7 +446,8 @@ class Core:
                 await self._draining.wait()
                 if not self._told.is_set():  # else the supervisor has waited
                     delay = 0.0 if self._is_handed_over else settings.drain_delay
-                    log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s")
+                    told = {"delay": f"{delay:g}s", "timeout": f"{settings.drain_timeout:g}s"}
+                    log.info("draining", **told, under_way=exchanger.active, advice=ADVICE)
                     with trio.move_on_after(delay):
                         await self._told.wait()
                 self._listening = False
@@ -502,12 +504,16 @@ class Core:
         if not self._is_handed_over:
             gate.send_away("the core is shutting down")
         keep = KEEP_SECONDS if self._is_handed_over else 0.0
-        with trio.move_on_after(self.settings.drain_timeout) as scope:
-            while True:
-                waiting = door.close_idle(keep)
-                if not waiting and not exchanger.active:
-                    break
-                await trio.sleep(DRAIN_POLL)
+        timeout = self.settings.drain_timeout
+        async with open_pair() as nursery:
+            nursery.start_soon(say_drain, log, lambda: exchanger.active, timeout)
+            with trio.move_on_after(timeout) as scope:
+                while True:
+                    waiting = door.close_idle(keep)
+                    if not waiting and not exchanger.active:
+                        break
+                    await trio.sleep(DRAIN_POLL)
+            nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
             log.warning("drain deadline reached", requests=exchanger.active)
             door.cut_off()

@@ -41,6 +41,7 @@ from tunnel.core.store import Store
 from tunnel.core.upgrade import Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError, Refused
 from tunnel.handler import CoreStatistics, LinkStatistics, QuotaStatistics
+from tunnel.interrupts import ADVICE
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.plugins import Program
@@ -218,7 +219,7 @@ class Supervisor:
         """All workers stop accepting, then finish what they have."""
         settings = self.settings
         delay = 0.0 if self._is_handed_over else settings.drain_delay
-        log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s")
+        log.info("draining", delay=f"{delay:g}s", timeout=f"{settings.drain_timeout:g}s", advice=ADVICE)
         await trio.sleep(delay)
         self._crew.end()
         await self._crew.ask("close", self._is_handed_over)

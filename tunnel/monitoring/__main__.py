@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+
+from tunnel.interrupts import quietly
 
 USAGE = """\
 Usage: python -m tunnel.monitoring up [PORT or URL]    a tunnel on this machine, with Prometheus and Alertmanager
@@ -14,6 +17,10 @@ Usage: python -m tunnel.monitoring up [PORT or URL]    a tunnel on this machine,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: that of the word; 2 for an unknown one."""
+    return quietly(partial(_main, argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     word = words.pop(0) if words else ""
     if word == "up":

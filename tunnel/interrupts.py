@@ -1,0 +1,35 @@
+"""A program that is told to end: without a traceback while it still starts, and not in silence while it drains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tunnel.log import Logger
+
+ADVICE = "a second signal ends it at once"
+PERIOD = 5.0  #: seconds between two words on a drain
+INTERRUPTED = 130  #: exit code, as a shell gives it to a program that SIGINT has ended
+
+
+def quietly(program: Callable[[], int]) -> int:
+    """Run a program's main function; returns its exit code, INTERRUPTED where Ctrl-C has ended it."""
+    try:
+        return program()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BaseExceptionGroup as group:
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        return INTERRUPTED
+
+
+async def say_drain(log: Logger, under_way: Callable[[], int], seconds: float) -> None:
+    """Until cancelled: how many are waited for, now and then, and for how long. seconds: that they have."""
+    import trio
+
+    deadline = trio.current_time() + seconds
+    while True:
+        await trio.sleep(PERIOD)
+        log.info("still draining", under_way=under_way(), left=f"{max(0.0, deadline - trio.current_time()):.0f}s")

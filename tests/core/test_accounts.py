@@ -17,9 +17,11 @@ from tunnel.core import records, tables
 from tunnel.core.accounts import Accounts, Grant, ensure_default
 from tunnel.core.first import agent_command, leave_invitation
 from tunnel.core.quotas import Use
+from tunnel.core.registry import AgentLink, Registry
 from tunnel.core.store import Store, StoreError
 from tunnel.errors import ConfigError, Refused
-from tunnel.handler import ConnectVisit, Handler
+from tunnel.handler import ConnectVisit, Handler, LinkVisit
+from tunnel.link.link import Link
 
 SECRET = "a secret of at least thirty-two bytes, surely"
 DECEMBER = 1_796_083_200.0
@@ -222,6 +224,61 @@ async def test_what_changes_during_a_load_is_not_missed(store: Store, admin: Adm
     assert await refusal(accounts, token) == "revoked"
 
 
+async def test_an_account_that_is_forgotten_during_a_load_takes_no_other_ones_token(
+    accounts: Accounts, store: Store, admin: Admin, ticks: Any
+) -> None:
+    _, idle = await admin.token((await admin.account("idle")).id)
+    _, token = await admin.token((await admin.account()).id)
+    await accounts.watch(lambda: None)
+    await accounts.authenticate(idle, "a")
+    await accounts.flush()
+    ticks.now += 61
+    real = store.query
+
+    async def query(operation: str, work: Any, **more: Any) -> Any:
+        if operation == "account.load":
+            await accounts._flush_quietly()
+        return await real(operation, work, **more)
+
+    store.query = query  # type: ignore[method-assign]
+    grant = await accounts.authenticate(token, "a")
+    assert accounts.check(grant) is None
+    assert list(accounts._accounts) == [grant.account_id]
+
+
+async def test_an_account_that_is_forgotten_during_a_refresh(
+    accounts: Accounts, store: Store, admin: Admin, ticks: Any
+) -> None:
+    account = await accounts.load((await admin.account()).id)
+    ticks.now += 61
+    real = store.query
+
+    async def query(operation: str, work: Any, **more: Any) -> Any:
+        answer = await real(operation, work, **more)
+        if operation == "accounts.refresh":
+            await accounts._flush_quietly()
+            await accounts.load(other.id)
+        return answer
+
+    other = await admin.account("other")
+    store.query = query  # type: ignore[method-assign]
+    await accounts.watch(lambda: None)
+    assert account.id not in accounts._accounts
+    changes: list[int] = []
+    store.query = real  # type: ignore[method-assign]
+    await accounts.watch(lambda: changes.append(1))
+    assert changes == [1]  # the one loaded meanwhile is looked at once more
+
+
+async def test_logins_by_turns_keep_each_expiry_once(accounts: Accounts, admin: Admin, wall: Any) -> None:
+    account = await admin.account()
+    tokens = [(await admin.token(account.id, wall.now + 10 * seconds))[1] for seconds in (1, 2, 3)]
+    for _ in range(3):
+        for token in tokens:
+            await accounts.authenticate(token, "a")
+    assert accounts._expiries == [wall.now + 10, wall.now + 20, wall.now + 30]
+
+
 async def test_one_account_is_one_object(accounts: Accounts, admin: Admin) -> None:
     account = await admin.account()
     found = []
@@ -403,6 +460,68 @@ async def test_idle_accounts_are_forgotten(accounts: Accounts, admin: Admin, tic
     ticks.now += 61
     await accounts._flush_quietly()
     assert (accounts._accounts, accounts._tokens) == ({}, {})
+
+
+async def test_an_account_whose_link_drains_is_not_forgotten(
+    accounts: Accounts, store: Store, admin: Admin, ticks: Any
+) -> None:
+    _, token = await admin.token((await admin.account()).id)
+    grant = await accounts.authenticate(token, "a")
+    account = await accounts.load(grant.account_id)
+    account.admit_link()
+    registry = Registry("tunnel.example.com", 600, ticks)
+    agent = AgentLink(Link(True, 5, 15), LinkVisit(ConnectVisit("192.0.2.1:1", "conn-1")), account, 1)
+    registry.attach(agent, "app", "http", 0)
+    account.drop_link()
+    registry.withdraw(agent)  # it said GOAWAY; a stream goes on
+    ticks.now += 1000
+    await accounts._flush_quietly()
+    assert accounts.check(grant) is None
+    account.take_bytes(1, 2)
+    await accounts.flush()
+    assert await stored(store, account.id) == Use(0, 1, 2)
+    registry.detach(agent)
+    registry.detach(agent)
+    await accounts._flush_quietly()
+    assert accounts.check(grant) is None  # use that is counted late is still his
+    ticks.now += 61
+    await accounts._flush_quietly()
+    assert accounts._accounts == {}
+
+
+async def test_a_store_that_says_nothing(
+    sqlite_store: Store, wall: Any, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a look at it nor a write ends: it is not ready, and what runs out runs out."""
+    admin = Admin(sqlite_store, wall)
+    account = await admin.account()
+    _, token = await admin.token(account.id, wall.now + 5)
+    accounts = Accounts(sqlite_store, wall=wall)
+    await accounts.watch(lambda: None)
+    grant = await accounts.authenticate(token, "a")
+    (await accounts.load(account.id)).admit_request()
+    expired: list[float] = []
+
+    def recheck() -> None:
+        found = accounts.check(grant)
+        assert found is not None and found.reason == "expired"
+        expired.append(trio.current_time())
+
+    async def hang(*_: Any, **__: Any) -> None:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(accounts.run, recheck)
+        sqlite_store.query = hang  # type: ignore[method-assign]
+        begun = trio.current_time()
+        await trio.sleep(8)
+        assert not accounts.is_ready()[0]
+        assert accounts.is_ready()[1].endswith("tunnel.db did not answer within 5 s")
+        wall.now += 5
+        await trio.sleep(8)
+        nursery.cancel_scope.cancel()
+    assert len(expired) == 1 and expired[0] - begun < 14
+    assert [record.getMessage() for record in caplog.records] == ["store unreachable"]
 
 
 async def test_an_outage_is_survived_and_logged_once(

@@ -9,9 +9,9 @@ is kept in memory, and the outage is logged once.
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections.abc import Callable, Collection, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,8 @@ log = get_logger("tunnel.core")
 
 #: seconds that an account without links stays in memory
 _LINGER = 60.0
+#: seconds that the store has for one look at it: a server may be there and say nothing for ever
+_ANSWER_TIME = 5.0
 
 
 class AccountRows(Protocol):
@@ -107,7 +109,7 @@ class Accounts:
         self._is_current = False  # everything in memory is as of `_revision`
         self._accounts: dict[str, Account] = {}  # with links, or lately asked for
         self._tokens: dict[str, _Seen] = {}  # of these accounts, as far as they were used
-        self._expiries: list[float] = []  # heap: when granted tokens run out
+        self._expiries: list[float] = []  # in order, each once: when granted tokens run out
         self._usage = UsageWriter(store, self._accounts, wall)
         self._cause = "the store was not asked yet"  # "" while it answers
         self._watching = _Trouble("store unreachable", "store answers again")
@@ -161,8 +163,11 @@ class Accounts:
         return grant
 
     def _expect(self, expires_at: float | None) -> None:
-        if expires_at is not None and expires_at not in self._expiries[:1]:
-            heapq.heappush(self._expiries, expires_at)
+        if expires_at is None:
+            return
+        place = bisect_left(self._expiries, expires_at)
+        if self._expiries[place : place + 1] != [expires_at]:
+            self._expiries.insert(place, expires_at)
 
     def _check_token(self, record: TokenRecord) -> Refused | None:
         if record.revoked_at is not None:
@@ -264,34 +269,34 @@ class Accounts:
         """
         await self.watch(on_change)
         task_status.started()
-        now = trio.current_time()
-        watch_at, flush_at = now + self._watch_interval, now + self._flush_interval
-        while True:
-            await trio.sleep_until(min(watch_at, flush_at))
-            if trio.current_time() >= watch_at:
-                watch_at = trio.current_time() + self._watch_interval
-                await self.watch(on_change)
-            if trio.current_time() >= flush_at:
-                flush_at = trio.current_time() + self._flush_interval
-                await self._flush_quietly()
+        async with trio.open_nursery() as nursery:  # neither waits for the other: a write has no time limit
+            nursery.start_soon(_every, self._watch_interval, lambda: self.watch(on_change))
+            nursery.start_soon(_every, self._flush_interval, self._flush_quietly)
 
     async def watch(self, on_change: Callable[[], None]) -> None:
-        """One look at the store; takes over what has changed. An unreachable store is logged, not raised."""
+        """One look at the store; takes over what has changed. An unreachable or silent store is logged, not raised.
+
+        What has run out is said first: that needs no store.
+        """
         wall = self._wall()
         for account in self._accounts.values():
             account.roll(wall)
+        past = bisect_right(self._expiries, wall)
+        if past:
+            del self._expiries[:past]
+            on_change()
         is_changed = False
-        while self._expiries and self._expiries[0] <= wall:
-            heapq.heappop(self._expiries)
-            is_changed = True
         try:
-            revision = await self._store.query("revision.read", records.read_revision)
-            if revision != self._revision or not self._is_current:
-                await self._refresh()
-                is_changed = True
+            with trio.fail_after(_ANSWER_TIME):
+                revision = await self._store.query("revision.read", records.read_revision)
+                if revision != self._revision or not self._is_current:
+                    await self._refresh()
+                    is_changed = True
             self._cause = ""
         except StoreError as exc:
             self._cause = str(exc)
+        except trio.TooSlowError:
+            self._cause = f"the store {self._store.database.name} did not answer within {_ANSWER_TIME:g} s"
         self._watching.note(self._cause)
         if is_changed:
             on_change()
@@ -303,14 +308,16 @@ class Accounts:
         self._holds.clear()
         self._revision = snapshot.revision
         for account_id in ids:
-            record = snapshot.accounts.get(account_id)
+            account, record = self._accounts.get(account_id), snapshot.accounts.get(account_id)
+            if account is None:
+                continue  # forgotten while we read
             if record is None:
-                self._accounts[account_id].is_deleted = True
+                account.is_deleted = True
             else:
-                _apply(self._accounts[account_id], record)
+                _apply(account, record)
         self._take_tokens(snapshot, set(ids))
         # an account that was loaded while we read may be older than this revision: look once more, at once
-        self._is_current = len(ids) == len(self._accounts)
+        self._is_current = self._accounts.keys() <= set(ids)
 
     def _take_tokens(self, snapshot: Snapshot, ids: set[str]) -> None:
         for seen in list(self._tokens.values()):
@@ -341,20 +348,19 @@ class Accounts:
         await self._usage.flush()
 
     def _evict(self) -> None:
-        """Forget accounts that nobody uses: no links for a while and everything written."""
+        """Forget accounts that nobody uses: no links for a while, draining ones neither, and everything written."""
         now = self._monotonic()
-        idle = [
+        idle = {
             account.id
             for account in self._accounts.values()
-            if not account.links and account.is_settled() and now - account.seen > _LINGER
-        ]
+            if not (account.links or account.attached) and account.is_settled() and now - account.seen > _LINGER
+        }
         for account_id in idle:
             del self._accounts[account_id]
             if self._rows is not None:
                 self._rows.give_back(account_id)
-        if idle:
-            kept = {id: seen for id, seen in self._tokens.items() if seen.record.account_id in self._accounts}
-            self._tokens = kept
+        if idle:  # a token whose account is being loaded just now stays
+            self._tokens = {id: seen for id, seen in self._tokens.items() if seen.record.account_id not in idle}
 
     # What others want to know -----------------------------------------------------------------------------------------
 
@@ -365,6 +371,15 @@ class Accounts:
     def quotas(self) -> list[QuotaStatistics]:
         """Of every account that has a link."""
         return [row for account in self._accounts.values() if account.links for row in account.quotas()]
+
+
+async def _every(interval: float, work: Callable[[], Awaitable[None]]) -> None:
+    """interval: seconds from one beginning to the next; work that takes longer is begun again at once."""
+    at = trio.current_time() + interval
+    while True:
+        await trio.sleep_until(at)
+        at = trio.current_time() + interval
+        await work()
 
 
 def _apply(account: Account, record: AccountRecord) -> None:

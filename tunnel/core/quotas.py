@@ -85,7 +85,8 @@ def beginning_of(month: str) -> float:
 class Account:
     """One account, shared by all its links; made by `Accounts.load`.
 
-    links: attached now. requests, bytes_in, bytes_out: counted by this process since it loaded the account.
+    links: that serve. attached: links that are there, also those that only finish what they have. requests, bytes_in,
+    bytes_out: counted by this process since it loaded the account.
     exceeded: refusals by type, shared by all accounts. default_links: the limit of links of an account that has none
     of its own; 0 is none. wall, monotonic: clocks, seconds.
     """
@@ -108,6 +109,7 @@ class Account:
         "_requests_paid",
         "_taken",
         "_wall",
+        "attached",
         "bytes_in",
         "bytes_out",
         "exceeded",
@@ -134,7 +136,7 @@ class Account:
     ) -> None:
         self.id = id
         self.name = name
-        self.links = 0
+        self.links = self.attached = 0
         self._agents: dict[str, int] = {}  # links by the agent that says who it is
         self.requests = self.bytes_in = self.bytes_out = 0
         self.is_disabled = self.is_deleted = False
@@ -208,6 +210,13 @@ class Account:
         self.links += 1
         if agent:
             self._agents[agent] = self._agents.get(agent, 0) + 1
+
+    def attach(self) -> None:
+        self.attached += 1
+
+    def detach(self) -> None:
+        self.attached -= 1
+        self.seen = self._monotonic()
 
     def drop_link(self, agent: str = "") -> None:
         self.links -= 1

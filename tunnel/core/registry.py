@@ -154,6 +154,7 @@ class Registry:
             self.links[agent.visit.connection_id] = agent
             self._by_instance.setdefault(agent.instance, []).append(agent)
             self.agents[_agent_of(agent)] += 1
+            agent.account.attach()
         if len(tunnel.links) == 1 and self.on_change is not None:
             self.on_change(tunnel, True)
         return tunnel
@@ -177,6 +178,7 @@ class Registry:
         if self.links.get(agent.visit.connection_id) is not agent:
             return
         del self.links[agent.visit.connection_id]
+        agent.account.detach()
         self.agents[_agent_of(agent)] -= 1
         if not self.agents[_agent_of(agent)]:
             del self.agents[_agent_of(agent)]

@@ -4,6 +4,7 @@ import logging
 import shlex
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -569,9 +570,47 @@ async def test_the_first_start_makes_an_account(store: Store, tmp_path: Path) ->
     assert (first.account, first.path) == ("default", tmp_path / "data" / "default.token")
     assert stat.S_IMODE(first.path.stat().st_mode) == 0o600
     assert [path.name for path in first.path.parent.iterdir()] == ["default.token"]
-    grant = await Accounts(store).authenticate(first.path.read_text().strip(), "a")
+    assert first.is_new
+    accounts = Accounts(store)
+    grant = await accounts.authenticate(first.path.read_text().strip(), "a")
     assert grant.account_id == first.account_id
+    await accounts.flush()
     assert await ensure_default(store, tmp_path / "data") is None
+
+
+async def test_what_a_first_start_made_is_found_until_an_agent_has_come(store: Store, tmp_path: Path) -> None:
+    """The first start may have failed, at a port in use, before it could say so."""
+    first = await ensure_default(store, tmp_path)
+    for _ in range(2):
+        again = await ensure_default(store, tmp_path)
+        assert first is not None and again == replace(first, is_new=False)
+    admin = Admin(store, lambda: 1.0)
+    _, token = await admin.token((await admin.account()).id)
+    accounts = Accounts(store)
+    await accounts.authenticate(token, "a")  # another account's agent: the core is in use
+    await accounts.flush()
+    assert await ensure_default(store, tmp_path) is None
+
+
+@pytest.mark.parametrize("loss", ["the file", "the token", "the account", "used by a JWT", "another file"])
+async def test_a_first_token_that_no_agent_could_use_is_not_named_again(
+    store: Store, tmp_path: Path, loss: str
+) -> None:
+    first = await ensure_default(store, tmp_path)
+    admin = Admin(store, lambda: 1.0)
+    assert first is not None
+    if loss == "the file":
+        first.path.unlink()
+    elif loss == "another file":
+        first.path.write_bytes(b"\xff")
+    elif loss == "the token":
+        await admin.do(records.revoke_token, first.path.read_text().strip(), 1.0)
+    elif loss == "the account":
+        await admin.do(records.change_account, first.account_id, {"disabled": True})
+    else:
+        use = {(first.account_id, "2026-11"): Use(1, 0, 0)}
+        await admin.do(records.add_usage, "writer", 1, use, {}, 1.0)
+    assert await ensure_default(store, tmp_path) is None
 
 
 def test_the_agents_command_is_ready_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:

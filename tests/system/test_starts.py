@@ -78,6 +78,27 @@ def test_port_in_use(tmp_path: Path, core: RunningCore) -> None:
         assert f"-metrics-addr: {where} is in use" in line
 
 
+def test_the_agents_command_outlives_a_start_that_failed(
+    tmp_path: Path, start_agent: Callable[..., RunningAgent]
+) -> None:
+    """It is said at each start until an agent has come, by one process and by several."""
+    data = tmp_path / "data"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = f"-metrics-addr=127.0.0.1:{taken.getsockname()[1]}"
+        assert "is in use" in only_line(run_core(*ANYWHERE, f"-data-dir={data}", busy, "-log-level=error"))
+    for flags in ((), ("-workers=2",)):
+        core = RunningCore(data, *flags)
+        said = core.wait_for("no agent has come yet: connect an agent with this command")["command"]
+        assert str(core.token_file) in said and core.fingerprint in said
+        core.close()
+    core = RunningCore(data)
+    start_agent(core, "http://127.0.0.1:9", "-subdomain=app").close()
+    core.close()
+    core = RunningCore(data)
+    core.close()
+    assert not [one for one in core.records if "connect an agent" in one["msg"]]
+
+
 def test_unreadable_certificate_and_data_directory(tmp_path: Path) -> None:
     (tmp_path / "no.pem").write_text("this is no certificate\n")
     line = only_line(run_core(*ANYWHERE, f"-data-dir={tmp_path / 'd'}", f"-agent-cert={tmp_path / 'no.pem'}",

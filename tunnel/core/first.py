@@ -13,23 +13,26 @@ import sqlalchemy as sa
 from tunnel.core import records
 from tunnel.core.private import write_secret
 from tunnel.core.store import Store
+from tunnel.core.tokens import hash_token
 from tunnel.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """The account that the first start made, and where its token is."""
+    """The account that the first start made, where its token is, and whether that start is this one."""
 
     account_id: str
     account: str
     path: Path
+    is_new: bool = True
 
 
 async def ensure_default(store: Store, data_dir: Path) -> FirstToken | None:
     """In a store without accounts make the account `default` with a token in `<data_dir>/default.token` (0600).
 
-    None in any other. The file is there before the store commits: a start that is killed half way begins again.
-    Raises ConfigError or StoreError.
+    A later start finds them again as long as no agent has ever come in: the first one may have failed behind this, and
+    said nothing. None in any other store. The file is there before the store commits: a start that is killed half way
+    begins again. Raises ConfigError or StoreError.
     """
     path = data_dir / "default.token"
 
@@ -46,9 +49,24 @@ async def ensure_default(store: Store, data_dir: Path) -> FirstToken | None:
             raise ConfigError(f"cannot write {path}: {exc.strerror}") from None
         return FirstToken(account.id, account.name, path)
 
-    if await store.query("account.default", records.count_accounts):
+    def find(conn: sa.Connection) -> tuple[bool, FirstToken | None]:
+        is_first = not records.count_accounts(conn)
+        return is_first, None if is_first or records.has_been_used(conn) else _find(conn, path)
+
+    is_first, found = await store.query("account.default", find)
+    return found if not is_first else await store.query("account.default", make, write=True)
+
+
+def _find(conn: sa.Connection, path: Path) -> FirstToken | None:
+    """Of an earlier start, if an agent could use it now."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
         return None
-    return await store.query("account.default", make, write=True)
+    _, record, account = records.find_token(conn, hash_token(token))
+    if record is None or account is None or account.is_disabled or record.revoked_at is not None:
+        return None
+    return FirstToken(account.id, account.name, path, is_new=False)
 
 
 def agent_command(server: str, token_file: Path, fingerprint: str) -> str:

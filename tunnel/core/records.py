@@ -115,6 +115,12 @@ def count_accounts(conn: sa.Connection) -> int:
     return int(conn.execute(sa.select(sa.func.count()).select_from(accounts)).scalar_one())
 
 
+def has_been_used(conn: sa.Connection) -> bool:
+    """Whether an agent has ever come in, by a token or, as use tells, by a JWT."""
+    signs = (sa.select(tokens.c.id).where(tokens.c.last_used_at.is_not(None)), sa.select(usage.c.account_id))
+    return any(conn.execute(sign.limit(1)).first() is not None for sign in signs)
+
+
 def list_accounts(conn: sa.Connection) -> list[AccountRecord]:
     return [_account(row) for row in conn.execute(sa.select(accounts).order_by(accounts.c.name))]
 

@@ -564,7 +564,7 @@ def announce(
     plain: Address | None = None,
     **more: Any,
 ) -> None:
-    """Say where all of it is; on a first start also the whole command that connects an agent, to be pasted. The token
+    """Say where all of it is; until an agent has come also the whole command that connects one, to be pasted. The token
     stays in its file."""
 
     def url(address: Address | None, path: str = "") -> str:
@@ -582,7 +582,8 @@ def announce(
     )
     if first is not None:
         command = agent_command(f"{settings.base_domain}:{agents[1]}", first.path, fingerprint)
-        log.info("first start: connect an agent with this command", command=command)
+        why = "first start" if first.is_new else "no agent has come yet"
+        log.info(f"{why}: connect an agent with this command", command=command)
 
 
 async def reach(store: Store, seconds: float, draining: trio.Event) -> bool:

@@ -234,6 +234,22 @@ def test_files_that_are_no_text(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "given", ["", "local", "app.test", "app.test:3000", "my_app", "127.0.0.1:80", "[::1]:3000", "[::1]"]
+)
+def test_what_services_may_get_as_host(given: str) -> None:
+    assert agent(f"-host-header={given.upper()}", AGENT_HOST_HEADER="other").host_header == given
+    assert agent(AGENT_HOST_HEADER=given).host_header == given
+
+
+@pytest.mark.parametrize(
+    "bad", ["http://app.test", "a b", "a/b", "a,b", "a:b", "::1", ":80", "app.test:99999", "é", "-a"]
+)
+def test_what_is_no_host(bad: str) -> None:
+    said = fails(agent, f"-host-header={bad}")
+    assert said == f"-host-header: expected local, or a host name such as app.test or app.test:3000, not {bad!a}"
+
+
+@pytest.mark.parametrize(
     ("flag", "bad", "example"),
     [
         ("-tracing-endpoint", "foo", "http://localhost:4318"),

@@ -64,6 +64,7 @@ def test_a_wrong_command_line_ends_with_two(words: list[str], capsys: pytest.Cap
         (["3000", "-subdomain=a_b"], "-subdomain"),
         (["-public-addr=here"], "-public-addr"),
         (["-subdomain"], "-subdomain"),
+        (["3000", "-host-header=http://a"], "-host-header"),
     ],
 )
 def test_a_wrong_value_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +114,7 @@ def test_the_programs_take_the_settings(tmp_path: Path) -> None:
     token.write_text("tt_x\n")
     agent = load_agent(up.agent_flags("127.0.0.1:1", token, "db=tcp://localhost:5432", ""), {})
     assert (agent.tls, agent.token, agent.local) == (False, "tt_x", "db=tcp://localhost:5432")
+    assert load_agent(up.agent_flags("127.0.0.1:1", token, "3000", "", "local"), {}).host_header == "local"
 
 
 def test_a_port_in_use_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:

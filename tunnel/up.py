@@ -60,6 +60,9 @@ def make_parser(prog: str = "python -m tunnel up", description: str = DESCRIPTIO
     parser.add_argument("local", nargs="?", default="", metavar="PORT or URL", help="default: a small sample service")
     parser.add_argument("-subdomain", "--subdomain", default="", metavar="NAME", help="the public name")
     parser.add_argument(
+        "-host-header", "--host-header", default="", metavar="HOST", help="Host that it gets; local: its own address"
+    )
+    parser.add_argument(
         "-public-addr", "--public-addr", default="", metavar="ADDRESS", help="default: localhost:8080, or any free port"
     )
     parser.add_argument("-data-dir", "--data-dir", default="", metavar="DIRECTORY", help="where accounts and keys live")
@@ -184,7 +187,7 @@ class Up:
         if not token_file.exists():
             raise ConfigError(f"the token {token_file} is gone; remove {data_dir} to start over")
         subdomain = self._options.subdomain or ("" if self._options.local else SAMPLE_NAME)
-        flags = agent_flags(address_text(core.agent_address), token_file, local, subdomain)
+        flags = agent_flags(address_text(core.agent_address), token_file, local, subdomain, self._options.host_header)
         self._agent = agent = Agent(load_agent([*flags, *common], {}))
         await programs.start(agent.run)
         tune()
@@ -244,12 +247,13 @@ def core_flags(public: str, data_dir: Path) -> list[str]:
     ]
 
 
-def agent_flags(server: str, token_file: Path, local: str, subdomain: str) -> list[str]:
+def agent_flags(server: str, token_file: Path, local: str, subdomain: str, host_header: str = "") -> list[str]:
     """The agent's command line."""
     flags = [
         f"-server={server}",
         f"-token-file={token_file}",
         f"-local={local}",
+        f"-host-header={host_header}",
         f"-metrics-addr={_address('agent metrics')}",
         "-tls=false",
     ]

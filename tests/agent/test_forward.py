@@ -88,6 +88,50 @@ async def test_the_head_as_the_service_gets_it() -> None:
         assert heads[1] == b"GET / HTTP/1.1\r\nHost: a.localhost\r\ntraceparent: mine\r\n\r\n"
 
 
+@pytest.mark.parametrize("setting", ["local", "app.test:3000"])
+async def test_the_host_that_the_service_wants(setting: str) -> None:
+    """In place of the visitor's, in every kind of request; the other fields still say what the visitor typed."""
+    heads: list[bytes] = []
+
+    async def look(peer: Peer) -> None:
+        while True:
+            heads.append(await peer.head())
+            if b"chunked" in heads[-1]:
+                await peer.until(b"0\r\n\r\n")
+            await peer.send(HELLO)
+
+    async with rig(look) as app:
+        wanted = Service("127.0.0.1", app.service.port, False, setting)
+        app.service, port = wanted, app.service.port
+        seen = b"X-Forwarded-Host: a.localhost"
+        await app.ask(b"GET /1", seen)
+        await app.ask(b"GET /2", seen)  # on the kept connection
+        stream = app.open(b"POST /3", seen, length=UNKNOWN)
+        await stream.send(b"hello", end=True)
+        await answer_of(stream)
+        await app.ask(b"GET /4", seen, b"Connection: Upgrade", b"Upgrade: echo", protocol=UPGRADE)
+        if scripted.is_quick:
+            assert app.served_quickly
+    host = b"127.0.0.1:%d" % port if setting == "local" else b"app.test:3000"
+    assert [head.split(b" ")[1] for head in heads] == [b"/1", b"/2", b"/3", b"/4"]
+    for head in heads:
+        lines = head.split(b"\r\n")
+        assert [line for line in lines if line.lower().startswith(b"host:")] == [b"Host: " + host]
+        assert seen in lines
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "secure", "own"),
+    [
+        ("localhost", 3000, False, "localhost:3000"), ("localhost", 80, False, "localhost"),
+        ("localhost", 443, True, "localhost"), ("localhost", 443, False, "localhost:443"), ("::1", 80, False, "[::1]"),
+    ],
+)  # fmt: skip
+def test_a_services_own_host_is_written_as_a_browser_would(host: str, port: int, secure: bool, own: str) -> None:
+    assert Service(host, port, secure, "local").host_header == own
+    assert Service(host, port, secure).host_header == ""
+
+
 @pytest.mark.parametrize(
     ("raw", "length", "body"),
     [

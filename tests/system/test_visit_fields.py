@@ -111,6 +111,22 @@ def test_request_ids_differ(tunnel: Tunnel) -> None:
         assert len({visitor.ask("GET /echo")["x-request-id"] for _ in range(20)}) == 20
 
 
+def test_a_service_gets_the_host_that_it_wants(
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service],
+) -> None:
+    core, service = start_core("-agent-tls=false"), start_service()
+    start_agent(core, service.url, "-subdomain=app", "-host-header=local")
+    with Connection(core.public, "app.localhost") as visitor:
+        for count in (1, 2):
+            visitor.ask("GET /head", "Host: app.localhost")
+            received = service.wait_request("/head", count)
+            assert received.get("host") == service.url.removeprefix("http://")
+            assert received.get("x-forwarded-host") == "app.localhost"
+            assert 'host="app.localhost"' in received.get("forwarded")
+
+
 def test_trusted_proxies_are_believed(
     start_core: Callable[..., RunningCore],
     start_agent: Callable[..., RunningAgent],

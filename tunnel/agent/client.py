@@ -150,7 +150,9 @@ class Agent:
         self._member = member
         self.agent_id = settings.agent_id or default_agent_id()
         self.locals = parse_local(settings.local, settings.subdomain)
-        self.services = [Service(one.host, one.port, one.scheme == "https") for one in self.locals]
+        self.services = [
+            Service(one.host, one.port, one.scheme == "https", settings.host_header) for one in self.locals
+        ]
         self.tunnels: list[Tunnel] = []
         self.metrics_address: tuple[str, int] | None = None
         #: by the worker of the core that is asked for

@@ -208,6 +208,8 @@ def make_local(visit: ServedStream, head: Forwarded) -> LocalRequest:
     local = LocalRequest(visit, visit.service.address, visit.service.scheme, visit=visit, head=head)
     if visit.headers:
         local.headers = dict(visit.headers)  # trace context goes on, also where no layer looks at it
+    if visit.service.host_header:
+        local.headers["host"] = visit.service.host_header
     return local
 
 

@@ -249,6 +249,19 @@ def _hosts(value: Any) -> tuple[str, ...]:
     return found
 
 
+def _host_header(value: Any) -> str:
+    """What a Host field may be, "local" for the service's own, or nothing."""
+    text = _text(value).lower()
+    try:
+        parse_address(text if re.search(r":[0-9]+$", text) else f"{text}:80")
+        is_valid = not text.startswith(":")
+    except ValueError:
+        is_valid = False
+    if text and not is_valid:
+        raise ValueError("expected local, or a host name such as app.test or app.test:3000")
+    return text
+
+
 def _email(value: Any) -> str:
     text = _text(value)
     if text and not re.fullmatch(r"[!-?A-~]{1,64}@[A-Za-z0-9.-]{1,253}", text):
@@ -274,6 +287,7 @@ LOCAL = Kind("SERVICES", _text, repeats=True)
 SUBDOMAIN = Kind("NAME", _subdomain)
 DOMAIN = Kind("DOMAIN", _domain)
 HOSTS = Kind("NAMES", _hosts, show=",".join, repeats=True)
+HOST_HEADER = Kind("HOST", _host_header)
 EMAIL = Kind("ADDRESS", _email)
 PUBLIC_URL = url("https://tunnel.example.com")
 ENDPOINT = url("http://localhost:4318")

@@ -285,6 +285,14 @@ class AgentSettings(Settings, frozen=True, kw_only=True):
     subdomain: Annotated[
         str, Option(v.SUBDOMAIN, SERVICES, "public name (or full host name) of the one service; empty: a stable one")
     ] = ""
+    host_header: Annotated[
+        str,
+        Option(
+            v.HOST_HEADER,
+            SERVICES,
+            "Host that services get: local (their own address), or any name; empty: what the visitor typed",
+        ),
+    ] = ""
     request_timeout: Annotated[
         float, Option(v.duration(0.05), SERVICES, "time the local service has to begin its answer")
     ] = 30.0

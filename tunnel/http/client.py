@@ -20,14 +20,19 @@ MAX_IDLE = 128  #: idle connections kept for one service
 
 
 class Service:
-    """One local service and its idle connections. `secure`: TLS, verified unless the service is on loopback."""
+    """One local service and its idle connections. `secure`: TLS, verified unless the service is on loopback.
 
-    def __init__(self, host: str, port: int, secure: bool) -> None:
+    host_header: what it gets as Host: "local" for its own address, or a name; empty: what the visitor typed.
+    """
+
+    def __init__(self, host: str, port: int, secure: bool, host_header: str = "") -> None:
         self.host = host
         self.port = port
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._idle: deque[tuple[Socket, float]] = deque()
         self.scheme = "https" if secure else "http"
+        own = self.address.removesuffix(":443" if secure else ":80")  # as a browser writes it
+        self.host_header = own if host_header == "local" else host_header
         self._tls = _tls_context(host) if secure else None
 
     def take_idle(self) -> Socket | None:

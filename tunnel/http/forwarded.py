@@ -67,7 +67,8 @@ def local_head(head: Forwarded, extra: Mapping[str, str], length: int) -> bytes:
         field = name.encode("latin-1", "replace")
         if field in head.names or field == head.last:
             fields = re.sub(rb"(?im)^" + re.escape(field) + rb": [^\r\n]*\r\n", b"", fields)
-        fields += b"%b: %b\r\n" % (field, value.encode("latin-1", "replace"))
+        shown = b"Host" if field == b"host" else field  # as people write it: there are servers that look
+        fields += b"%b: %b\r\n" % (shown, value.encode("latin-1", "replace"))
     if length >= 0:
         return b"%b%bContent-Length: %d\r\n\r\n" % (head.line, fields, length)
     if length == UNKNOWN:

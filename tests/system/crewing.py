@@ -17,6 +17,8 @@ from types import TracebackType
 from running import Program, RunningCore, poll
 from visiting import Broken, Connection
 
+from tunnel.workers import VARIABLE
+
 FORGETFUL = (
     "import tunnel.wire.control as control; control.WORKERS = 'none of that'; "
     "from tunnel.agent.__main__ import main; raise SystemExit(main())"
@@ -29,7 +31,7 @@ def pids(program: Program) -> dict[int, int]:
     for child in Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split():
         with suppress(FileNotFoundError, ProcessLookupError):
             for entry in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-                if entry.startswith(b"TUNNEL_WORKER="):
+                if entry.startswith(f"{VARIABLE}=".encode()):
                     found[int(json.loads(entry.partition(b"=")[2])["number"])] = int(child)
     return found
 

@@ -65,7 +65,13 @@ def address(text: str) -> Address:
 class Program:
     """A process of ours and what it has logged."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: dict[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> None:
         self.name = name
         self.arguments = list(arguments)
         self.records: list[Record] = []
@@ -77,7 +83,7 @@ class Program:
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=clean_environment(**(environment or {})), encoding="utf-8",
+            env=clean_environment(**(environment or {})), cwd=directory, encoding="utf-8",
         )  # fmt: skip
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_records, self._read_errors)]
         for reader in self._readers:
@@ -215,13 +221,13 @@ class RunningCore(Program):
         *flags: str,
         ports: Sequence[int] = (0, 0, 0, 0),
         environment: dict[str, str] | None = None,
+        start: Sequence[str] = ("-m", "tunnel.core"),
+        directory: Path | None = None,
     ) -> None:
         names = ("-public-addr", "-agent-addr", "-metrics-addr", "-dashboard-addr")
         given = [f"{name}=127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)]
         given = [one for one in given if not any(flag.split("=")[0] == one.split("=")[0] for flag in flags)]
-        super().__init__(
-            "core", ["-m", "tunnel.core", "-log-json", f"-data-dir={data_dir}", *given, *flags], environment
-        )
+        super().__init__("core", [*start, "-log-json", f"-data-dir={data_dir}", *given, *flags], environment, directory)
         self.data_dir = data_dir
         self.flags = flags
         self.environment = environment
@@ -274,13 +280,16 @@ class RunningAgent(Program):
         agent_id: str = "agent",
         ready: bool = True,
         environment: dict[str, str] | None = None,
+        start: Sequence[str] = ("-m", "tunnel.agent"),
+        directory: Path | None = None,
     ) -> None:
         trust = f"-server-fingerprint={core.fingerprint}" if core.fingerprint else "-tls=false"
         super().__init__(
             "agent",
-            ["-m", "tunnel.agent", "-log-json", f"-server=127.0.0.1:{core.agents[1]}", trust, f"-local={local}",
+            [*start, "-log-json", f"-server=127.0.0.1:{core.agents[1]}", trust, f"-local={local}",
              f"-agent-id={agent_id}", "-metrics-addr=127.0.0.1:0", *flags],
             {"AGENT_TOKEN": token or core.token, **(environment or {})},
+            directory,
         )  # fmt: skip
         self.core = core
         self.id = agent_id

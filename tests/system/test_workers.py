@@ -26,7 +26,7 @@ from crewing import OldAgent, Visitors, pids, wait_links
 from running import RunningAgent, RunningCore, address, clean_environment, poll
 from service import Service
 from visiting import Answer, Broken, Connection
-from watching import get, run_core, sample, samples
+from watching import get, run_agent, run_core, sample, samples
 
 pytestmark = pytest.mark.system
 
@@ -92,9 +92,36 @@ def test_what_is_said_once(
 def test_a_worker_shows_its_number_and_no_secret(start_core: Start) -> None:
     core = start_core(TWO, "-jwt-secret=eyes-only-0123456789abcdef0123456789")
     shown = {number: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for number, pid in pids(core).items()}
-    assert {number: line[1:-1] for number, line in shown.items()} == {
+    assert {number: line[-5:-1] for number, line in shown.items()} == {
         number: [b"-m", b"tunnel.core", b"worker", b"%d" % number] for number in range(2)
     }
+
+
+COMMAND = Path(sys.executable).with_name("tunnel")  # the installed one
+
+
+@pytest.mark.parametrize("start", [[str(COMMAND)], ["-m", "tunnel"]], ids=["tunnel", "python -m tunnel"])
+def test_workers_start_however_the_program_was_started(
+    tmp_path: Path, start_core: Start, start_agent: StartAgent, start_service: StartService, start: list[str]
+) -> None:
+    directory = None
+    if start == [str(COMMAND)]:  # then nothing is imported from where it happens to run
+        directory = tmp_path
+        for name in ("trio.py", "tunnel.py"):
+            (tmp_path / name).write_text("raise SystemExit('not this one')")
+    core = start_core(TWO, start=[*start, "core"], directory=directory)
+    assert sorted(pids(core)) == [0, 1]
+    options = {"start": [*start, "agent"], "directory": directory}
+    agent = start_agent(core, start_service().url, "-subdomain=app", TWO, **options)
+    wait_links(core, 4)
+    assert sorted(pids(agent)) == [0, 1]
+
+
+def test_a_slip_in_the_name_of_the_variable_makes_no_worker() -> None:
+    for run, name in ((run_core, "TUNNEL_WORKER"), (run_agent, "AGENT_WORKER")):
+        code, _, error = run(**{name: "2"})
+        assert code == 2
+        assert f"unknown environment variable {name}; did you mean {name}S?" in error and "Traceback" not in error
 
 
 def test_a_revoked_token_ends_all_its_links(

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tunnel.interrupts import ADVICE, quietly
+from tunnel.workers import VARIABLE
 
 if TYPE_CHECKING:
     from tunnel.agent.client import Agent
@@ -29,7 +30,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
     given = sys.argv[1:] if argv is None else argv
     hidden = hide_secrets(given, "agent")
-    if "TUNNEL_WORKER" in os.environ:
+    if VARIABLE in os.environ:
         from tunnel.agent.worker import work
 
         return work()

@@ -57,6 +57,7 @@ class Supervisor:
         self._stopped: Stopped | None = None
         self._crew = Crew(
             settings.workers,
+            module="tunnel.agent",
             log_level=settings.log_level,
             log_json=settings.log_json,
             orders=self._orders,

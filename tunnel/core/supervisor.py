@@ -84,6 +84,7 @@ class Supervisor:
         self._ports = SharedPorts(OwnPorts(public_host, parse_ports(settings.tcp_ports), self._inherited))
         self._crew = Crew(
             settings.workers,
+            module="tunnel.core",
             log_level=settings.log_level,
             log_json=settings.log_json,
             orders=self._orders,

@@ -1,8 +1,8 @@
 """The supervisor's view: worker processes, started, watched, replaced, ended.
 
-A worker is this program again with `TUNNEL_WORKER` in its environment; settings and sockets come over its channel, so
-that all workers have the same, however late they start, and no secret stands on their command lines. The life of each
-is one task:
+A worker is this program again, with its place in its environment (`VARIABLE`). Settings and sockets come over its
+channel, so that all workers have the same, however late they start, and no secret stands on their command lines. The
+life of each is one task:
 
 1. start, send its orders, wait for "ready";
 2. until it ends: its messages, its log, and a ping now and then; one that does not answer for HANG_SECONDS is killed;
@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -29,9 +30,10 @@ from tunnel.errors import ConfigError
 from tunnel.handler import Offered
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
+from tunnel.workers import VARIABLE
 from tunnel.workers.channel import Channel, ChannelLost, Handler
 from tunnel.workers.lines import open_pipe, pass_on
-from tunnel.workers.member import VARIABLE, Place
+from tunnel.workers.member import Place
 
 log = get_logger("tunnel.workers")
 
@@ -71,15 +73,17 @@ class Worker:
 
 
 class Crew:
-    """count workers. orders: makes what a worker is told at its start, and the files that go with it (its own copies).
+    """count workers of a module, which is a program as `python -m` knows it.
 
-    handlers: makes the handlers of one worker's messages. on_ready, on_end: a worker has become ready, has ended.
+    orders: makes what a worker is told at its start, and the files that go with it (its own copies). handlers: makes
+    the handlers of one worker's messages. on_ready, on_end: a worker has become ready, has ended.
     """
 
     def __init__(
         self,
         count: int,
         *,
+        module: str,
         log_level: str,
         log_json: bool,
         orders: Callable[[Worker], tuple[Any, Sequence[int]]],
@@ -88,6 +92,7 @@ class Crew:
         on_end: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         self.count = count
+        self._command = command(module)
         self.restarts = 0
         self.living: dict[int, Worker] = {}  # by number, ready or not
         self._last_words: dict[str, list[Offered]] = {}  # of those that have ended, by what they are about
@@ -240,7 +245,7 @@ class Crew:
         environ[VARIABLE] = Place(number, theirs.fileno(), self._log_level, self._log_json).write()
         try:
             process = subprocess.Popen(
-                [sys.executable, *interpreter_arguments(), "worker", str(number)],
+                [*self._command, "worker", str(number)],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=far if self._log_json else None,
@@ -297,9 +302,22 @@ class Crew:
                 return
 
 
-def interpreter_arguments() -> list[str]:
-    """How this program was started, without what stood behind it: `-X dev -m tunnel.core`."""
-    return sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
+def command(module: str) -> list[str]:
+    """`python -m tunnel.core`, with this interpreter and its options, however this program itself was started.
+
+    A worker imports what we do: it looks into the current directory only if we look there too.
+    """
+    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+    if not is_here_imported() and "-P" not in options:
+        options.append("-P")
+    return [sys.executable, *options, "-m", module]
+
+
+def is_here_imported() -> bool:
+    try:
+        return "" in sys.path or str(Path.cwd()) in sys.path
+    except OSError:  # it is there no longer
+        return False
 
 
 def _how(code: int | None) -> str:

@@ -14,14 +14,14 @@ import trio
 
 from tunnel.handler import PageAnswer, PageRequest
 from tunnel.plugins import Program
+from tunnel.workers import VARIABLE
 from tunnel.workers.channel import Channel, ChannelLost, Handler
 
 LAST_WORDS_SECONDS = 2.0
-VARIABLE = "TUNNEL_WORKER"  #: in a worker's environment: JSON, see `Place`
 
 
 class Place:
-    """What a worker finds in its environment: its number, and the file descriptor of its channel."""
+    """What a worker finds in its environment, as JSON: its number, and the file descriptor of its channel."""
 
     def __init__(self, number: int, channel: int, log_level: str, log_json: bool) -> None:
         self.number = number

@@ -264,6 +264,19 @@ def test_a_wrong_url_is_told_an_example_of_its_kind(flag: str, bad: str, example
     assert said == f"{flag}: expected a URL such as {example}, not {bad!r}"
 
 
+@pytest.mark.parametrize(
+    "place", ["x.example:99999", "x.example:0", "x.example:port", "x.example:", "[::1", "a:1:2", ":1"]
+)
+def test_a_url_that_nobody_could_ask(place: str) -> None:
+    said = fails(core, f"-public-url=https://{place}/")
+    assert said.startswith("-public-url: expected a URL such as https://tunnel.example.com")
+
+
+@pytest.mark.parametrize("place", ["x.example:65535", "x.example:8443/path", "[::1]:80", "127.0.0.1"])
+def test_urls(place: str) -> None:
+    assert core(f"-public-url=https://{place}").public_url == f"https://{place}"
+
+
 @pytest.mark.parametrize("kind", [kinds.PUBLIC_URL, kinds.ENDPOINT, kinds.AUTHORITY])
 def test_such_an_example_would_be_taken(kind: kinds.Kind) -> None:
     with pytest.raises(ValueError, match="such as") as caught:
@@ -402,6 +415,15 @@ def test_no_durations(text: object) -> None:
         parse_duration(text)
 
 
+@pytest.mark.parametrize("flag", ["-heartbeat-timeout", "-request-timeout", "-drain-timeout"])
+def test_durations_longer_than_the_link_can_say(flag: str) -> None:
+    for read in (core, agent):
+        read(f"{flag}=1000h")
+        assert fails(read, f"{flag}=1200h") == f"{flag}: expected a duration of at most 1000h, not '1200h'"
+    assert 1000 * 3600 * 1000 < 1 << 32
+    assert core("-name-hold=8760h").name_hold == 365 * 24 * 3600
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -470,13 +492,20 @@ def test_no_sizes(text: object) -> None:
     [
         ("localhost:80", ("localhost", 80)), (":8443", ("", 8443)), ("[::1]:0", ("::1", 0)),
         ("0.0.0.0:1", ("0.0.0.0", 1)), ("a-b.example:65535", ("a-b.example", 65535)),
+        ("my_host.:1", ("my_host.", 1)), (f"{'a' * 63}:1", ("a" * 63, 1)),
     ],
 )  # fmt: skip
 def test_addresses(text: str, address: tuple[str, int]) -> None:
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "80", "a:", "a:b", "a:65536", "::1:80", "[::1]", "[x]:1", "a b:1", "a:-1", "a:٣"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "80", "a:", "a:b", "a:65536", "::1:80", "[::1]", "[x]:1", "a b:1", "a:-1", "a:٣",
+        "a..b:1", ".a:1", "a..:1", f"{'a' * 64}:1", f"{'a.' * 127}aa:1",
+    ],
+)  # fmt: skip
 def test_no_addresses(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_address(text)
@@ -525,6 +554,7 @@ def test_local_services() -> None:
         ("a=1,b=2", "c", "-subdomain names one service"), ("a=1", "b", "differently"), ("-x=1", "", "name"),
         ("=1", "", "name"), ("tcp://x", "", "port"), ("http://x:0", "", "port"), ("http://x:99999", "", "port"),
         ("1", "a b", "-subdomain: expected a name such as app"), ("x y", "", "-local"),
+        ("http://a..b:1", "", "host name"), (f"tcp://{'a' * 64}:1", "", "host name"),
     ],
 )  # fmt: skip
 def test_wrong_local_services(text: str, subdomain: str, says: str) -> None:

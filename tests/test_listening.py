@@ -37,6 +37,12 @@ def test_a_host_that_nobody_knows() -> None:
         listening.listen("no-such-host.invalid", 0, "-agent-addr")
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_a_host_that_is_no_name(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^-agent-addr: can't resolve '{host}' \(not a host name\); give an addr"):
+        listening.listen(host, 0, "-agent-addr")
+
+
 def test_an_address_that_is_not_ours() -> None:
     with pytest.raises(ConfigError, match=r"^-public-addr: can't listen on 192\.0\.2\.1:80"):
         listening.listen("192.0.2.1", 8080, "-public-addr")

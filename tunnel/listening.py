@@ -24,8 +24,9 @@ def listen(host: str, port: int, what: str, backlog: int = 1024) -> list[socket.
             places = list(dict.fromkeys((info[0], info[4][0]) for info in infos))
         else:
             places = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]
-    except socket.gaierror as exc:
-        raise ConfigError(f"{what}: can't resolve {host!r} ({exc.strerror}); give an address") from exc
+    except (socket.gaierror, UnicodeError) as exc:  # the latter for what can't be a name
+        reason = exc.strerror if isinstance(exc, OSError) else "not a host name"
+        raise ConfigError(f"{what}: can't resolve {host!r} ({reason}); give an address") from exc
     opened: list[socket.socket] = []
     problem: OSError | None = None
     for family, address in places:

@@ -26,6 +26,10 @@ from tunnel.config.values import (
 
 SWITCH_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
+#: seconds; the link carries time-outs as 32 bits of milliseconds, which is 1193 hours
+LONGEST = 1000 * 3600.0
+YEARS = 10 * 365 * 24 * 3600.0  #: the longest of what stays in the store
+
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -110,13 +114,15 @@ def choice(*words: str, **aliases: str) -> Kind:
     return Kind("|".join(words), check)
 
 
-def duration(low: float) -> Kind:
-    """Seconds; low 0 allows 0, anything else demands at least that."""
+def duration(low: float, high: float = LONGEST) -> Kind:
+    """Seconds from low to high."""
 
     def check(value: Any) -> float:
         seconds = parse_duration(value)
         if seconds < low:
             raise ValueError(f"expected a duration of at least {show_duration(low)}")
+        if seconds > high:
+            raise ValueError(f"expected a duration of at most {show_duration(high)}")
         return seconds
 
     return Kind("DURATION", check, show=show_duration)
@@ -207,8 +213,11 @@ def url(example: str, *, is_plain_allowed: bool = True, may_be_empty: bool = Tru
 
     def check(value: Any) -> str:
         text = _text(value).removesuffix("/")
-        if not re.fullmatch(rf"{scheme}://[^/?#@\s]+(/[^?#\s]*)?", text) and (text or not may_be_empty):
+        match = re.fullmatch(rf"{scheme}://(?:\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\s]+)(?::([0-9]+))?(?:/[^?#\s]*)?", text)
+        if match is None and (text or not may_be_empty):
             raise ValueError(f"expected a URL such as {example}")
+        if match is not None and match[1] and not 0 < int(match[1][:6]) < 65536:
+            raise ValueError(f"expected a URL such as {example} (a port is a number from 1 to 65535)")
         return text
 
     return Kind("URL", check)

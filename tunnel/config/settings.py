@@ -214,7 +214,8 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
     ] = 30.0
     keepalive_timeout: Annotated[float, Option(v.duration(0.05), LIMITS, "idle time of a visitor's connection")] = 60.0
     name_hold: Annotated[
-        float, Option(v.duration(0), LIMITS, "how long an unreserved name stays its account's after its last link")
+        float,
+        Option(v.duration(0, v.YEARS), LIMITS, "how long an unreserved name stays its account's after its last link"),
     ] = 600.0
 
     data_dir: Annotated[

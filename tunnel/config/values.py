@@ -17,7 +17,7 @@ _UNITS = {name: base**power for name, base, power in (
 )}  # fmt: skip
 _BYTES = {name.lower(): size for name, size in _UNITS.items()}
 _SIZE = re.compile(rf"([0-9]{{1,19}}(?:\.[0-9]{{1,6}})?) ?({'|'.join(_BYTES)})?")
-_HOST = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}")
+_HOST = re.compile(r"(?=.{1,254}\Z)(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
@@ -74,7 +74,7 @@ def parse_address(text: str) -> tuple[str, int]:
         _check_ipv6(host)
     elif ":" in host:
         raise ValueError(f"{expected} (an IPv6 address stands in brackets)")
-    elif host and not _HOST.fullmatch(host):
+    elif host and not _HOST.fullmatch(host):  # a longer label would be an error of its own where it is looked up
         raise ValueError(f"{expected} (this is not a host name)")
     if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
         raise ValueError(f"{expected} (a port is a number from 0 to 65535)")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from running import RunningAgent, RunningCore, poll
+from running import RunningAgent, RunningCore, clean_environment, poll
 from service import Service
 from visiting import Broken, Connection
 from watching import Asking, ask, get, status_of
@@ -128,13 +133,18 @@ def test_second_signal_ends_now(start_core: Start, start_agent: StartAgent, star
     assert time.monotonic() - began < 2
 
 
-def test_agent_finishes_its_requests(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
+def test_agent_finishes_its_requests(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, signals: list[int]
+) -> None:
+    """A terminal that is closed may say so twice, by its shell and by the kernel."""
     core, service = start_core(), start_service()
     agent = start_agent(core, service.url, "-subdomain=app")
     asking = Asking(core, "GET /hold")
     service.wait_request("/hold")
-    agent.terminate()
-    assert agent.wait_for("draining")["timeout"] == "30s"
+    for number in signals:
+        agent.signal(number)
+        assert agent.wait_for("draining")["timeout"] == "30s"
     poll(lambda: get(agent.metrics, "/readyz")[0] == 503, "the agent says that it stops", 2)
     poll(lambda: status_of(core) == 503, "no new requests for it", 2)
     service.release.set()
@@ -143,6 +153,44 @@ def test_agent_finishes_its_requests(start_core: Start, start_agent: StartAgent,
     assert agent.wait(5) == 0
     assert agent.records[-1]["msg"] == "stopped"
     assert core.wait_for("agent disconnected")
+
+
+def test_agent_that_was_started_to_outlive_its_terminal(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    core, service = start_core(), start_service()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does for its child
+    try:
+        agent = start_agent(core, service.url, "-subdomain=app")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    agent.signal(signal.SIGHUP)
+    assert status_of(core) == 200
+    assert not agent.find("draining")
+
+
+def test_agent_whose_terminal_is_closed(start_core: Start, start_service: StartService, tmp_path: Path) -> None:
+    """It has nowhere to write any more, and drains all the same."""
+    core, service = start_core("-agent-tls=false"), start_service()
+    screen, terminal = os.openpty()
+    agent = subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-m", "tunnel.agent", f"-server=127.0.0.1:{core.agents[1]}", "-tls=false",
+         f"-local={service.url}", "-subdomain=app", "-metrics-addr=", f"-token-file={core.token_file}"],
+        stdin=terminal, stdout=terminal, stderr=terminal, env=clean_environment(), cwd=tmp_path,
+    )  # fmt: skip
+    os.close(terminal)
+    try:
+        core.wait_for("agent connected", timeout=30)
+        asking = Asking(core, "GET /hold")
+        service.wait_request("/hold")
+        os.close(screen)
+        poll(lambda: status_of(core) == 503, "no new requests for it", 5)
+        service.release.set()
+        assert asking.result().status == 200
+        assert agent.wait(5) == 0
+    finally:
+        agent.kill()
+        agent.wait()
 
 
 def test_agent_with_a_request_that_never_ends(

@@ -121,7 +121,10 @@ def test_it_waits_for_a_core_and_finds_it(
         again.close()
 
 
-def test_it_stops_politely(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_stops_politely(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, number: int
+) -> None:
     core, service = start_core(), start_service()
     agent = start_agent(core, service.url, "-subdomain=app", TWO)
     wait_links(core, 2)
@@ -130,7 +133,7 @@ def test_it_stops_politely(start_core: Start, start_agent: StartAgent, start_ser
         visitor.send(visitor.request("GET /slow?ms=700"))
     poll(lambda: service.begun.count("/slow?ms=700") == 6, "all are under way")
     began = time.monotonic()
-    agent.terminate()
+    agent.signal(number)
     assert [visitor.read().status for visitor in waiting] == [200] * 6
     assert agent.wait(10) == 0
     assert time.monotonic() - began < 8

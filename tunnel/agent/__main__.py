@@ -70,20 +70,30 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 async def _serve(agent: Agent | Supervisor, log: Logger) -> None:
-    """The first SIGTERM or SIGINT lets open requests finish; the second ends all now."""
+    """The first SIGTERM, SIGINT or SIGHUP lets open requests finish; a second SIGTERM or SIGINT ends all now.
+
+    SIGHUP is a terminal that was closed: shell and kernel may both send it, so the second one says nothing new. Who
+    started us with `nohup` has had it ignored, and it stays so.
+    """
     import trio
 
     from tunnel.link.tasks import open_pair
     from tunnel.notify import Notifier
 
+    hangup = getattr(signal, "SIGHUP", None)
+    known = [signal.SIGTERM, signal.SIGINT]
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        known.append(hangup)
     systemd = Notifier(os.environ)
     async with open_pair() as nursery:
 
         async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with trio.open_signal_receiver(*known) as signals:
                 task_status.started()
                 stopping = False
-                async for _ in signals:
+                async for number in signals:
+                    if stopping and number == hangup:
+                        continue
                     if stopping:
                         nursery.cancel_scope.cancel()
                     else:

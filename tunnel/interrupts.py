@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,17 @@ if TYPE_CHECKING:
 ADVICE = "a second signal ends it at once"
 PERIOD = 5.0  #: seconds between two words on a drain
 INTERRUPTED = 130  #: exit code, as a shell gives it to a program that SIGINT has ended
+
+
+class Terminal:
+    """The terminal that the program was started on, if any: closed, it leaves a SIGHUP and nobody who could stop us."""
+
+    def __init__(self) -> None:
+        self._descriptors = [number for number in (0, 1, 2) if os.isatty(number)]
+
+    @property
+    def has_gone(self) -> bool:
+        return bool(self._descriptors) and not any(os.isatty(number) for number in self._descriptors)
 
 
 def quietly(program: Callable[[], int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -204,3 +205,46 @@ def test_agent_with_a_request_that_never_ends(
     assert agent.wait(5) == 0
     answer = asking.result()
     assert (answer.status, answer.outcome) == (502, "link_lost")
+
+
+# The terminal -----------------------------------------------------------------------------------------------------
+
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+terminal = os.open(sys.argv[1], os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+for number in range(3):
+    os.dup2(terminal, number)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def read_until(terminal: int, text: str, seconds: float = 20) -> str:
+    seen, deadline = "", time.monotonic() + seconds
+    while text not in seen:
+        ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"no {text!r} in {seen!r}"
+        seen += os.read(terminal, 65536).decode()
+    return seen
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_core_ends_with_its_terminal(tmp_path: Path, workers: int) -> None:
+    """Before, it went on where nobody saw it, and its ports were in use for the next one."""
+    if workers > 1 and not sys.platform.startswith("linux"):
+        pytest.skip("workers are for Linux")
+    ours, theirs = os.openpty()
+    flags = ["-public-addr=127.0.0.1:0", "-agent-addr=127.0.0.1:0", "-metrics-addr=", "-dashboard-addr="]
+    program = ["-m", "tunnel.core", f"-data-dir={tmp_path}", f"-workers={workers}", *flags]
+    core = subprocess.Popen([sys.executable, "-c", ON_TERMINAL, os.ttyname(theirs), *program], env=clean_environment())
+    try:
+        read_until(ours, "core ready")
+        os.close(theirs)
+        core.send_signal(signal.SIGHUP)
+        read_until(ours, "certificates read again")
+        os.close(ours)
+        assert core.wait(10) == 0
+    finally:
+        core.kill()
+        core.wait()

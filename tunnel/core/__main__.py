@@ -79,11 +79,12 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 async def _serve(core: Core | Supervisor) -> None:
-    """The first SIGTERM or SIGINT drains; the second ends all now. SIGHUP: the certificates are read again. SIGUSR2: a
-    new process takes over."""
+    """The first SIGTERM or SIGINT drains; the second ends all now. SIGHUP: the certificates are read again, but where
+    it says that our terminal is gone it drains, too. SIGUSR2: a new process takes over."""
     import trio
 
     from tunnel.core.upgrade import UpgradeError
+    from tunnel.interrupts import Terminal
     from tunnel.link.tasks import open_pair
     from tunnel.log import get_logger
     from tunnel.notify import Notifier
@@ -107,6 +108,7 @@ async def _serve(core: Core | Supervisor) -> None:
 
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
     log = get_logger("tunnel.core")
+    terminal = Terminal()
     async with open_pair() as nursery:
 
         async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
@@ -114,13 +116,13 @@ async def _serve(core: Core | Supervisor) -> None:
                 task_status.started()
                 draining = False
                 async for number in signals:
-                    if number == signal.SIGHUP:
+                    if number == signal.SIGHUP and not terminal.has_gone:
                         nursery.start_soon(reload)
                         continue
                     if number == signal.SIGUSR2:
                         nursery.start_soon(upgrade)
                         continue
-                    if draining:
+                    if draining and number != signal.SIGHUP:  # a terminal's end comes from the shell and the kernel
                         nursery.cancel_scope.cancel()
                     draining = True
                     systemd.stopping()

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -177,7 +178,30 @@ def test_a_service_that_is_down_resets(tunnel: Tunnel, start_agent: Callable[...
     seen = tunnel.core.mark()
     with Connection(("127.0.0.1", int(agent.tunnels["off"].rpartition(":")[2])), "") as visitor:
         assert visitor.ends() == "reset"
-    assert tunnel.core.wait_for("tcp connection failed", after=seen)["outcome"] == "local_refused"
+    record = tunnel.core.wait_for("tcp connection failed", after=seen)
+    assert (record["outcome"], record["tunnel"], record["client"]) == ("local_refused", "off", "127.0.0.1")
+    assert record["agent_id"] == "off" and "Connection refused" in str(record["error"])
+
+
+def test_each_connection_is_a_record(tunnel: Tunnel, open_port: Callable[..., tuple[str, int]]) -> None:
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(sock.recv(100) * 2)
+
+    address = open_port(answer)
+    seen = tunnel.core.mark()
+    with Connection(address, "") as visitor:
+        visitor.send(b"!abc")
+        assert visitor.receive() == b"abcabc"
+        assert visitor.ends() == "closed"
+    record = tunnel.core.wait_for("tcp connection", after=seen)
+    facts = {
+        name: record[name] for name in ("level", "tunnel", "client", "outcome", "bytes_in", "bytes_out", "agent_id")
+    }
+    assert facts == {
+        "level": "INFO", "tunnel": "raw", "client": "127.0.0.1", "outcome": "ok", "bytes_in": 4, "bytes_out": 6,
+        "agent_id": "raw",
+    }  # fmt: skip
+    assert re.fullmatch(r"\d\.\d{3}s", str(record["duration"])) and record["account_id"]
 
 
 def test_a_core_without_ports_refuses(start_core: Callable[..., Any], start_agent: Callable[..., RunningAgent]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 import trio
@@ -32,6 +33,23 @@ class _Stream(StreamVisit, kw_only=True):
     visitor: Visitor
     agent: AgentLink
     stream: Stream | None = None
+
+
+def _note(visitor: Visitor, tunnel: Tunnel, visit: _Stream | None, failure: Failure | None) -> None:
+    """The one record of a connection, in the fields of the access log. visit: None where it was turned away."""
+    fields: dict[str, Any] = {"tunnel": tunnel.name, "client": visitor.address}
+    fields["outcome"] = failure.outcome if failure is not None else visit.outcome if visit is not None else ""
+    if visit is not None:
+        fields["duration"] = f"{monotonic() - visit.started:.3f}s"
+        for name in ("bytes_in", "bytes_out", "agent_id", "account_id", "trace_id", "span_id"):
+            if (value := getattr(visit, name)) != "":
+                fields[name] = value
+    if failure is None:
+        log.info("tcp connection", **fields)
+    elif OUTCOMES[failure.outcome].failed:
+        log.error("tcp connection failed", **fields, error=str(failure))
+    else:
+        log.info("tcp connection refused", **fields, reason=str(failure))
 
 
 def _make_stream(visitor: Visitor, agent: AgentLink, tunnel: Tunnel) -> _Stream:
@@ -168,6 +186,8 @@ class Ports:
         socket = visitor.socket
         visitor.phase, visitor.deadline = RAW, float("inf")
         self._exchanger.active += 1
+        visit: _Stream | None = None
+        failure: Failure | None = None
         try:
             siblings = self._siblings
             is_full = siblings is not None and not any(link.has_room for link in tunnel.links)
@@ -176,22 +196,19 @@ class Ports:
             agent = tunnel.choose()
             self._exchanger.check_memory()
             agent.account.admit_request()
-            await self._handle(_make_stream(visitor, agent, tunnel))
+            visit = _make_stream(visitor, agent, tunnel)
+            await self._handle(visit)
         except Failure as exc:
+            failure = exc
             socket.abort()
             if exc.limit:
                 self._exchanger.refusals[exc.limit] += 1
-            self._note(tunnel, exc)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             socket.abort()
         finally:
             self._exchanger.finished()
-
-    def _note(self, tunnel: Tunnel, exc: Failure) -> None:
-        if OUTCOMES[exc.outcome].failed:
-            log.error("tcp connection failed", tunnel=tunnel.name, outcome=exc.outcome, error=str(exc))
-        else:
-            log.info("tcp connection refused", tunnel=tunnel.name, outcome=exc.outcome, reason=str(exc))
+            if visit is not None or failure is not None:
+                _note(visitor, tunnel, visit, failure)
 
     async def _stream(self, visit: _Stream) -> None:
         """The innermost handler of a TCP stream."""

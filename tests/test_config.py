@@ -355,6 +355,36 @@ def test_secrets_from_files(tmp_path: pathlib.Path) -> None:
     assert "does not hold text" in fails(agent, "-token-file", str(tmp_path / "binary"))
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "tt_S3cr3tS3cr3tS3cr3t", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.S3cr3t/x", "S3cr3t", "S3cr3t" * 100,
+        "aB3/S3cr3t+S3cr3tS3cr3tS3cr3tS3cr3t/x==", "/tmp/tt_S3cr3t", "S3cr3t\x01", "S3cr3t with spaces",
+    ],
+)  # fmt: skip
+def test_a_secret_in_the_place_of_its_file_is_not_shown(secret: str) -> None:
+    for call, name, prefix in (
+        (agent, "token", "AGENT_"),
+        (core, "jwt_secret", "TUNNEL_"),
+        (core, "dashboard_token", "TUNNEL_"),
+    ):
+        flag = f"-{name.replace('_', '-')}"
+        for said in (fails(call, f"{flag}-file", secret), fails(call, **{f"{prefix}{name.upper()}_FILE": secret})):
+            assert "S3cr3t" not in said
+            assert said.startswith((f"{flag}-file: ", f"{prefix}{name.upper()}_FILE: "))
+            if "\x01" not in secret:
+                assert "cannot be read (" in said
+                assert said.endswith(f"the value itself goes into {flag} or {prefix}{name.upper()}")
+
+
+def test_a_secrets_file_that_is_away_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("/run/secrets/token", "./token", f"{tmp_path}/token"):
+        assert fails(agent, "-token-file", path) == f"-token-file: {path} cannot be read (No such file or directory)"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert fails(agent, "-token-file", "here") == "-token-file: here cannot be read (Is a directory)"
+
+
 def test_the_fingerprint_from_a_file(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "fingerprint"
     file.write_text("sha256:" + "AB" * 32 + "\n")

@@ -229,6 +229,25 @@ def test_keys_of_certificates_are_not_logged(tmp_path: Path, start_core: Callabl
         server.close()
 
 
+@pytest.mark.parametrize(("mode", "is_said"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_a_token_file_that_others_can_read_is_said(
+    tmp_path: Path,
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    mode: int,
+    is_said: bool,
+) -> None:
+    core = start_core()
+    file = tmp_path / "my token"
+    file.write_text(core.token)
+    file.chmod(mode)
+    agent = start_agent(core, "http://127.0.0.1:9", "-subdomain=app", f"-token-file={file}")
+    said = agent.find("token file can be read by others")
+    assert len(said) == is_said
+    for record in said:
+        assert (record["level"], record["advice"]) == ("WARNING", f"chmod 600 '{file}'")
+
+
 def test_files_are_their_owners_alone(
     tmp_path: Path,
     start_core: Callable[..., RunningCore],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunnel.interrupts import ADVICE, quietly
@@ -49,6 +51,9 @@ def _main(argv: Sequence[str] | None) -> int:
     log = get_logger("tunnel.agent")
     if hidden:
         log.warning(SHOWN, names=hidden)
+    if settings.token_file and is_open_to_others(settings.token_file):
+        advice = f"chmod 600 {shlex.quote(settings.token_file)}"
+        log.warning("token file can be read by others", file=settings.token_file, advice=advice)
     agent: Agent | Supervisor
     try:
         if settings.workers > 1:
@@ -67,6 +72,16 @@ def _main(argv: Sequence[str] | None) -> int:
         return 1
     log.info("stopped")
     return 0
+
+
+def is_open_to_others(path: str) -> bool:
+    """Whether this is a file of ours that our group or others may read. Somebody else's is theirs to judge: what a
+    container is given, what root lets a service's group read."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return False
+    return os.name == "posix" and found.st_uid == os.geteuid() and bool(found.st_mode & 0o044)
 
 
 async def _serve(agent: Agent | Supervisor, log: Logger) -> None:

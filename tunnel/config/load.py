@@ -33,9 +33,12 @@ _SECRET_FILES = (
     ("dashboard_token", "dashboard_token_file"),
     ("server_fingerprint", "server_fingerprint_file"),
 )
+_FILES = frozenset(file for _, file in _SECRET_FILES)
 #: two names of one thing: whichever the higher source gives, hides both in the lower ones
 _PAIRS = (*_SECRET_FILES, ("metrics_port", "metrics_addr"))
 _MASK = re.compile(r"tt_|eyJ|://[^/]*@")
+#: what may have a "/" in it and is no path: 24 random bytes or more in base64
+_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Z])(?=.*[a-z])[A-Za-z0-9+/=_-]{32,}")
 
 
 def load_core(argv: Sequence[str], env: Mapping[str, str]) -> CoreSettings:
@@ -163,7 +166,8 @@ def _convert(entry: Entry, given: Given) -> Any:
         raw = kind.from_text(given.value) if kind.from_text and given.is_text else given.value
         return kind.check(raw)
     except ValueError as exc:
-        shown = "" if kind.secret or not isinstance(given.value, (str, int, float, bool)) else _quote(given.value)
+        is_hidden = kind.secret or entry.name in _FILES or not isinstance(given.value, (str, int, float, bool))
+        shown = "" if is_hidden else _quote(given.value)
         raise ConfigError(f"{given.origin}: {exc}{shown}") from None
 
 
@@ -183,14 +187,25 @@ def _read_secrets(entries: Mapping[str, Entry], merged: Values) -> None:
         try:
             text = pathlib.Path(given.value).read_text("utf-8").rstrip("\r\n")
         except OSError as exc:
-            reason = exc.strerror or type(exc).__name__
-            raise ConfigError(f"{given.origin}: {given.value} cannot be read ({reason})") from None
+            raise ConfigError(_unreadable(entries[secret], given, exc)) from None
         except ValueError:
             raise ConfigError(f"{given.origin}: {given.value} does not hold text") from None
         if not text.strip() or "\n" in text:
             raise ConfigError(f"{given.origin}: {given.value} must hold the value on one line, and nothing else")
         read = Given(text, f"{given.origin}: {given.value}", True)
         merged[secret] = Given(_convert(entries[secret], read), given.origin, True)
+
+
+def _unreadable(secret: Entry, given: Given, exc: OSError) -> str:
+    """Of a secret's file. What stands in its place may be the secret itself, and is not shown then."""
+    reason = exc.strerror or type(exc).__name__
+    is_path = os.sep in given.value or os.path.lexists(given.value)
+    if is_path and not _MASK.search(given.value) and not _RANDOM.fullmatch(given.value):
+        return f"{given.origin}: {given.value} cannot be read ({reason})"
+    return (
+        f"{given.origin}: the file cannot be read ({reason}); it takes a file's name, "
+        f"the value itself goes into -{secret.flags[0]} or {secret.variables[0]}"
+    )
 
 
 def _agree_on_metrics(options: Program, merged: Values) -> None:

@@ -87,6 +87,7 @@ class Health:
         for name, check in dict(self._host.checks).items():
             try:
                 ok, reason = check()
+                reason = str(reason)
             except Exception as exc:
                 ok, reason = False, f"the check broke: {type(exc).__name__}: {exc}"
             answers[name] = {"ok": bool(ok), "reason": reason[:MAX_REASON]}

@@ -483,6 +483,14 @@ class Workers(Protocol):
         """Bring the supervisor's `statistics`, `reports`, `details` and `checks` up to date."""
 
 
+class Tasks(Protocol):
+    """A plug-in's own tasks. One that raises is reported and switches the plug-in off; the program goes on."""
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None) -> None: ...
+
+    async def start(self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None) -> Any: ...
+
+
 class Host(Protocol):
     """What a plug-in is given: the program it is plugged into."""
 
@@ -540,7 +548,7 @@ class Host(Protocol):
     def details(self) -> dict[str, dict[str, Any]]: ...
 
     @property
-    def nursery(self) -> trio.Nursery:
+    def nursery(self) -> Tasks:
         """For a plug-in's own background tasks; cancelled when the program ends."""
 
 

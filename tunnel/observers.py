@@ -67,10 +67,10 @@ class Observers:
         self._most = MOST
         self._wake = trio.Event()
         self._enters: dict[str, tuple[tuple[Guard, Enter], ...]] = {}
-        self._gather()
+        self.gather()
 
-    def _gather(self) -> None:
-        """Who is still on, by kind of visit: begins from outside in, ends from inside out."""
+    def gather(self) -> None:
+        """Look anew who is still on, by kind of visit: begins from outside in, ends from inside out."""
         on = [(guard, guard.layer) for guard in self._guards if not guard.is_off]
         observers = [(guard, one) for guard, one in on if isinstance(one, Observer)]
         inside = observers[::-1]
@@ -86,7 +86,7 @@ class Observers:
 
     def _switch_off(self, guard: Guard, exc: Exception) -> None:
         guard.switch_off(exc)
-        self._gather()
+        self.gather()
 
     def __call__(self, handler: Handler) -> Handler:
         go_on = self.go_on(handler)

@@ -4,6 +4,9 @@ A plug-in is an async context manager that is given the program (`tunnel.handler
 an entry point of the group `tunnel.layers`, or `module:attribute`. The order of layers is the order of the setting
 `layers`, outermost first; the default (tunnel/config) is tracing, metrics, logs, health: tracing first, so that the
 others see the trace id, and logs inside metrics, because nothing after it needs to know that a line was written.
+
+A plug-in that breaks costs what it does itself and no more, wherever it breaks: as a layer, in a task, in a function
+that it has left here, or while it ends. Each of these is reported once.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
+import msgspec
 import trio
 
 from tunnel import __version__
@@ -25,7 +30,9 @@ from tunnel.handler import (
     Check,
     CoreStatistics,
     Guard,
+    Host,
     Layer,
+    Observer,
     Page,
     PlugIn,
     Workers,
@@ -34,6 +41,8 @@ from tunnel.log import get_logger
 from tunnel.observers import Observers, fold
 
 GROUP = "tunnel.layers"
+
+T = TypeVar("T")
 
 log = get_logger("tunnel.plugins")
 
@@ -63,13 +72,8 @@ class Program:
         self._take_round_trips = take_round_trips
         self._reports = reports
         self._details: dict[str, Callable[[], dict[str, Any]]] = {}
-        self._nursery: trio.Nursery | None = None
         self._observers: list[Observers] = []
-
-    @property
-    def nursery(self) -> trio.Nursery:
-        assert self._nursery is not None, "the program has not started"
-        return self._nursery
+        self._broken: set[str] = set()  # checks that have been reported
 
     def statistics(self) -> CoreStatistics | AgentStatistics:
         return self._statistics()
@@ -99,24 +103,38 @@ class Program:
     def details(self) -> dict[str, dict[str, Any]]:
         return {name: details() for name, details in self._details.items()}
 
+    def readiness(self) -> dict[str, dict[str, Any]]:
+        """What the checks say, by name. One that raises does not hold."""
+        return {name: self._ask(name, check) for name, check in self.checks.items()}
+
+    def _ask(self, name: str, check: Check) -> dict[str, Any]:
+        try:
+            ok, reason = check()
+        except Exception as exc:
+            if name not in self._broken:
+                self._broken.add(name)
+                log.error("a check broke", check=name, error=_text(exc))
+            return {"ok": False, "reason": f"the check broke: {_text(exc)}"}
+        return {"ok": bool(ok), "reason": str(reason)}
+
     @asynccontextmanager
     async def plugged_in(self, names: Sequence[str], nursery: trio.Nursery) -> AsyncIterator[list[Layer]]:
         """Start the plug-ins and give their guarded layers, outermost first. Raises ConfigError on an unknown name."""
-        self._nursery = nursery
         plugins = [(name, find(name)) for name in names]
         guards: list[Guard] = []
         async with AsyncExitStack() as stack:
             for name, plugin in plugins:
+                seat = _Seat(self, Guard(name, _NOTHING, len(guards), log.stdlib), nursery)
                 try:
-                    layer = await stack.enter_async_context(plugin(self))
+                    seat.guard.layer = await _enter(stack, name, plugin, seat)
                 except ConfigError:
                     raise
                 except ValueError as exc:  # a plug-in's word for a setting that it can't use
                     raise ConfigError(f"{name}: {exc}") from exc
                 except Exception as exc:
-                    log.error("plug-in could not start", plugin=name, error=f"{type(exc).__name__}: {exc}")
+                    log.error("plug-in could not start", plugin=name, error=_text(exc))
                 else:
-                    guards.append(Guard(name, layer, len(guards), log.stdlib))
+                    guards.append(seat.guard)
             layers = fold(guards)
             self._observers = [layer for layer in layers if isinstance(layer, Observers)]
             telling = [trio.CancelScope() for _ in self._observers]
@@ -136,7 +154,6 @@ class Program:
         It is an async context manager that is given this program, whose `workers` answer for their plug-ins. Raises
         ConfigError as `plugged_in` does.
         """
-        self._nursery = nursery
         async with AsyncExitStack() as stack:
             for name in names:
                 plugin = find(name)
@@ -144,12 +161,140 @@ class Program:
                 if supervise is None:
                     continue
                 try:
-                    await stack.enter_async_context(supervise(self))
+                    await _enter(stack, name, supervise, _Seat(self, Guard(name, _NOTHING, 0, log.stdlib), nursery))
                 except ConfigError:
                     raise
                 except Exception as exc:
-                    log.error("plug-in could not start", plugin=name, error=f"{type(exc).__name__}: {exc}")
+                    log.error("plug-in could not start", plugin=name, error=_text(exc))
             yield
+
+    def switch_off(self, guard: Guard, exc: Exception) -> None:
+        guard.switch_off(exc)
+        for observers in self._observers:
+            observers.gather()
+
+
+_NOTHING = Observer({}, {})  #: the layer of a plug-in that has none yet
+
+
+class _Seat:
+    """What one plug-in is given: the program, but what it starts or leaves here can't hurt that."""
+
+    def __init__(self, program: Program, guard: Guard, nursery: trio.Nursery) -> None:
+        self.guard = guard
+        self.nursery = _Tasks(nursery, lambda exc: program.switch_off(guard, exc))
+        self._program = program
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._program, name)
+
+    def set_details(self, name: str, details: Callable[[], dict[str, Any]]) -> None:
+        """What JSON does not know is shown as text: a worker's go through a channel."""
+
+        def plain() -> dict[str, Any]:
+            return msgspec.json.decode(msgspec.json.encode(details(), enc_hook=str), type=dict[str, Any])
+
+        self._program.set_details(
+            name, self._caught(f"details of {name}", plain, lambda exc: {"unavailable": _text(exc)})
+        )
+
+    def set_report(self, make: Callable[[], bytes]) -> None:
+        self._program.set_report(self._caught("report", make, lambda exc: b""))
+
+    def _caught(self, what: str, function: Callable[[], T], instead: Callable[[Exception], T]) -> Callable[[], T]:
+        is_reported = False
+
+        def caught() -> T:
+            nonlocal is_reported
+            try:
+                return function()
+            except Exception as exc:
+                if not is_reported:
+                    log.error("plug-in's function broke", plugin=self.guard.name, function=what, error=_text(exc))
+                is_reported = True
+                return instead(exc)
+
+        return caught
+
+
+class _Tasks:
+    """A nursery whose tasks end with what they raise. on_failure hears of it."""
+
+    def __init__(self, nursery: trio.Nursery, on_failure: Callable[[Exception], None]) -> None:
+        self._nursery = nursery
+        self._on_failure = on_failure
+
+    def start_soon(self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None) -> None:
+        self._nursery.start_soon(self._guarded, async_fn, args, name=name or async_fn)
+
+    async def start(self, async_fn: Callable[..., Awaitable[Any]], /, *args: Any, name: object = None) -> Any:
+        """What it raises before it has started is the caller's."""
+
+        async def guarded(*, task_status: trio.TaskStatus[Any]) -> None:
+            started = _Started(task_status)
+            try:
+                await async_fn(*args, task_status=started)
+            except Exception as exc:
+                if not started.is_over:
+                    raise
+                self._on_failure(exc)
+
+        return await self._nursery.start(guarded, name=name or async_fn)
+
+    async def _guarded(self, async_fn: Callable[..., Awaitable[Any]], args: Sequence[Any]) -> None:
+        try:
+            await async_fn(*args)
+        except BaseException as exc:
+            own, others = _parts(exc)
+            if own is not None:
+                self._on_failure(own)
+            if others is not None:
+                raise others from None
+
+
+class _Started:
+    def __init__(self, status: trio.TaskStatus[Any]) -> None:
+        self.is_over = False
+        self._status = status
+
+    def started(self, value: Any = None) -> None:
+        self._status.started(value)
+        self.is_over = True
+
+
+async def _enter(
+    stack: AsyncExitStack, name: str, plugin: Callable[[Host], AbstractAsyncContextManager[T]], seat: _Seat
+) -> T:
+    """Begin a plug-in. Its end neither fails nor takes away what the program raises."""
+    manager = plugin(cast(Host, seat))
+    entered = await manager.__aenter__()
+
+    async def leave(
+        kind: type[BaseException] | None, raised: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            await manager.__aexit__(kind, raised, traceback)
+        except BaseException as exc:
+            own, others = _parts(exc)
+            if own is not None and own is not raised:
+                log.error("plug-in broke while it ended", plugin=name, error=_text(own))
+            if others is not None and raised is None:
+                raise others from None
+        return False
+
+    stack.push_async_exit(leave)
+    return entered
+
+
+def _parts(exc: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """What a plug-in did wrong, and what is not its doing: a cancellation may come in a group with that."""
+    if isinstance(exc, Exception):
+        return exc, None
+    return exc.split(Exception) if isinstance(exc, BaseExceptionGroup) else (None, exc)
+
+
+def _text(exc: BaseException) -> str:
+    return " ".join(f"{type(exc).__name__}: {exc}".split())
 
 
 async def _run_within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
@@ -163,13 +308,19 @@ def find(name: str) -> PlugIn:
         module, _, attribute = name.partition(":")
         try:
             return cast(PlugIn, getattr(importlib.import_module(module), attribute))
-        except (ImportError, AttributeError) as exc:
-            raise ConfigError(f"layers: can't load {name!r} ({exc})") from exc
+        except Exception as exc:
+            raise _unusable(name, exc) from exc
     found = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     if name not in found:
         known = ", ".join(sorted(found)) or "none; install the package with pip first"
         raise ConfigError(f"layers: there is no plug-in {name!r}; known: {known}")
     try:
         return cast(PlugIn, found[name].load())
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError(f"layers: can't load {name!r} ({exc})") from exc
+    except Exception as exc:
+        raise _unusable(name, exc) from exc
+
+
+def _unusable(name: str, exc: Exception) -> ConfigError:
+    """Whatever its module does when it is imported."""
+    reason = str(exc) if isinstance(exc, (ImportError, AttributeError)) else _text(exc)
+    return ConfigError(f"layers: can't load {name!r} ({reason})")

@@ -214,9 +214,7 @@ class Agent:
         )
 
     def _say(self) -> bytes:
-        checks = {
-            name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()
-        }
+        checks = self._program.readiness()
         said = {"statistics": self.statistics(), "checks": checks, "details": self._program.details()}
         return msgspec.msgpack.encode(said)
 

@@ -549,7 +549,7 @@ class Core:
         return self._program.details()
 
     def readiness(self) -> dict[str, dict[str, Any]]:
-        return {name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()}
+        return self._program.readiness()
 
 
 def announce(

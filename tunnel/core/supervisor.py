@@ -99,9 +99,7 @@ class Supervisor:
     async def say(self) -> Said:
         """All workers as one."""
         await self._whole.refresh()
-        checks = {
-            name: dict(zip(("ok", "reason"), check(), strict=True)) for name, check in self._program.checks.items()
-        }
+        checks = self._program.readiness()
         tunnels = united(tunnel for _, said in self._whole.said for tunnel in said.tunnels)
         return Said(self.statistics(), checks, tunnels, self._program.details())
 

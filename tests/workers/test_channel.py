@@ -1,9 +1,11 @@
 """Messages between processes: order, answers, open files, and the end of one of the two."""
 
+import errno
 import os
+import resource
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import trio
 import trio.testing
 
 from tunnel.errors import TunnelError
+from tunnel.workers import channel as channels
 from tunnel.workers.channel import MAX_FILES, Channel, ChannelLost, Handler, WithFiles
 
 
@@ -140,6 +143,124 @@ async def test_open_files_travel_with_their_message() -> None:
             os.close(number)
         assert await here.call("give") == "here"  # who does not want them does not keep them
     assert open_files() == before
+
+
+# No room for files ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def room_below(number: int) -> Iterator[None]:
+    """No file descriptor from this one on can be had; those that are open stay."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def readable(text: bytes) -> int:
+    near, far = os.pipe()
+    os.write(far, text)
+    os.close(far)
+    return near
+
+
+class Taker:
+    """Handlers that note what came: message, what stood in its files."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Any, list[bytes]]] = []
+        self.handlers: dict[str, Handler] = {"take": self.take, "sync": lambda message, files: None}
+
+    def take(self, message: Any, files: list[int]) -> int:
+        contents = []
+        for number in files:
+            with os.fdopen(number, "rb") as file:
+                contents.append(file.read())
+        self.taken.append((message, contents))
+        return len(files)
+
+
+async def test_files_that_the_receiver_has_no_room_for_cost_their_message_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taker = Taker()
+    before = open_files()
+    async with pair(taker.handlers) as (here, there):
+        gift = [readable(b"gift")]
+        there.handlers["give"] = lambda message, files: WithFiles("here", gift)
+        several = sorted(readable(b"%d" % at) for at in range(3))
+        told, called = readable(b"told"), readable(b"called")
+        with trio.fail_after(10):
+            with room_below(several[1]):  # one of the three comes
+                here.tell("take", 1, several)
+                await here.call("sync")
+            with room_below(3):
+                here.tell("take", 2, [told])
+                await here.call("sync")
+                with pytest.raises(ChannelLost, match="no room"):
+                    await here.call("take", 3, [called])
+                with pytest.raises(ChannelLost, match="no room"):
+                    await here.call_for_files("give")
+            assert taker.taken == []
+            assert await here.call("take", 4, [readable(b"a"), readable(b"b")]) == 2  # it goes on, in step
+            assert taker.taken == [(4, [b"a", b"b"])]
+    assert open_files() == before
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["connections between processes dropped"] * 2  # once for each end
+
+
+async def test_files_wait_in_bounds_for_an_end_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "MAX_WAITING", 8)
+    taker = Taker()
+    ours, theirs = socket.socketpair()
+    here, there = Channel(ours, {}), Channel(theirs, taker.handlers)
+    before = open_files()
+    for at in range(2000):
+        here.tell("take", at, [readable(b"%d" % at)])
+    assert open_files() == before + 8
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(30):
+            await nursery.start(here.run)
+            await nursery.start(there.run)
+            await here.call("sync")
+            assert await here.call("take", "last", [readable(b"last")]) == 1
+        here.close()
+        there.close()
+    numbers = [number for number, _ in taker.taken[:-1]]
+    assert numbers == sorted(numbers) and 8 < len(numbers) < 2000
+    assert all(contents == [b"%d" % number] for number, contents in taker.taken[:-1])
+
+
+class Strained(socket.socket):
+    """The kernel has too many files of this user on the way, until it has said so so often."""
+
+    refusals = 2
+
+    def sendmsg(self, buffers: Any, ancillary: Any = (), flags: int = 0, address: Any = None) -> int:
+        if ancillary and self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ETOOMANYREFS, "Too many references")
+        return super().sendmsg(buffers, ancillary, flags)
+
+
+async def test_files_that_the_kernel_does_not_take_cost_their_message_only() -> None:
+    taker = Taker()
+    ours, theirs = socket.socketpair()
+    here, there = Channel(Strained(fileno=ours.detach()), {}), Channel(theirs, taker.handlers)
+    before = open_files()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(here.run)
+        await nursery.start(there.run)
+        here.tell("take", 1, [readable(b"told")])
+        with pytest.raises(ChannelLost, match="no room"):
+            await here.call("take", 2, [readable(b"called")])
+        assert await here.call("take", 3, [readable(b"whole")]) == 1
+        assert taker.taken == [(3, [b"whole"])]
+        assert open_files() == before
+        here.close()
+        there.close()
 
 
 async def test_the_other_ends_end_is_told_to_who_waits() -> None:

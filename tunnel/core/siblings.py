@@ -144,11 +144,14 @@ class Siblings:
         assert request.head is not None
         data = head_bytes(request.head) + visitor.buffer
         message = [number, visitor.address, visitor.proto, data, visitor.hops + 1]
-        if not isinstance(visitor.socket.sock, ssl.SSLSocket):
-            self._channel.tell("visitor", message, [os.dup(visitor.socket.sock.fileno())])
-            visitor.socket.close()
-            return True
-        near, far = stdlib_socket.socketpair()
+        try:
+            if not isinstance(visitor.socket.sock, ssl.SSLSocket):
+                self._channel.tell("visitor", message, [os.dup(visitor.socket.sock.fileno())])
+                visitor.socket.close()
+                return True
+            near, far = stdlib_socket.socketpair()
+        except OSError:  # no room for another file: it gets its answer here
+            return False
         self._channel.tell("visitor", message, [far.detach()])
         near.setblocking(False)
         visitor.phase, visitor.deadline = RAW, float("inf")
@@ -161,7 +164,10 @@ class Siblings:
         if number is None:
             return False
         message = [number, name, visitor.address, visitor.hops + 1]
-        self._channel.tell("tcp visitor", message, [os.dup(visitor.socket.sock.fileno())])
+        try:
+            self._channel.tell("tcp visitor", message, [os.dup(visitor.socket.sock.fileno())])
+        except OSError:
+            return False
         visitor.socket.close()
         return True
 
@@ -172,7 +178,10 @@ class Siblings:
         number = await wanted_worker(socket)
         if number is None or number == self.number or number >= self.count:
             return False
-        self._channel.tell("agent", [number, list(address)], [os.dup(socket.sock.fileno())])
+        try:
+            self._channel.tell("agent", [number, list(address)], [os.dup(socket.sock.fileno())])
+        except OSError:
+            return False
         socket.close()
         return True
 

@@ -45,13 +45,14 @@ from tunnel.interrupts import ADVICE
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.plugins import Program
-from tunnel.workers.channel import Handler, WithFiles
+from tunnel.workers.channel import Handler, WithFiles, close_files, copies
 from tunnel.workers.crew import Crew, Worker
 from tunnel.workers.whole import Whole, WorkerPages
 
 log = get_logger("tunnel.core")
 
 WAIT_SECONDS = 10.0  #: that a connection waits for a worker which is being replaced: as long as an agent does
+MAX_WAITING = 64  #: connections that wait so; nobody has said yet who they are, so they must not take all our files
 SHARED = (PUBLIC, HTTP, AGENTS)  #: listeners that the workers accept from
 
 
@@ -72,6 +73,7 @@ class Supervisor:
         self._draining = trio.Event()
         self._is_handed_over = False
         self._is_up = False
+        self._waiting = 0  # connections that wait for a worker which is being replaced
         self._successor: Successor | None = None
         self._pages = OwnPages(settings, self.data_dir, self._inherited)
         self._first: FirstToken | None = None
@@ -249,7 +251,7 @@ class Supervisor:
             "names": [[other, self._roster.names_of(other)] for other in self._crew.living],
         }
         files = [sock.fileno() for _, socks in sockets for sock in socks]
-        return orders, [os.dup(number) for number in (*files, self._board_file)]
+        return orders, copies([*files, self._board_file])
 
     def _lose(self, worker: Worker) -> None:
         self._roster.lose(worker.number)
@@ -280,7 +282,7 @@ class Supervisor:
                 sockets = ports.take(worker.key, *message)
             except Refused as exc:
                 return str(exc)
-            return WithFiles("", [os.dup(sock.fileno()) for sock in sockets])
+            return WithFiles("", copies([sock.fileno() for sock in sockets]))
 
         def port_back(message: Any, files: list[int]) -> None:
             ports.give_back(worker.key, *message)
@@ -296,12 +298,18 @@ class Supervisor:
 
         async def agent(message: Any, files: list[int]) -> None:
             number, address = message
-            with trio.move_on_after(WAIT_SECONDS):
-                target = await crew.wait_ready(number)
-                target.channel.tell("agent", address, files)
-                return
-            for number in files:
-                os.close(number)
+            try:
+                if self._waiting < MAX_WAITING:
+                    self._waiting += 1
+                    try:
+                        with trio.move_on_after(WAIT_SECONDS):
+                            target = await crew.wait_ready(number)
+                            target.channel.tell("agent", address, files)
+                            files = []
+                    finally:
+                        self._waiting -= 1
+            finally:
+                close_files(files)
 
         def row(message: Any, files: list[int]) -> int:
             return rows.take(worker.key, message)

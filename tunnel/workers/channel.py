@@ -5,15 +5,22 @@ before anything that was sent later; a call whose handler waits is a task of its
 (0: told), what it is, number of files, body (msgpack). Files travel beside the bytes (SCM_RIGHTS, unix(7)) and are
 ours from the moment they are sent: they are closed here once the kernel has them.
 
+A process may have no room for a file: then the kernel drops it on the way (MSG_CTRUNC). Such a message is dropped when
+it was told, and fails when it was a call: one connection is lost, never the channel. What waits here for an end that
+reads nothing is bounded for the same reason.
+
 Both ends are ours and start together from one release, so nothing here is versioned.
 """
 
 from __future__ import annotations
 
 import array
+import errno
 import os
+import resource
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isawaitable
@@ -29,9 +36,13 @@ log = get_logger("tunnel.workers")
 
 MAX_EARLY = 10_000  #: messages that wait for somebody who handles them
 MAX_FILES = 250  #: with one message; the kernel's own limit is SCM_MAX_FD, 253
+MAX_WAITING = 1024  #: files that wait to be sent; never more than a quarter of those that we may have open
+TELL_SECONDS = 10.0  #: between two records of files that were lost
 RECEIVE = 256 * 1024
 _HEADER = struct.Struct("!IIBB")
 _CALL, _ANSWER, _FAILURE = 0, 1, 2
+_UNSENT = 255  # number of files: there were some, and the sender could not send them
+_LOST = "a process has no room for more open files"
 _FILE = array.array("i").itemsize
 _SPACE = socket.CMSG_SPACE((MAX_FILES + 3) * _FILE)
 
@@ -61,11 +72,13 @@ class Channel:
         self.is_lost = False
         self._sock = sock
         self._queue: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._held = 0  # files in it
         self._queued = trio.Event()
         self._serial = 0
         self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
         self._buffer = bytearray()
-        self._files: deque[int] = deque()
+        self._files: deque[list[int]] = deque()  # of each message that has some, maybe fewer than were sent
+        self._lost, self._tell_at = 0, 0.0  # messages whose files were lost since the last record of it
 
     # Saying ---------------------------------------------------------------------------------------------------
 
@@ -76,7 +89,7 @@ class Channel:
     async def call(self, name: str, message: Any = None, files: Sequence[int] = ()) -> Any:
         """The other's answer. Raises ChannelLost."""
         body, came = await self.call_for_files(name, message, files)
-        _close(came)
+        close_files(came)
         return body
 
     async def call_for_files(self, name: str, message: Any = None, files: Sequence[int] = ()) -> WithFiles:
@@ -103,10 +116,15 @@ class Channel:
     def _send(self, serial: int, what: int, body: Any, files: Sequence[int]) -> None:
         assert len(files) <= MAX_FILES
         if self.is_lost:
-            _close(files)
+            close_files(files)
             return
         data = msgspec.msgpack.encode(body)
-        self._queue.append((memoryview(_HEADER.pack(len(data), serial, what, len(files)) + data), files))
+        count = len(files)
+        if count and self._held and self._held + count > _most_waiting():
+            close_files(files)
+            files, count = (), _UNSENT
+        self._queue.append((memoryview(_HEADER.pack(len(data), serial, what, count) + data), files))
+        self._held += len(files)
         if len(self._queue) == 1:
             self._flush()
         if self._queue:
@@ -121,14 +139,24 @@ class Channel:
                 sent = self._sock.sendmsg([data], ancillary)
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as exc:
+                if files and exc.errno == errno.ETOOMANYREFS:  # of this user's files too many are on the way
+                    self._let_go(files)
+                    length, serial, what, _ = _HEADER.unpack_from(data)
+                    unsent = _HEADER.pack(length, serial, what, _UNSENT)
+                    self._queue[0] = (memoryview(unsent + data[_HEADER.size :]), ())
+                    continue
                 self._lose()
                 return
-            _close(files)
+            self._let_go(files)
             if sent < len(data):
                 self._queue[0] = (data[sent:], ())
             else:
                 self._queue.popleft()
+
+    def _let_go(self, files: Sequence[int]) -> None:
+        self._held -= len(files)
+        close_files(files)
 
     async def _write(self) -> None:
         while not self.is_lost:
@@ -167,7 +195,7 @@ class Channel:
                             answer += (what, body, files)
                             answered.set()
                         else:
-                            _close(files)  # nobody waits for it any more
+                            close_files(files)  # nobody waits for it any more
                 nursery.cancel_scope.cancel()
         finally:
             self._lose()
@@ -176,7 +204,7 @@ class Channel:
         """Whether more has come; False at the end."""
         while not self.is_lost:
             try:
-                data, ancillary, _, _ = self._sock.recvmsg(RECEIVE, _SPACE, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._sock.recvmsg(RECEIVE, _SPACE, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 try:
                     await trio.lowlevel.wait_readable(self._sock)
@@ -185,9 +213,12 @@ class Channel:
                 continue
             except OSError:
                 return False
+            came: list[int] = []
             for level, kind, value in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    self._files.extend(array.array("i", value[: len(value) - len(value) % _FILE]))
+                    came += array.array("i", value[: len(value) - len(value) % _FILE])
+            if came or flags & socket.MSG_CTRUNC:  # of one message: a read ends behind the bytes that files go with
+                self._files.append(came)
             self._buffer += data
             return bool(data)
         return False
@@ -201,10 +232,26 @@ class Channel:
             if end > size:
                 break
             body = msgspec.msgpack.decode(memoryview(self._buffer)[at + _HEADER.size : end].tobytes())
-            found.append((serial, what, body, [self._files.popleft() for _ in range(count)]))
             at = end
+            files = self._files.popleft() if 0 < count <= MAX_FILES and self._files else []
+            if len(files) < count:
+                close_files(files)
+                self._note_lost()
+                if what == _CALL:
+                    if serial:
+                        self._send(serial, _FAILURE, _LOST, ())
+                    continue
+                what, body, files = _FAILURE, _LOST, []
+            found.append((serial, what, body, files))
         del self._buffer[:at]
         return found
+
+    def _note_lost(self) -> None:
+        self._lost += 1
+        now = time.monotonic()
+        if now >= self._tell_at:
+            log.error("connections between processes dropped", count=self._lost, error=_LOST)
+            self._lost, self._tell_at = 0, now + TELL_SECONDS
 
     def _handle(self, serial: int, body: Any, files: list[int]) -> None:
         name, message = body
@@ -235,7 +282,7 @@ class Channel:
         if serial:
             self._send(serial, _ANSWER, body, files)
         else:
-            _close(files)
+            close_files(files)
 
     def _fail(self, serial: int, name: str, exc: Exception) -> None:
         if not isinstance(exc, TunnelError):
@@ -251,12 +298,14 @@ class Channel:
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
         for _, files in self._queue:
-            _close(files)
-        _close(self._files)
+            close_files(files)
+        for files in self._files:
+            close_files(files)
         for _, _, files in self._early:
-            _close(files)
+            close_files(files)
         self._early.clear()
         self._queue.clear()
+        self._held = 0
         self._files.clear()
         for answered, _ in self._waiting.values():
             answered.set()
@@ -265,6 +314,23 @@ class Channel:
         self._lose()
 
 
-def _close(files: Sequence[int] | deque[int]) -> None:
+def copies(numbers: Sequence[int]) -> list[int]:
+    """Of open files, to be sent. Raises OSError; then there are none."""
+    made: list[int] = []
+    try:
+        for number in numbers:
+            made.append(os.dup(number))
+    except OSError:
+        close_files(made)
+        raise
+    return made
+
+
+def _most_waiting() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_WAITING if limit == resource.RLIM_INFINITY else min(MAX_WAITING, limit // 4)
+
+
+def close_files(files: Sequence[int]) -> None:
     for number in files:
         os.close(number)

@@ -187,5 +187,9 @@ REFUSALS = (
 CREDENTIAL_REFUSALS = frozenset({"missing_token", "bad_token", "revoked", "expired", "account_disabled"})
 #: refusals that no retry can mend: the agent ends with exit code 1
 FINAL_REFUSALS = CREDENTIAL_REFUSALS | {"bad_name", "version"}
-#: refusals for load: back off up to 30 s instead of 2 s
+#: refusals for load
 LOAD_REFUSALS = frozenset({"connection_quota", "too_many_connections", "draining", "unavailable"})
+#: refusals of what the agent asks for, until somebody gives that up or the agent's owner asks for something else
+ASKED_REFUSALS = frozenset({"name_taken", "name_reserved", "no_port"})
+#: back off up to 30 s instead of 2 s
+SLOW_REFUSALS = LOAD_REFUSALS | ASKED_REFUSALS

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.agent.backoff import HELD, LOAD_CAP, NETWORK_CAP, Backoff
+from tunnel.agent.backoff import HELD, NETWORK_CAP, REFUSAL_CAP, Backoff
 
 
 def upper(low: float, high: float) -> float:
@@ -19,14 +19,14 @@ def test_network_errors_double_up_to_two_seconds() -> None:
 
 def test_load_refusals_double_up_to_thirty_seconds() -> None:
     backoff = Backoff(upper)
-    waits = [round(backoff.after_load_refusal(), 6) for _ in range(10)]
+    waits = [round(backoff.after_refusal(), 6) for _ in range(10)]
     assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
 
 
-def test_a_network_error_after_load_refusals_is_capped_low_again() -> None:
+def test_a_network_error_after_refusals_is_capped_low_again() -> None:
     backoff = Backoff(upper)
     for _ in range(9):
-        backoff.after_load_refusal()
+        backoff.after_refusal()
     assert backoff.after_network_error() == NETWORK_CAP
 
 
@@ -72,15 +72,15 @@ def test_no_history_leads_out_of_the_bounds(history: list[tuple[str, float]]) ->
         if what == "network":
             assert 0 <= backoff.after_network_error() <= NETWORK_CAP
         elif what == "load":
-            assert 0 <= backoff.after_load_refusal() <= LOAD_CAP
+            assert 0 <= backoff.after_refusal() <= REFUSAL_CAP
         else:
             assert 0 <= backoff.after_link(lasted, go_away=what == "away") <= NETWORK_CAP
 
 
 def test_what_the_core_asks_for_comes_first() -> None:
     backoff = Backoff(lambda low, high: high)
-    assert backoff.after_load_refusal(5) == 5.2
+    assert backoff.after_refusal(5) == 5.2
     assert backoff.after_network_error(3) == 3.4
     for nonsense in (-1.0, float("nan"), 0.0):
-        assert Backoff(lambda low, high: high).after_load_refusal(nonsense) == 0.2
-    assert Backoff(lambda low, high: 0.0).after_load_refusal(1e9) == 300
+        assert Backoff(lambda low, high: high).after_refusal(nonsense) == 0.2
+    assert Backoff(lambda low, high: 0.0).after_refusal(1e9) == 300

@@ -123,3 +123,22 @@ async def test_attempts_count_while_a_core_drains(autojump_clock: MockClock, cap
     await run_for(agent, 60)
     numbers = [fields["attempt"] for msg, fields in said(caplog, logging.DEBUG) if msg == "reconnecting"]
     assert len(numbers) > 5 and numbers == [*range(2, len(numbers) + 2)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "least", "most"),
+    [("name_taken", 5, 80), ("name_reserved", 5, 80), ("no_port", 5, 80), ("draining", 5, 80), ("timeout", 400, 1000)],
+)
+async def test_what_only_a_person_can_mend_is_not_tried_every_second(
+    autojump_clock: MockClock, reason: str, least: int, most: int
+) -> None:
+    """Each attempt is a WARNING at the core: in ten minutes, some 45 with waits of 15 s on average."""
+    tried = 0
+
+    def refuse(number: int) -> None:
+        nonlocal tried
+        tried += 1
+        raise Refused(reason, "no")
+
+    await run_for(agent_that(refuse), 600)
+    assert least <= tried <= most

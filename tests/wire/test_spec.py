@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import tunnel
-from tunnel.agent.backoff import LOAD_CAP, NETWORK_CAP
+from tunnel.agent.backoff import NETWORK_CAP, REFUSAL_CAP
 from tunnel.agent.client import CONNECT_TIMEOUT
 from tunnel.config import AgentSettings, CoreSettings
 from tunnel.core.gate import MAX_TUNNELS
-from tunnel.errors import FINAL_REFUSALS, LOAD_REFUSALS, OUTCOMES, REFUSALS
+from tunnel.errors import ASKED_REFUSALS, FINAL_REFUSALS, LOAD_REFUSALS, OUTCOMES, REFUSALS
 from tunnel.http import heads, response
 from tunnel.link import link, transport
 from tunnel.wire import control, frames, session, states
@@ -116,8 +116,10 @@ def test_the_refusals() -> None:
     assert tuple(told) == REFUSALS
     assert {name for name, kind in told.items() if kind == "final"} == FINAL_REFUSALS
     assert {name for name, kind in told.items() if kind == "load"} == LOAD_REFUSALS
+    assert {name for name, kind in told.items() if kind == "asked"} == ASKED_REFUSALS
     text = " ".join(section("The control exchange").split())
-    assert f"up to {LOAD_CAP:g} seconds; after *retry*, and after network errors, up to {NETWORK_CAP:g}." in text
+    waits = f"up to {REFUSAL_CAP:g} seconds; after *retry*, and after network errors, up to {NETWORK_CAP:g}."
+    assert waits in text
     assert f"`tunnels` (1 to {MAX_TUNNELS} of" in text
     assert f"within {CONNECT_TIMEOUT:g} seconds" in text
     assert CoreSettings().auth_timeout == CONNECT_TIMEOUT

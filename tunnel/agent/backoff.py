@@ -2,7 +2,9 @@
 
 Full jitter: a wait is drawn evenly between 0 and a bound that doubles, so that many agents which lost the same core
 do not come back in step. The bound stays low after network errors (a core that restarts has all agents back within
-seconds) and grows high when the core says that it has too much to do. No clock and no waiting in here.
+seconds) and grows high when the core says that it has too much to do, or refuses what it is asked for: then a person
+has to choose another name, or free that one, and each attempt is a line in the core's log. No clock and no waiting in
+here.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable
 
 FIRST = 0.2  # seconds: the bound of the first wait
 NETWORK_CAP = 2.0  # seconds: after network errors
-LOAD_CAP = 30.0  # seconds: after a refusal for load (errors.LOAD_REFUSALS)
+REFUSAL_CAP = 30.0  # seconds: after a refusal (errors.SLOW_REFUSALS)
 PATIENCE = 300.0  # seconds: the longest wait that a core may ask for
 HELD = 5.0  # seconds that a link has to hold to count as good
 
@@ -30,15 +32,15 @@ class Backoff:
         self._hurried = False
 
     def after_network_error(self, asked: float = 0) -> float:
-        """Seconds to wait after a failed dial, or a refusal that is neither final nor for load.
+        """Seconds to wait after a failed dial, or a refusal that is of no kind below.
 
         asked: the seconds that the core wants; the drawn wait comes on top, so that not all come back at once.
         """
         return _sane(asked) + self._next(NETWORK_CAP)
 
-    def after_load_refusal(self, asked: float = 0) -> float:
-        """Seconds to wait after a refusal for load."""
-        return _sane(asked) + self._next(LOAD_CAP)
+    def after_refusal(self, asked: float = 0) -> float:
+        """Seconds to wait after a refusal for load, or of what was asked for."""
+        return _sane(asked) + self._next(REFUSAL_CAP)
 
     def after_link(self, lasted: float, *, go_away: bool = False) -> float:
         """Seconds to wait after a link that was up for `lasted` seconds.

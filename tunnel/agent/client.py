@@ -33,7 +33,7 @@ from tunnel.agent.served import ServedStream
 from tunnel.agent.slots import Slot, Slots
 from tunnel.agent.telling import Telling
 from tunnel.config import AgentSettings, parse_address, parse_local, sections
-from tunnel.errors import LOAD_REFUSALS, ConfigError, Refused, TunnelError, WireError
+from tunnel.errors import SLOW_REFUSALS, ConfigError, Refused, TunnelError, WireError
 from tunnel.handler import AgentStatistics, ConnectVisit, Handler, Layer, LinkVisit, wrap
 from tunnel.http.client import Service
 from tunnel.http.pages import serve_pages
@@ -354,8 +354,8 @@ class Agent:
                 advice = "; give one with -token-file" if exc.reason == "missing_token" else ""
                 raise Stopped(f"the core at {settings.server} refused this agent: {exc}{advice}", exc.reason) from None
             self._tell(attempt, "connection refused", exc, reason=exc.reason)
-            if exc.reason in LOAD_REFUSALS:
-                attempt.settle(backoff.after_load_refusal(exc.retry_after), failed=True)
+            if exc.reason in SLOW_REFUSALS:
+                attempt.settle(backoff.after_refusal(exc.retry_after), failed=True)
             else:
                 attempt.settle(backoff.after_network_error(exc.retry_after), failed=True)
         except TunnelError as exc:
@@ -366,7 +366,7 @@ class Agent:
             lasted = monotonic() - came_up
             log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
             if attempt.is_surplus:
-                attempt.settle(backoff.after_load_refusal())
+                attempt.settle(backoff.after_refusal())
             elif not attempt.went_away:
                 attempt.settle(backoff.after_link(lasted))
         finally:

@@ -34,6 +34,9 @@ class Accounts:
         self.accounts: dict[str, Account] = {}
         self.released: list[str] = []
         self.refusal: Refused | None = None  # of links that are there
+        self.lost: dict[str, tuple[str, Refused]] = {}
+        self.revision = 1
+        self.looks_again = False
         self.refuses: Refused | None = None  # whoever comes
 
     async def authenticate(self, token: str, agent_id: str, parent: object = None) -> Grant:
@@ -51,6 +54,8 @@ class Accounts:
 
     async def claim(self, names: Collection[str], account_id: str) -> None:
         await trio.lowlevel.checkpoint()
+        if "late" in names:
+            self.revision += 1
         if "reserved" in names:
             raise Refused("name_reserved", "it is another account's")
 
@@ -59,6 +64,13 @@ class Accounts:
 
     def check(self, grant: Grant) -> Refused | None:
         return self.refusal
+
+    def take_lost(self) -> dict[str, tuple[str, Refused]]:
+        lost, self.lost = self.lost, {}
+        return lost
+
+    def look_again(self) -> None:
+        self.looks_again = True
 
 
 class Rig:
@@ -274,6 +286,56 @@ async def test_revoked_while_connected() -> None:
         assert kind == frames.REFUSED
         assert control.decode(RefusedMessage, payload).reason == "revoked"
         await until(lambda: app.links)
+
+
+async def test_a_name_that_is_lost_while_it_is_served() -> None:
+    """Its links end with a word, those of others stay, and whose it is now need not wait for a hold."""
+    async with rig() as app:
+        link, _ = await app.welcomed("app", "more")
+        other, _ = await app.welcomed("other")
+        app.accounts.lost = {
+            "app": ("acme", Refused("name_reserved", "the name app is reserved for another account")),
+            "other": ("somebody", Refused("name_reserved", "of one who served it before")),
+        }
+        app.gate.recheck()
+        assert app.registry.find("app.example.com") is None
+        with trio.fail_after(10):
+            kind, payload = await link.receive_control()
+            await link.ended.wait()
+        assert kind == frames.REFUSED
+        assert control.decode(RefusedMessage, payload).reason == "name_reserved"
+        await until(lambda: app.links)
+        assert app.accounts.released == ["more"] and not other.end_reason
+        link, _ = await app.welcomed("app", token="owner")
+        tunnel = app.registry.find("app.example.com")
+        assert tunnel is not None and (tunnel.account_id, len(tunnel.links)) == ("owner", 1)
+        app.gate.recheck()
+        assert not link.end_reason
+
+
+async def test_names_of_an_account_that_is_gone_are_free_at_once() -> None:
+    """Also those that are only held, and although its links have not ended yet."""
+    async with rig() as app:
+        link, _ = await app.welcomed("held")
+        link.close("the agent stops")
+        await until(lambda: app.links)
+        gone = Refused("account_disabled", "the account is no longer there")
+        await app.welcomed("app")
+        said = await app.refused("held", token="other")
+        assert said.reason == "name_taken" and "held for 600 s more for another account" in said.text
+        assert "in use by another account" in (await app.refused("app", token="other")).text
+        app.accounts.refusal, app.accounts.lost = gone, {"held": ("acme", gone), "app": ("acme", gone)}
+        app.gate.recheck()
+        app.accounts.refusal = None
+        await app.welcomed("held", "app", token="other")
+
+
+async def test_the_store_is_looked_at_again_after_a_change_in_the_middle_of_a_hello() -> None:
+    async with rig() as app:
+        await app.welcomed("app")
+        assert not app.accounts.looks_again
+        await app.welcomed("late")
+        assert app.accounts.looks_again
 
 
 async def test_what_is_no_hello() -> None:

@@ -106,6 +106,38 @@ async def test_reserving_beats_a_claim(accounts: Accounts, store: Store, ids: tu
     assert await taken(accounts, "api", b) == "name_reserved"
 
 
+async def test_names_that_are_lost_are_told_once(accounts: Accounts, store: Store, ids: tuple[str, str]) -> None:
+    a, b = ids
+    known = {"api": b, "shop": b, "mine": a, "www.example.com": a}
+    accounts.names_known = lambda: known
+    await reserve(store, "api", a)
+    await reserve(store, "mine", a)
+    await accounts.watch(lambda: None)
+    lost = accounts.take_lost()
+    assert {name: (owner, why.reason) for name, (owner, why) in lost.items()} == {"api": (b, "name_reserved")}
+    assert "reserved for another account" in str(lost["api"][1]) and accounts.take_lost() == {}
+    await accounts.watch(lambda: None)
+    assert accounts.take_lost() == {}
+    del known["api"]
+    await store.query("account.default", lambda conn: records.delete_account(conn, b), write=True)
+    await accounts.watch(lambda: None)
+    lost = accounts.take_lost()
+    assert {name: (owner, why.reason) for name, (owner, why) in lost.items()} == {"shop": (b, "account_disabled")}
+
+
+async def test_a_name_that_comes_while_the_store_is_read_is_looked_at_next(
+    accounts: Accounts, store: Store, ids: tuple[str, str]
+) -> None:
+    a, b = ids
+    await reserve(store, "api", a)
+    answers = [{}, {"api": b}, {"api": b}, {"api": b}]
+    accounts.names_known = lambda: answers.pop(0)
+    await accounts.watch(lambda: None)
+    assert accounts.take_lost() == {}
+    await accounts.watch(lambda: None)
+    assert accounts.take_lost().keys() == {"api"}
+
+
 async def test_a_killed_core_keeps_and_ends_the_hold(store: Store, ids: tuple[str, str], wall: Any, ticks: Any) -> None:
     a, _ = ids
     first = Accounts(store, wall=wall, monotonic=ticks)

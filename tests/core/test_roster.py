@@ -50,6 +50,14 @@ def test_a_worker_that_ends_takes_its_links_with_it(ticks: Any) -> None:
     assert roster.forget_expired() == ["shop"]
 
 
+def test_a_name_that_was_taken_away_is_not_held(ticks: Any) -> None:
+    roster = Roster(600, ticks)
+    roster.learn(0, [("app", "acme", "http")], [])
+    roster.learn(0, [], ["app"], False)
+    ticks.now += 601
+    assert roster.forget_expired() == [] and roster.names() == {}
+
+
 def test_names_are_held_from_the_last_link_anywhere(ticks: Any) -> None:
     roster = Roster(600, ticks)
     roster.learn(0, [("app", "acme", "http")], [])

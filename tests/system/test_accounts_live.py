@@ -219,6 +219,41 @@ def test_a_fresh_account_claims_and_the_name_is_held(
     assert ask(core, "GET /echo", host="claimed.localhost").status == 200
 
 
+@pytest.mark.parametrize("flags", [(), ("-workers=2",)], ids=["one process", "workers"])
+def test_names_change_hands_at_once(
+    flags: tuple[str, ...],
+    service: Service,
+    start_core: Callable[..., RunningCore],
+    start_agent: StartAgent,
+) -> None:
+    """By a reservation, and when their account is deleted: no hold, and another core on the store does the same."""
+    core = start_core(*flags, "-tcp-ports=0")
+    beside = RunningCore(core.data_dir)
+    try:
+        tokens = {name: core.new_token(name) for name in ("old", "new", "gone")}
+        agent = start_agent(core, service.url, "-subdomain=given", token=tokens["old"])
+        there = start_agent(beside, service.url, "-subdomain=given", token=tokens["old"], agent_id="there")
+        assert "account old, which served it last, loses it" in core.command("tunnel", "reserve", "given", "new").stderr
+        for one in (agent, there):
+            said = one.wait_for("connection refused", timeout=10)
+            assert said["reason"] == "name_reserved" and "reserved for another account" in said["error"]
+        start_agent(core, service.url, "-subdomain=given", token=tokens["new"], agent_id="new")
+        assert ask(core, "GET /echo", host="given.localhost").status == 200
+
+        agent = start_agent(core, "tcp://" + service.url.removeprefix("http://"), "-subdomain=lost",
+                            token=tokens["gone"], agent_id="gone")  # fmt: skip
+        held = start_agent(core, service.url, "-subdomain=held", token=tokens["gone"], agent_id="held")
+        held.close()
+        core.command("account", "delete", "gone")
+        ended_for(agent, "no longer there")
+        for name in ("lost", "held"):
+            start_agent(core, service.url, f"-subdomain={name}", token=tokens["new"], agent_id=name)
+            assert ask(core, "GET /echo", host=f"{name}.localhost").status == 200
+        assert not core.find("name is free again")
+    finally:
+        beside.close()
+
+
 def test_names_are_stable(core: RunningCore, service: Service, start_agent: StartAgent) -> None:
     token, _ = new_token(core, "stable")
     names: list[str] = []

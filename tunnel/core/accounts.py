@@ -105,6 +105,9 @@ class Accounts:
         self._wall = wall
         self._monotonic = monotonic
         self._holds = Holds(store, name_hold, wall, monotonic)
+        #: the names that are served or held here (name → account id), for `take_lost`
+        self.names_known: Callable[[], Mapping[str, str]] = dict
+        self._lost: dict[str, tuple[str, Refused]] = {}
         self._revision = 0  # the newest seen; nothing older is taken over
         self._is_current = False  # everything in memory is as of `_revision`
         self._accounts: dict[str, Account] = {}  # with links, or lately asked for
@@ -257,6 +260,21 @@ class Accounts:
         """Say who serves what now (name → account id): these names stay held, whatever became of their claims."""
         self._holds.in_use = in_use
 
+    def take_lost(self) -> dict[str, tuple[str, Refused]]:
+        """Known names that the store has since given to others, or whose account is gone: whose they were, and why not
+        any more. Each is said once."""
+        lost, self._lost = self._lost, {}
+        return lost
+
+    @property
+    def revision(self) -> int:
+        """Of the store, as last seen."""
+        return self._revision
+
+    def look_again(self) -> None:
+        """Something that is kept may be older than `revision`: `watch` is to take it all over anew."""
+        self._is_current = False
+
     # In the background ----------------------------------------------------------------------------------------------
 
     async def run(
@@ -304,7 +322,12 @@ class Accounts:
     async def _refresh(self) -> None:
         self._is_current = False
         ids = list(self._accounts)
-        snapshot = await self._store.query("accounts.refresh", lambda conn: records.read_snapshot(conn, ids))
+        names = dict(self.names_known())
+
+        def read(conn: sa.Connection) -> tuple[Snapshot, dict[str, str]]:
+            return records.read_snapshot(conn, ids), records.find_lost_names(conn, names)
+
+        snapshot, lost = await self._store.query("accounts.refresh", read)
         self._holds.clear()
         self._revision = snapshot.revision
         for account_id in ids:
@@ -316,8 +339,9 @@ class Accounts:
             else:
                 _apply(account, record)
         self._take_tokens(snapshot, set(ids))
-        # an account that was loaded while we read may be older than this revision: look once more, at once
-        self._is_current = self._accounts.keys() <= set(ids)
+        self._lost.update({name: (names[name], _lost(name, reason)) for name, reason in lost.items()})
+        # an account or a name that came while we read may be older than this revision: look once more, at once
+        self._is_current = self._accounts.keys() <= set(ids) and self.names_known().keys() <= names.keys()
 
     def _take_tokens(self, snapshot: Snapshot, ids: set[str]) -> None:
         for seen in list(self._tokens.values()):
@@ -380,6 +404,11 @@ async def _every(interval: float, work: Callable[[], Awaitable[None]]) -> None:
         await trio.sleep_until(at)
         at = trio.current_time() + interval
         await work()
+
+
+def _lost(name: str, reason: str) -> Refused:
+    text = f"the name {name} is reserved for another account"
+    return Refused(reason, text if reason == "name_reserved" else "the account is no longer there")
 
 
 def _apply(account: Account, record: AccountRecord) -> None:

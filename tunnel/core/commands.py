@@ -185,7 +185,11 @@ def _account_switch(conn: sa.Connection, options: Any) -> Answer:
 def _account_delete(conn: sa.Connection, options: Any) -> Answer:
     account = records.get_account(conn, options.name)
     records.delete_account(conn, account.id)
-    return {"id": account.id, "deleted": True}, "", f"account {account.name} is gone, with its tokens, names and usage"
+    return (
+        {"id": account.id, "deleted": True},
+        "",
+        (f"account {account.name} is gone, with its tokens, names and usage; its agents are cut off within seconds"),
+    )
 
 
 # Tokens ------------------------------------------------------------------------------------------------------------
@@ -247,8 +251,11 @@ def _name_facts(row: dict[str, Any]) -> dict[str, Any]:
 def _tunnel_reserve(conn: sa.Connection, options: Any) -> Answer:
     account = records.get_account(conn, options.account)
     name = parse_name("tunnel", options.name)
-    records.reserve_name(conn, name, account.id, time.time())
-    return {"name": name, "account": account.name}, "", f"{name} is reserved for account {account.name}"
+    loser = records.reserve_name(conn, name, account.id, time.time())
+    note = f"{name} is reserved for account {account.name}"
+    if loser:
+        note += f"; account {loser}, which served it last, loses it within seconds"
+    return {"name": name, "account": account.name, "taken_from": loser or None}, "", note
 
 
 def _tunnel_release(conn: sa.Connection, options: Any) -> Answer:

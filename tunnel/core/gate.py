@@ -153,17 +153,35 @@ class Gate:
         return taken
 
     def recheck(self) -> None:
-        """Accounts or tokens have changed: end the links that may be there no longer."""
+        """Accounts, tokens or names have changed: end the links that may be there no longer.
+
+        A link ends too with one of its names lost: its agent would be refused with that name if it came now.
+        """
         for agent in list(self._registry.links.values()):
             visit = agent.visit
             assert isinstance(visit, _Attached)
             refusal = self._accounts.check(visit.grant)
             if refusal is not None:
-                log.info(
-                    "link revoked", agent_id=visit.agent_id, connection_id=visit.connection_id, reason=refusal.reason
-                )
-                agent.link.session.control(frames.REFUSED, control.encode(RefusedMessage(refusal.reason, str(refusal))))
-                agent.link.close(str(refusal))
+                self._revoke(agent, refusal)
+        for name, (account_id, refusal) in self._accounts.take_lost().items():
+            tunnel = self._registry.tunnels.get(name)
+            if tunnel is None or tunnel.account_id != account_id:
+                continue
+            for agent in list(tunnel.links):
+                self._revoke(agent, refusal)
+            is_served = bool(tunnel.links)
+            self._registry.forget(tunnel)
+            if is_served and tunnel.protocol == "tcp":
+                self._ports.close(tunnel)
+            log.info("name taken from its account", tunnel=name, account_id=account_id, reason=refusal.reason)
+
+    def _revoke(self, agent: AgentLink, refusal: Refused) -> None:
+        visit, link = agent.visit, agent.link
+        if link.end_reason:
+            return
+        log.info("link revoked", agent_id=visit.agent_id, connection_id=visit.connection_id, reason=refusal.reason)
+        link.session.control(frames.REFUSED, control.encode(RefusedMessage(refusal.reason, str(refusal))))
+        link.close(str(refusal))
 
     def send_away(self, reason: str) -> None:
         """Drain: tell the agents to finish and to go elsewhere; new links are refused."""
@@ -341,6 +359,7 @@ class Gate:
             self._registry.check_free(name, request.protocol, grant.account_id)
             if siblings is not None:
                 siblings.check_free(name, request.protocol, grant.account_id)
+        revision = self._accounts.revision
         await self._accounts.claim(names, grant.account_id)
         attached = _Attached(visit, grant=grant)
         agent = AgentLink(
@@ -366,6 +385,8 @@ class Gate:
             await self._withdraw(agent)
             self._registry.detach(agent)
             raise
+        if self._accounts.revision != revision:  # looked at without this link, after its names were claimed
+            self._accounts.look_again()
         visit.agent = agent
         agent.is_welcomed = True
         link.session.control(

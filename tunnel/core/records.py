@@ -223,15 +223,19 @@ def revoke_token(conn: sa.Connection, which: str, now: float) -> TokenRecord:
 # Names -------------------------------------------------------------------------------------------------------------
 
 
-def reserve_name(conn: sa.Connection, name: str, account_id: str, now: float) -> None:
-    """Also ends another account's claim to it. Raises RecordError if it is reserved already."""
+def reserve_name(conn: sa.Connection, name: str, account_id: str, now: float) -> str:
+    """Also ends another account's claim to it, and returns that one's name, or "". Raises RecordError if it is reserved
+    already."""
     bump_revision(conn)
     query = sa.select(accounts.c.name).join(tunnels).where(tunnels.c.name == name)
     owner = conn.execute(query).scalar()
     if owner is not None:
         raise RecordError(f"{name} is reserved already, by account {owner}")
+    query = sa.select(accounts.c.name).join(claims).where(claims.c.name == name, claims.c.account_id != account_id)
+    loser = conn.execute(query).scalar()
     conn.execute(sa.delete(claims).where(claims.c.name == name))
     conn.execute(sa.insert(tunnels).values(name=name, account_id=account_id, created_at=now))
+    return loser or ""
 
 
 def unreserve_name(conn: sa.Connection, name: str) -> None:
@@ -254,6 +258,20 @@ def list_names(conn: sa.Connection, account_id: str | None = None) -> list[dict[
 
 def is_reserved(conn: sa.Connection, name: str) -> bool:
     return conn.execute(sa.select(tunnels.c.account_id).where(tunnels.c.name == name)).first() is not None
+
+
+def find_lost_names(conn: sa.Connection, names: Mapping[str, str]) -> dict[str, str]:
+    """Of these names (name → account id) those that are the account's no longer, each with the refusal's reason:
+    name_reserved for another one, account_disabled where there is no such account any more."""
+    lost: dict[str, str] = {}
+    there: set[str] = set()
+    for chunk in _chunks(set(names.values())):
+        there.update(conn.execute(sa.select(accounts.c.id).where(accounts.c.id.in_(chunk))).scalars())
+    for chunk in _chunks(names):
+        for row in conn.execute(sa.select(tunnels.c.name, tunnels.c.account_id).where(tunnels.c.name.in_(chunk))):
+            if row.account_id != names[row.name]:
+                lost[row.name] = "name_reserved"
+    return lost | {name: "account_disabled" for name, account_id in names.items() if account_id not in there}
 
 
 def name_owner(conn: sa.Connection, name: str, held_since: float) -> str | None:
@@ -287,7 +305,7 @@ def claim_names(conn: sa.Connection, names: Collection[str], account_id: str, no
     ).scalars()
     lost = sorted(set(wanted) - set(won))
     if lost:
-        raise Refused("name_taken", f"the name {lost[0]} is in use by another account")
+        raise Refused("name_taken", f"the name {lost[0]} is in use by another account, or was until a moment ago")
 
 
 def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float) -> None:

@@ -131,13 +131,19 @@ class Registry:
         """Account ids by the name that they serve now."""
         return {tunnel.name: tunnel.account_id for tunnel in self.tunnels.values() if tunnel.links}
 
+    def known_names(self) -> dict[str, str]:
+        """Account ids by the names that are served or held."""
+        return {tunnel.name: tunnel.account_id for tunnel in self.tunnels.values()}
+
     def check_free(self, name: str, protocol: str, account_id: str) -> None:
         """Raises Refused(name_taken) when the name is another's, or serves another protocol."""
         tunnel = self._find_name(name)
         if tunnel is None:
             return
         if tunnel.account_id != account_id:
-            raise Refused("name_taken", f"the name {name} is in use by another account; choose another one")
+            left = tunnel.held_until - self._clock()
+            how = "in use by" if tunnel.links else f"held for {left:.0f} s more for"
+            raise Refused("name_taken", f"the name {name} is {how} another account; choose another one")
         if tunnel.links and tunnel.protocol != protocol:
             raise Refused("name_taken", f"the name {name} is in use for {tunnel.protocol.upper()} by another agent")
 
@@ -190,6 +196,17 @@ class Registry:
     def links_of(self, instance: str) -> list[AgentLink]:
         """The links of this run of an agent; none of one that does not say which run it is."""
         return list(self._by_instance.get(instance, ())) if instance else []
+
+    def forget(self, tunnel: Tunnel) -> None:
+        """The name is its account's no longer: whoever still has a link for it serves it no more, nor is it held."""
+        if self.tunnels.get(tunnel.name) is not tunnel:
+            return
+        del self.tunnels[tunnel.name]
+        is_served = bool(tunnel.links)
+        tunnel.links.clear()
+        tunnel.held_until = 0.0
+        if is_served and self.on_change is not None:
+            self.on_change(tunnel, False)
 
     def forget_expired(self) -> list[Tunnel]:
         """Drop names whose hold is over."""

@@ -26,14 +26,16 @@ class Roster:
 
     # Names ------------------------------------------------------------------------------------------------------
 
-    def learn(self, worker: int, up: Iterable[Name], down: Iterable[str]) -> None:
+    def learn(self, worker: int, up: Iterable[Name], down: Iterable[str], is_held: bool = True) -> None:
+        """is_held: those that are down stay their account's for a while."""
         served = self._names.setdefault(worker, {})
         for name in up:
             served[name[0]] = name
             self._held.pop(name[0], None)
         for lost in down:
             served.pop(lost, None)
-            self._note_hold(lost)
+            if is_held:
+                self._note_hold(lost)
 
     def _note_hold(self, name: str) -> None:
         if not any(name in served for served in self._names.values()):

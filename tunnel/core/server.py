@@ -312,6 +312,7 @@ class Core:
             rows=SiblingRows(siblings) if siblings is not None else None,
         )
         accounts.set_names_in_use(self.registry.names_in_use)
+        accounts.names_known = self.registry.known_names
         acme = place_for(settings, self.data_dir)
         agent_tls = for_agents(settings, self.data_dir)
         public_tls = for_visitors(settings, acme / CERTIFICATES if acme is not None else None)

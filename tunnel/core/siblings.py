@@ -90,7 +90,7 @@ class Siblings:
         if is_up:
             self._channel.tell("names", {"up": [[tunnel.name, tunnel.account_id, tunnel.protocol]]})
         else:
-            self._channel.tell("names", {"down": [tunnel.name]})
+            self._channel.tell("names", {"down": [tunnel.name], "held": tunnel.held_until > 0})
 
     def _learn(self, message: Any, files: list[int]) -> None:
         """Another worker serves these names now, or no longer; `gone`: it has ended."""

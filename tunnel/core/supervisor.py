@@ -265,7 +265,8 @@ class Supervisor:
         crew, roster, ports, rows = self._crew, self._roster, self._ports, self._rows
 
         def names(message: Any, files: list[int]) -> None:
-            roster.learn(worker.number, [tuple(name) for name in message.get("up", ())], message.get("down", ()))
+            up, down = [tuple(name) for name in message.get("up", ())], message.get("down", ())
+            roster.learn(worker.number, up, down, message.get("held", True))
             crew.tell("names", {"worker": worker.number, **message}, but=worker)
 
         async def sync(message: Any, files: list[int]) -> None:

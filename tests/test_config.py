@@ -551,6 +551,15 @@ def test_ports() -> None:
             parse_ports(text)
 
 
+@pytest.mark.parametrize("given", ["-metrics-port=9091", "-metrics-addr=127.0.0.1:9091", "-metrics-addr="])
+def test_a_metrics_address_that_was_given_is_known_to_be(given: str, tmp_path: pathlib.Path) -> None:
+    assert agent(given).is_metrics_addr_given
+    assert agent(AGENT_METRICS_ADDR="127.0.0.1:9091").is_metrics_addr_given
+    assert agent("-config", write(tmp_path / "a.toml", "metrics_port = 9091")).is_metrics_addr_given
+    assert not agent("-log-json").is_metrics_addr_given
+    assert "unknown" in fails(agent, "-is-metrics-addr-given")
+
+
 def test_metrics_port_and_address_agree() -> None:
     assert agent("-metrics-port=0").metrics_addr == "127.0.0.1:0"
     settings = agent("-metrics-addr=:7000", AGENT_METRICS_PORT="9")

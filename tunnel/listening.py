@@ -13,10 +13,15 @@ from tunnel.errors import ConfigError
 from tunnel.net import OUT_OF_FILES, Socket, tune
 
 
+class InUseError(ConfigError):
+    """Another program listens there."""
+
+
 def listen(host: str, port: int, what: str, backlog: int = 1024) -> list[socket.socket]:
     """Bound, listening sockets: all interfaces for host "", every address of a name otherwise.
 
-    With port 0 the kernel chooses one, the same for all. Raises ConfigError that names what the address is for.
+    With port 0 the kernel chooses one, the same for all. Raises ConfigError that names what the address is for,
+    InUseError where another program has it.
     """
     try:
         if host:
@@ -40,7 +45,8 @@ def listen(host: str, port: int, what: str, backlog: int = 1024) -> list[socket.
         if not host and family == socket.AF_INET6:
             break  # it takes IPv4 as well
     if not opened:
-        raise ConfigError(_cannot_listen(what, host, port, problem))
+        is_in_use = problem is not None and problem.errno == errno.EADDRINUSE
+        raise (InUseError if is_in_use else ConfigError)(_cannot_listen(what, host, port, problem))
     return opened
 
 

@@ -26,6 +26,7 @@ import trio_websocket
 from tunnel import __version__
 from tunnel.agent import dialing
 from tunnel.agent.forward import Forwarder
+from tunnel.agent.pages import listen_for_pages
 from tunnel.agent.probing import LocalProber
 from tunnel.agent.quick import Quick, UnderWay
 from tunnel.agent.racing import Race, Try
@@ -44,7 +45,6 @@ from tunnel.link.stream import Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.link.workers import Cancellable, Workers
-from tunnel.listening import listen
 from tunnel.log import get_logger
 from tunnel.net import Socket, address_text
 from tunnel.plugins import Program
@@ -269,7 +269,7 @@ class Agent:
                 self._forwarder.observers.when_idle = self._ready.when_idle
         nursery.start_soon(self._prober.run)
         if self.settings.metrics_addr and self._member is None:
-            sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")
+            sockets = listen_for_pages(self.settings)
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
             self.metrics_address = sockets[0].getsockname()[:2]
             nursery.start_soon(partial(serve_pages, listeners, self._program.pages, bound=self.metrics_address[0]))

@@ -17,12 +17,12 @@ import msgspec
 import trio
 
 from tunnel.agent.client import Agent, Stopped, default_agent_id
-from tunnel.config import AgentSettings, parse_address, sections
+from tunnel.agent.pages import listen_for_pages
+from tunnel.config import AgentSettings, sections
 from tunnel.errors import ConfigError
 from tunnel.handler import AgentStatistics
 from tunnel.http.pages import serve_pages
 from tunnel.link.tasks import open_pair
-from tunnel.listening import listen
 from tunnel.log import get_logger
 from tunnel.net import address_text
 from tunnel.plugins import Program
@@ -109,7 +109,7 @@ class Supervisor:
 
     def _serve_pages(self, nursery: trio.Nursery) -> None:
         if self.settings.metrics_addr:
-            sockets = listen(*parse_address(self.settings.metrics_addr), "-metrics-addr")
+            sockets = listen_for_pages(self.settings)
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
             self.metrics_address = sockets[0].getsockname()[:2]
             pages = WorkerPages(self._program.pages, self._crew)

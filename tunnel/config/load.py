@@ -220,6 +220,8 @@ def _agree_on_metrics(options: Program, merged: Values) -> None:
         merged["metrics_port"] = Given(number, addr.origin, True)
     elif port is not None and addr is None:
         merged["metrics_addr"] = Given(f"127.0.0.1:{port.value}", port.origin, True)
+    if origin := addr or port:
+        merged["is_metrics_addr_given"] = Given(True, origin.origin, False)
 
 
 def _turn_tls_on(merged: Values) -> None:

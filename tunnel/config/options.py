@@ -72,14 +72,19 @@ def _entry(prefix: str, name: str, default: Any, option: Option) -> Entry:
     return Entry(name, default, option, tuple(flag.replace("_", "-") for flag in names), tuple(variables))
 
 
+def _options_of(hint: Any) -> list[Option]:
+    """One for a setting, none for what is only known about one."""
+    return [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Option)]
+
+
 def _entries(prefix: str, settings: type[Settings], path: str = "") -> list[Entry]:
     found: list[Entry] = []
     defaults = settings()
     for name, hint in get_type_hints(settings, include_extras=True).items():
         if name in SECTIONS:
             found += _entries(prefix, SECTIONS[name], f"{name}.")
-        elif name in settings.__struct_fields__:
-            option = next(item for item in hint.__metadata__ if isinstance(item, Option))
+        elif name in settings.__struct_fields__ and (options := _options_of(hint)):
+            (option,) = options
             found.append(_entry(prefix, path + name, getattr(defaults, name), option))
     return found
 

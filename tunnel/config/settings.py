@@ -257,7 +257,10 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
 
 
 class AgentSettings(Settings, frozen=True, kw_only=True):
-    """The agent's settings. `metrics_addr` and `metrics_port` always agree; `token` is filled from `token_file`."""
+    """The agent's settings. `metrics_addr` and `metrics_port` always agree; `token` is filled from `token_file`.
+
+    is_metrics_addr_given: or it is the default, which gives way where it is in use; no setting of its own.
+    """
 
     server: Annotated[str, Option(v.SERVER, LINK, "the core's address for agents")] = "localhost:8443"
     token: Annotated[str, Option(v.SECRET, LINK, "token or JWT; better from a file or the environment")] = ""
@@ -299,6 +302,7 @@ class AgentSettings(Settings, frozen=True, kw_only=True):
     ] = 30.0
 
     metrics_addr: Annotated[str, Option(v.ADDRESS_OR_NONE, SEE, "metrics and health; empty: none")] = "127.0.0.1:9091"
+    is_metrics_addr_given: bool = False
     metrics_port: Annotated[
         int, Option(v.integer(0, 65535), SEE, "the same on 127.0.0.1 with this port; 0: any free one")
     ] = 9091

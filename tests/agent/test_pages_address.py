@@ -1,0 +1,56 @@
+"""Where an agent's pages are when the usual port is another's."""
+
+import socket
+
+import pytest
+import trio
+
+from tunnel.agent.client import Agent
+from tunnel.agent.pages import listen_for_pages
+from tunnel.agent.supervisor import Supervisor
+from tunnel.config import AgentSettings
+from tunnel.errors import ConfigError
+
+
+def test_the_usual_port_gives_way(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        usual = f"127.0.0.1:{taken.getsockname()[1]}"
+        (found,) = listen_for_pages(AgentSettings(metrics_addr=usual))
+        with found:
+            host, port = found.getsockname()
+    assert host == "127.0.0.1" and f"{host}:{port}" != usual
+    (record,) = caplog.records
+    fields = vars(record)["fields"]
+    assert record.levelname == "WARNING" and (fields["usual"], fields["address"]) == (usual, f"127.0.0.1:{port}")
+    assert "-metrics-addr" in fields["advice"]
+
+
+def test_one_that_is_free_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    (found,) = listen_for_pages(AgentSettings(metrics_addr=f"127.0.0.1:{port}"))
+    with found:
+        assert found.getsockname()[1] == port
+    assert not caplog.records
+
+
+def test_one_that_was_given_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        usual = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"^-metrics-addr: {usual} is in use"):
+            listen_for_pages(AgentSettings(metrics_addr=usual, is_metrics_addr_given=True))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", [Agent, Supervisor])
+async def test_both_kinds_of_agents_start(kind: type[Agent] | type[Supervisor]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        agent = kind(AgentSettings(server="127.0.0.1:9", metrics_addr=f"127.0.0.1:{port}", layers=()))
+        async with trio.open_nursery() as nursery:
+            if isinstance(agent, Agent):
+                await agent._start(nursery, [])
+            else:
+                agent._serve_pages(nursery)
+            assert agent.metrics_address is not None and agent.metrics_address[1] != port
+            nursery.cancel_scope.cancel()

@@ -7,7 +7,7 @@ life of each is one task:
 1. start, send its orders, wait for "ready";
 2. until it ends: its messages, its log, and a ping now and then; one that does not answer for HANG_SECONDS is killed;
 3. it has ended: what it had is given up (`on_end`), and unless all are to end a new one takes its place, at once the
-   first time, later and later if they end soon after their start.
+   first time, later and later if they end soon after their start, or can't be started (no room for files, processes).
 
 A worker that ends before it is ready, in the first round, ends the program: its log says why.
 """
@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ HANG_SECONDS = 30.0  #: without an answer to a ping: twice the time after which 
 ASK_SECONDS = 5.0  #: for a worker to answer a question of ours
 GOOD_SECONDS = 10.0  #: a worker that lived for so long is replaced at once
 MAX_WAIT = 10.0  #: seconds before one that ends again and again is started again
+MAX_PAUSE = 0.2  #: between two looks whether its process has ended
 MAX_WORDS = 100  #: last words that are kept for whoever asks
 END_SECONDS = 5.0  #: that a worker has beyond the drain's deadline before it is killed
 
@@ -197,32 +198,45 @@ class Crew:
         failures = 0
         while not self.is_ending:
             began = trio.current_time()
-            worker = await self._live(number, task_status if is_first else trio.TASK_STATUS_IGNORED)
+            try:
+                worker, near = self._start(number)
+            except OSError as exc:
+                if is_first:
+                    raise ConfigError(f"worker {number} can't be started: {exc.strerror}") from exc
+                failures += 1
+                wait = _wait(failures)
+                log.error("worker can't be started", worker=number, wait=f"{wait:g}s", error=exc.strerror)
+                await self._pause(wait)
+                continue
+            await self._live(worker, near, task_status if is_first else trio.TASK_STATUS_IGNORED)
             if is_first and not worker.is_ready and not self.is_ending:
                 raise ConfigError(f"worker {number} ended with exit code {worker.code} while it started")
             is_first = False
             if self.is_ending:
                 return
             failures = 0 if trio.current_time() - began > GOOD_SECONDS else failures + 1
-            wait = min(MAX_WAIT, 0.2 * 2.0**failures) if failures > 1 else 0.0
+            wait = _wait(failures) if failures > 1 else 0.0
             self.restarts += 1
             log.error("worker ended", worker=number, pid=worker.pid, wait=f"{wait:g}s", error=_how(worker.code))
-            with trio.move_on_after(wait):
-                while not self.is_ending:
-                    await self._changed.wait()
+            await self._pause(wait)
 
-    async def _live(self, number: int, task_status: trio.TaskStatus[None]) -> Worker:
+    async def _pause(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            while not self.is_ending:
+                await self._changed.wait()
+
+    async def _live(self, worker: Worker, near: int, task_status: trio.TaskStatus[None]) -> None:
         """One worker's life. Returns when its process is gone and all it has written is passed on."""
-        worker, near = self._start(number)
+        number = worker.number
         self.living[number] = worker
         try:
             async with open_pair() as nursery:
                 nursery.start_soon(pass_on, near, number, self._log_json)
-                nursery.start_soon(self._reap, worker)
                 async with open_pair() as talking:
                     talking.start_soon(self._watch, worker, task_status)
                     await worker.channel.run()
                     talking.cancel_scope.cancel()
+                await self._reap(worker)
         finally:
             if worker.code is None:
                 worker.process.kill()
@@ -235,34 +249,43 @@ class Crew:
                 del words[:-MAX_WORDS]
             self._on_end(worker)
             self._note_change()
-        return worker
 
     def _start(self, number: int) -> tuple[Worker, int]:
-        ours, theirs = socket.socketpair()
-        near, far = open_pipe()
-        self._turns += 1
-        environ = {name: value for name, value in os.environ.items() if name not in _OURS}
-        environ[VARIABLE] = Place(number, theirs.fileno(), self._log_level, self._log_json).write()
-        try:
-            process = subprocess.Popen(
-                [*self._command, "worker", str(number)],
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=far if self._log_json else None,
-                stderr=None if self._log_json else far,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
+        """A worker, and where it writes to. Raises OSError; then nothing is left of it."""
+        with ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                near, far = open_pipe()
+                undo.callback(os.close, near)
+                try:
+                    process = self._open_process(number, theirs.fileno(), far)
+                finally:
+                    os.close(far)
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            self._turns += 1
+            worker = Worker(number, self._turns, process, Channel(ours, {}))
+            worker.channel.handlers.update(
+                {"ready": self._make_ready(worker), "parting": self._make_parting(worker), **self._handlers(worker)}
             )
-        finally:
-            theirs.close()
-            os.close(far)
-        worker = Worker(number, self._turns, process, Channel(ours, {}))
-        worker.channel.handlers.update(
-            {"ready": self._make_ready(worker), "parting": self._make_parting(worker), **self._handlers(worker)}
-        )
-        orders, files = self._orders(worker)
-        worker.channel.tell("begin", orders, files)
+            orders, files = self._orders(worker)
+            worker.channel.tell("begin", orders, files)
+            undo.pop_all()
         return worker, near
+
+    def _open_process(self, number: int, channel: int, far: int) -> subprocess.Popen[bytes]:
+        environ = {name: value for name, value in os.environ.items() if name not in _OURS}
+        environ[VARIABLE] = Place(number, channel, self._log_level, self._log_json).write()
+        return subprocess.Popen(
+            [*self._command, "worker", str(number)],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=far if self._log_json else None,
+            stderr=None if self._log_json else far,
+            pass_fds=[channel],
+            process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
+        )
 
     def _make_ready(self, worker: Worker) -> Handler:
         async def ready(message: Any, files: list[int]) -> None:
@@ -280,8 +303,12 @@ class Crew:
         return parting
 
     async def _reap(self, worker: Worker) -> None:
-        worker.code = await trio.to_thread.run_sync(worker.process.wait, abandon_on_cancel=True)
-        # The channel ends by itself when all that was said is heard.
+        """Its channel has ended, so it is about to end: looked at now and then, which takes no thread for each."""
+        pause = 0.005
+        while (code := worker.process.poll()) is None:
+            await trio.sleep(pause)
+            pause = min(MAX_PAUSE, 2 * pause)
+        worker.code = code
 
     async def _watch(self, worker: Worker, task_status: trio.TaskStatus[None]) -> None:
         with trio.move_on_after(START_SECONDS) as scope:
@@ -318,6 +345,10 @@ def is_here_imported() -> bool:
         return "" in sys.path or str(Path.cwd()) in sys.path
     except OSError:  # it is there no longer
         return False
+
+
+def _wait(failures: int) -> float:
+    return min(MAX_WAIT, 0.2 * 2.0**failures)
 
 
 def _how(code: int | None) -> str:

@@ -1,0 +1,120 @@
+"""The life of workers, with processes that do no more than say that they are ready and answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from scarcity import open_files, room_below
+
+from tunnel.workers import VARIABLE
+from tunnel.workers.crew import Crew
+
+WORKER = f'''
+import json, os, socket, struct, sys
+HEADER = struct.Struct("!IIBB")
+sock = socket.socket(fileno=json.loads(os.environ["{VARIABLE}"])["channel"])
+sock.sendall(HEADER.pack(8, 1, 0, 0) + b"\\x92\\xa5ready\\xc0")  # a call: ready
+buffer = b""
+while data := sock.recv(65536):
+    buffer += data
+    while len(buffer) >= 10 and len(buffer) >= 10 + HEADER.unpack_from(buffer)[0]:
+        length, serial, what, _ = HEADER.unpack_from(buffer)
+        buffer = buffer[10 + length :]
+        if serial and what == 0:
+            sock.sendall(HEADER.pack(1, serial, 1, 0) + b"\\xc0")
+'''
+
+
+def make_crew(count: int, **options: Any) -> Crew:
+    options = {"orders": lambda worker: (None, ()), "handlers": lambda worker: {}, **options}
+    crew = Crew(count, module="none", log_level="info", log_json=False, **options)
+    crew._command = [sys.executable, "-S", "-E", "-c", WORKER]
+    return crew
+
+
+@asynccontextmanager
+async def running(crew: Crew) -> AsyncIterator[None]:
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(crew.run)
+            crew.open()
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - it happens outside of Trio
+        await trio.sleep(0.01)
+
+
+async def replaced(crew: Crew, number: int) -> None:
+    was = crew.living[number]
+    os.kill(was.pid, signal.SIGKILL)
+    await until(lambda: crew.get(number) not in (None, was))
+
+
+async def test_a_worker_that_ends_is_replaced_however_many_there_are() -> None:
+    """None of them keeps one of Trio's threads busy."""
+    threads = trio.to_thread.current_default_thread_limiter()
+    threads.total_tokens = 2
+    crew = make_crew(4)
+    async with running(crew):
+        assert [worker.number for worker in crew.ready] == [0, 1, 2, 3]
+        for number in range(4):
+            await replaced(crew, number)
+        assert crew.restarts == 4
+        await trio.to_thread.run_sync(lambda: None)
+
+
+async def test_a_replacement_that_can_not_be_started_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    crew = make_crew(2)
+    async with running(crew):
+        was = crew.living[1]
+        with room_below(3):
+            os.kill(was.pid, signal.SIGKILL)
+            await until(lambda: [one.getMessage() for one in caplog.records].count("worker can't be started") == 2)
+        assert [worker.number for worker in crew.ready] == [0]
+        await until(lambda: crew.get(1) is not None)
+        assert crew.restarts == 1
+
+
+async def test_a_start_that_fails_leaves_nothing_open() -> None:
+    """With room for no file, for one, for two, … until it is enough."""
+    crew = make_crew(1)
+    before = open_files()
+    failures = 0
+    for limit in range(3, 200):
+        try:
+            with room_below(limit):
+                worker, near = crew._start(0)
+        except OSError:
+            failures += 1
+            assert open_files() == before
+        else:
+            break
+    assert failures >= 6
+    os.close(near)
+    worker.channel.close()
+    worker.process.kill()
+    worker.process.wait()
+    assert open_files() == before
+
+
+async def test_a_process_whose_orders_can_not_be_made_is_ended() -> None:
+    def orders(worker: Any) -> Any:
+        started.append(worker.process)
+        raise OSError(24, "Too many open files")
+
+    started: list[Any] = []
+    before = open_files()
+    with pytest.raises(OSError, match="Too many"):
+        make_crew(1, orders=orders)._start(0)
+    assert started[0].returncode == -signal.SIGKILL
+    assert open_files() == before

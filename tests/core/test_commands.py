@@ -54,6 +54,30 @@ def test_accounts(run: Run) -> None:
     assert [each["name"] for each in ask(run, "account", "list")] == ["beta"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["account list", "account show a", "account delete a", "account limit a -connections 1", "token create a",
+     "token list", "token revoke t", "tunnel reserve n a", "tunnel release n", "tunnel list", "usage"],
+)  # fmt: skip
+def test_a_slip_in_the_path_makes_no_store(words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "slip" / "of the pen"
+    for url, flag, file in (
+        ("", "-data-dir", place / "tunnel.db"),
+        (f"sqlite:///{place}/x", "-database-url", place / "x"),
+    ):
+        assert run_command(words.split(), database_url=url, data_dir=place) == 1
+        said = capfd.readouterr()
+        assert said.out == ""
+        assert said.err == f"tunnel core: there is no store at {file}; is {flag} that of the core?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["account create a", "migrate"])
+def test_what_begins_a_store_makes_it(words: str, tmp_path: Path) -> None:
+    assert run_command(words.split(), database_url="", data_dir=tmp_path / "new") == 0
+    assert run_command(["account", "list"], database_url="", data_dir=tmp_path / "new") == 0
+
+
 def test_limits(run: Run) -> None:
     run("account", "create", "acme")
     code, out, err = run(

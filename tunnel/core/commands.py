@@ -23,7 +23,7 @@ from tunnel.core import records
 from tunnel.core.database import Database
 from tunnel.core.phrases import Limit, parse_commands, parse_expiry, parse_name, show_table, show_time
 from tunnel.core.quotas import Limits, Use, month_of
-from tunnel.core.records import AccountRecord, TokenRecord
+from tunnel.core.records import AccountRecord, RecordError, TokenRecord
 from tunnel.errors import TunnelError
 
 #: names of commands, as the first word after the program's flags
@@ -33,7 +33,8 @@ COMMANDS = ("account", "token", "tunnel", "usage", "migrate")
 def run_command(words: list[str], *, database_url: str, data_dir: Path, base_domain: str = "") -> int:
     """Run one command and return the exit code. words: after the program's own flags, such as ["account", "list"].
 
-    database_url, data_dir: as `database.Database` takes them. The store is made and migrated if need be.
+    database_url, data_dir: as `database.Database` takes them. The store is migrated if need be; a file is made only by
+    what begins a store, or each slip in its path would leave one that is empty.
     base_domain: of the core; <subdomain>.<base_domain> means the subdomain.
     """
     options = parse_commands(words)
@@ -43,6 +44,9 @@ def run_command(words: list[str], *, database_url: str, data_dir: Path, base_dom
         options.name = _without_base(getattr(options, "name", None), base_domain)
     try:
         database = Database(database_url, data_dir)
+        if not database.exists() and (options.command, options.action) not in _BEGINNINGS:
+            flag = "-database-url" if database_url else "-data-dir"
+            raise RecordError(f"there is no store at {database.url.database}; is {flag} that of the core?")
         try:
             before, now = database.open()
             if options.command == "migrate":
@@ -298,5 +302,6 @@ _ACTIONS: dict[tuple[str, str], Action] = {
     ("tunnel", "list"): _tunnel_list,
     ("usage", ""): _usage,
 }
+_BEGINNINGS = {("account", "create"), ("migrate", "")}
 _READS = {("account", "list"), ("account", "show"), ("token", "list"), ("tunnel", "list"), ("usage", "")}
 _WRITES = _ACTIONS.keys() - _READS

@@ -67,6 +67,15 @@ class Database:
         """The URL without its password, and without what follows a question mark: one may be there too."""
         return self.url.set(query={}).render_as_string(hide_password=True)
 
+    def exists(self) -> bool:
+        """False for a SQLite file that is not there; `open` says what else may be wrong."""
+        try:
+            return self.system != "sqlite" or bool(Path(self.url.database or "").stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
     def open(self) -> tuple[str, str]:
         """Create and migrate what is missing; returns the schema's version before ("" for a new store) and now.
 

@@ -192,8 +192,9 @@ def _parser() -> argparse.ArgumentParser:
 
     usage = _action(commands, "usage", "requests and bytes of a month", "account?")
     _flag(usage, "month", "YYYY-MM", "default: this month, UTC")
-    _action(commands, "migrate", "make the store, or bring its schema to the newest version")
-    usage.set_defaults(action="")
+    migrate = _action(commands, "migrate", "make the store, or bring its schema to the newest version")
+    for command in (usage, migrate):
+        command.set_defaults(action="")
     return parser
 
 

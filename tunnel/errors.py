@@ -80,6 +80,7 @@ class Outcome:
     """One row. side: whose fault ("visitor", "core", "agent", "local service", "nobody").
 
     failed: the record is an ERROR and the span an error. code: number on the wire in a reset frame (SPEC.md).
+    blames: the side as an answer names it, where no single request of that side is at fault.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Outcome:
     failed: bool
     title: str
     advice: str
+    blames: str = ""
 
 
 _ROWS = (
@@ -151,7 +153,10 @@ _ROWS = (
     ),
     Outcome(
         "quota", 14, 429, "visitor", False,
-        "The account's quota is used up.", "Wait and try again, or ask the operator for a higher limit.",
+        "The account that this tunnel belongs to has reached its limit.",
+        "Nothing is wrong with this request. Come back when Retry-After has passed; the tunnel's owner can have the "
+        "limit raised.",
+        "visitor (all visitors of the account's tunnels together)",
     ),
     Outcome(
         "overloaded", 15, 503, "core", True,

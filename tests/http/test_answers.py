@@ -92,7 +92,7 @@ def test_every_outcome_in_every_format(row: Outcome, form: str) -> None:
         assert read.fields["content-type"] == "text/html; charset=utf-8"
         page = Page(body)
         assert all(text in page.text for text in said)
-        assert page.text.count("it broke here") == (row.side != "nobody")
+        assert page.text.count("it broke here") == (row.side != "nobody" and not row.blames)
         assert not re.search(rb"https?://|src=|href=", body)
         assert len(body) < 4096
     else:
@@ -101,6 +101,17 @@ def test_every_outcome_in_every_format(row: Outcome, form: str) -> None:
         assert f"Side: {row.side} " in body.decode() or row.side == "nobody"
         assert body.startswith(b"%d " % row.status)
         assert body.endswith(b"\n")
+
+
+@pytest.mark.parametrize("form", ACCEPTS)
+def test_a_visitor_is_not_blamed_for_what_an_account_has_used(form: str) -> None:
+    _, head, body = answer("quota", request_id="r", accept=ACCEPTS[form], retry_after=37 * 3600)
+    read = Read(head + body)
+    page = Page(body).text if form == "html" else body.decode()
+    assert read.fields["retry-after"] == str(37 * 3600)
+    assert "The account that this tunnel belongs to has reached its limit." in page
+    assert "Nothing is wrong with this request." in page and "owner" in page
+    assert "the request itself" not in page and "it broke here" not in page and "Wait and try again" not in page
 
 
 def test_nothing_is_written_for_a_visitor_who_has_left() -> None:

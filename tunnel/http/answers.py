@@ -165,7 +165,7 @@ def _text(row: Outcome, code: int, values: dict[str, str]) -> bytes:
         lines.append(f"Cause: {values['detail']}")
     if values["host"]:
         lines.append(f"Host: {values['host']}")
-    lines.append(f"Side: {_SIDES[row.side]}")
+    lines.append(f"Side: {row.blames or _SIDES[row.side]}")
     if row.advice:
         lines.append(f"Try: {row.advice}")
     lines.append(f"Request id: {values['request_id']}\n")
@@ -194,13 +194,14 @@ code{font:.95em ui-monospace,monospace}
 """.strip()
 
 
-def _station(name: str, side: str) -> str:
+def _station(name: str, row: Outcome) -> str:
     """One box of the picture: what is known of it, seen from the core."""
+    side = row.side
     mine, where = _STATIONS.index(name), _STATIONS.index(side) if side in _STATIONS else len(_STATIONS)
     if mine < where:
         mark, text = "ok", "✓ passed"
     elif mine == where:
-        mark, text = "bad", "✗ it broke here"
+        mark, text = "bad", "✗ too many together" if row.blames else "✗ it broke here"
     elif name == "core":
         mark, text = "ok", "✓ answered this"
     else:
@@ -220,10 +221,10 @@ def _html_parts(name: str, code: int) -> tuple[str, str, str]:
         f"<title>{code} {title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<p class="code">{code} {phrase} · <code>{name}</code></p>\n<h1>{title}</h1>\n'
         f'<ol aria-label="The way of the request">\n'
-        + "\n".join(_station(station, row.side) for station in _STATIONS)
+        + "\n".join(_station(station, row) for station in _STATIONS)
         + "\n</ol>\n<dl>\n"
     )
-    between = f"<dt>Whose side</dt><dd>{escape(_SIDES[row.side].capitalize())}</dd>\n"
+    between = f"<dt>Whose side</dt><dd>{escape((row.blames or _SIDES[row.side]).capitalize())}</dd>\n"
     if row.advice:
         between += f"<dt>What to try</dt><dd>{escape(row.advice)}</dd>\n"
     between += "<dt>Request id</dt><dd><code>"

@@ -50,6 +50,7 @@ LIMITS = (
 #: how orders for certificates end; tunnel.core.issuing.authority.RESULTS
 ORDERS = ("ok", "invalid", "rate_limited", "refused", "unreachable", "broken", "timeout")
 LISTENERS = ("agent", "public")  #: that may have TLS
+CHECKS = ("listeners", "store", "draining")  #: of readiness that a core has; those of a supervisor are made of these
 CODES = (200, 404, 429, 499, 500, 502, 503, 504)  #: status codes with a series from start-up
 MAX_CONNECTING = 100  #: series of links that have not authenticated yet: strangers must not make series at will
 MAX_OPERATIONS = 64  #: of store queries; a closed set by contract, bounded here all the same
@@ -101,6 +102,7 @@ FAMILIES = families(
         (),
         "max",
     ),
+    Family("tunnel_readiness_check", "gauge", "1 while this check of readiness holds, else 0.", ("check",), "min"),
     Family("tunnel_build_info", "gauge", "Version of the tunnel and of Python.", ("version", "python"), "max"),
 )
 #: of a core with several workers, in addition
@@ -279,7 +281,16 @@ class CoreMetrics:
         orders = statistics.acme_orders
         yield one["tunnel_acme_orders_total"].metric(*(((result,), orders.get(result, 0)) for result in ORDERS))
         yield one["tunnel_acme_names_failing"].metric(((), statistics.acme_failing))
+        yield one["tunnel_readiness_check"].metric(*(((name,), self._holds(name)) for name in CHECKS))
         yield one["tunnel_build_info"].metric(((label_value(self._host.version), platform.python_version()), 1))
+
+    def _holds(self, name: str) -> bool:
+        """As /readyz says: one that is not there yet, or breaks, does not hold."""
+        check = self._host.checks.get(name)
+        try:
+            return check is not None and bool(check()[0])
+        except Exception:
+            return False
 
     def _links(self, statistics: CoreStatistics) -> Iterator[Metric]:
         states = {label_value(link.connection_id): link.state for link in statistics.links}

@@ -54,6 +54,7 @@ tunnel_logs_dropped_total | counter
 tunnel_certificate_expiry_timestamp_seconds | gauge | listener
 tunnel_acme_orders_total | counter | result
 tunnel_acme_names_failing | gauge
+tunnel_readiness_check | gauge | check
 tunnel_build_info | gauge | python version
 """
 AGENT = f"""

@@ -82,6 +82,10 @@ def held(mebibytes: int) -> Series:
             f"tunnel_held_bytes_limit{{{CORE}}}": f"{512 * 2**20}x60"}  # fmt: skip
 
 
+def ready(check: str, values: str) -> Series:
+    return {f'tunnel_readiness_check{{{CORE},check="{check}"}}': values}
+
+
 def queries(fast: int) -> Series:
     name, more = "tunnel_db_query_duration_seconds_bucket", 'operation="token.find"'
     return {f'{name}{{{CORE},{more},le="0.1"}}': f"0+{fast}x60", f'{name}{{{CORE},{more},le="1.0"}}': "0+60x60",
@@ -129,7 +133,9 @@ CASES: dict[str, Case] = {
            f'tunnel_quota_limit{{{CORE},account_id="b",type="requests"}}': "1000000x60"},
     ),
     "AuthenticationFailures": Case(refused("bad_token", 12), refused("draining", 12)),
-    "StoreUnavailable": Case(refused("unavailable", 1), refused("bad_token", 1)),
+    "StoreUnavailable": Case(
+        refused("unavailable", 1), refused("bad_token", 1) | ready("store", "1x60") | ready("draining", "0x60")
+    ),
     "StoreSlow": Case(queries(30), queries(60)),
     "CapacityLimitReached": Case(at_limit("link_streams", 4), at_limit("connection_requests", 40)),
     "HeldBytesHigh": Case(held(450), held(350)),
@@ -318,7 +324,8 @@ QUIET: dict[str, Series] = {
     "LocalServiceErrors": {f"agent_local_requests_total{{{AGENTS}}}": "0+1x60",
                            f"agent_local_requests_error{{{AGENTS}}}": "0x20 1x4 2x40"},
     "StoreSlow": {name: values.replace("30x", "0x").replace("+60x", "+0.5x") for name, values in queries(30).items()},
-    "StoreUnavailable": {f'tunnel_authentication_failures_total{{{CORE},reason="unavailable"}}': "0x28 40x30"},
+    "StoreUnavailable": {f'tunnel_authentication_failures_total{{{CORE},reason="unavailable"}}': "0x28 40x30"}
+    | ready("store", "1x27 0x1 1x30"),
     "TunnelAvailabilityBurnFast": {
         f'tunnel_request_outcomes_total{{{CORE},outcome="ok"}}': "0+1x60",
         f'tunnel_request_outcomes_total{{{CORE},outcome="link_lost"}}': "0x20 1x5 2x5 3x40"},
@@ -331,7 +338,20 @@ QUIET: dict[str, Series] = {
 @pytest.mark.parametrize("name", QUIET)
 def test_little_traffic_and_a_single_blip_ring_nobody(name: str, tmp_path: Path) -> None:
     firing = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
-    run_tests(tmp_path, [expectation(QUIET[name], minute, {firing: []}) for minute in (26, 28, 30, 32)], name)
+    run_tests(tmp_path, [expectation(QUIET[name], minute, {firing: []}) for minute in (26, 28, 30, 31, 32)], name)
+
+
+def test_a_store_that_is_away_rings_also_while_no_agent_asks(tmp_path: Path) -> None:
+    """All are connected: nobody is refused. Once, also when both signs are there."""
+    firing = 'count(ALERTS{alertname="StoreUnavailable",alertstate="firing"})'
+    away, here = ready("store", "1x10 0x40"), ready("store", "1x60")
+    other = {name.replace("core:9090", "other:9090"): values for name, values in here.items()}
+    tests = [
+        expectation(away | other, 30, {firing: [{"labels": "{}", "value": 1}]}),
+        expectation(away | refused("unavailable", 1), 30, {firing: [{"labels": "{}", "value": 1}]}),
+        expectation(here | other, 30, {firing: []}),
+    ]
+    run_tests(tmp_path, tests, "StoreUnavailable")
 
 
 def test_what_counts_agents_says_agents() -> None:

@@ -312,6 +312,25 @@ def test_statistics_are_read_at_the_scrape(metrics: CoreMetrics, fake: FakeHost)
     assert numbers["tunnel_connection_rtt_seconds_count",] == 2
 
 
+def test_checks_of_readiness_are_a_closed_set(metrics: CoreMetrics, fake: FakeHost) -> None:
+    """Those that a core has, from the start: what is not there yet, or breaks, does not hold."""
+
+    def breaks() -> tuple[bool, str]:
+        raise RuntimeError("it broke")
+
+    def shown() -> dict[str, float]:
+        return {key[1]: value for key, value in read(metrics).items() if key[0] == "tunnel_readiness_check"}
+
+    assert shown() == {"listeners": 0, "store": 0, "draining": 0}
+    is_there = True
+    fake.checks.update(
+        listeners=lambda: (True, "listening"), store=lambda: (is_there, "away"), draining=breaks, mine=breaks
+    )
+    assert shown() == {"listeners": 1, "store": 1, "draining": 0}
+    is_there = False
+    assert shown() == {"listeners": 1, "store": 0, "draining": 0}
+
+
 async def test_query_operations_are_bounded(metrics: CoreMetrics, handle: Callable[[Visit], Awaitable[None]]) -> None:
     for number in range(MAX_OPERATIONS + 10):
         await handle(QueryVisit(f"op.{number}", "sqlite"))

@@ -95,6 +95,7 @@ def test_a_database_that_goes_and_comes_back(
     core.wait_for("store unreachable", timeout=15)
     assert [status_of(core) for _ in range(20)] == [200] * 20
     assert get(core.metrics, "/healthz")[0] == 200 and get(core.metrics, "/readyz")[0] == 503
+    assert 'tunnel_readiness_check{check="store"} 0.0\n' in get(core.metrics, "/metrics")[1]
     late = start_agent(core, service.url, "-subdomain=late", ready=False, agent_id="late")
     assert late.wait_for("connection refused", timeout=15)["reason"] == "unavailable"
     assert ask(core, "GET /", host="nobody.localhost").outcome == "internal"

@@ -496,6 +496,10 @@ def test_agents_pages_and_health_are_of_all_workers(
     for path in ("/healthz", "/readyz", "/health", "/health/detailed"):
         assert get(core.metrics, path)[0] == 200, path
     assert '"workers":{"ok":true,"reason":"2 of 2 workers serve"}' in get(core.metrics, "/readyz")[1]
+    checks = set(json.loads(get(core.metrics, "/readyz")[1])["checks"]) - {"workers"}  # all that workers have
+    page = samples(core.metrics)
+    shown = {dict(labels)["check"]: value for (name, labels), value in page.items() if name == "tunnel_readiness_check"}
+    assert shown == dict.fromkeys(checks, 1)
     status = get(core.dashboard, "/status")[1]
     assert status.count('"name":"app"') == 1 and '"worker":0' in status and '"worker":1' in status
 

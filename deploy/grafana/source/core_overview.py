@@ -330,9 +330,12 @@ def store() -> list[Json]:
         900, "Store",
         graph(901, "Store queries", """Queries a second by operation. Requests need none: agents that connect, administration, quota
               checks and the usage flush do.""",
-              [query(rate(f"{metric}_count", CORE, "operation"), "{{operation}}")], "ops", width=12),
+              [query(rate(f"{metric}_count", CORE, "operation"), "{{operation}}")], "ops"),
         graph(902, "Store query duration, p95", "95 % of the queries took less, by operation. A slow store delays agents that connect.",
-              [query(quantile(0.95, metric, CORE, "operation"), "{{operation}}")], "s", width=12),
+              [query(quantile(0.95, metric, CORE, "operation"), "{{operation}}")], "s"),
+        graph(903, "Readiness", """The checks behind /readyz: 1 while one holds; 0 while one does not, with -workers at one of them at
+              least. store at 0: StoreUnavailable. A balancer sends no visitors where /readyz says 503.""",
+              [query(f"min by (instance, check) (tunnel_readiness_check{{{CORE}}})", "{{check}} {{instance}}")], "short", ceiling=1),
     )  # fmt: skip
 
 

@@ -149,7 +149,8 @@ _ROWS = (
     Outcome(
         "timeout", 13, 504, "local service", True,
         "The local service did not answer in time.",
-        "Look at what the local service is doing, or raise the time-out (-request-timeout).",
+        "Look at what the local service is doing. If it needs longer: core and agent each have a -request-timeout, and "
+        "the shorter one counts; within an answer it is the core's -body-idle-timeout.",
     ),
     Outcome(
         "quota", 14, 429, "visitor", False,

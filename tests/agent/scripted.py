@@ -170,12 +170,14 @@ class Rig:
         protocol: int = HTTP,
         context: bytes = b"request-id: r-1\r\n",
         tunnel: int = 0,
+        deadline_ms: int = 30_000,
     ) -> Stream:
-        """A visitor's stream. body: all of it, in the opening frame. length: what is said of one that follows."""
+        """A visitor's stream. body: all of it, in the opening frame. length: what is said of one that follows.
+        deadline_ms: the core's time-out."""
         head = b"".join(line + b"\r\n" for line in (first + b" HTTP/1.1", b"Host: a.localhost", *fields))
         whole = length is None
         size = length if length is not None else NO_BODY if body is None else len(body)
-        opened = Open(protocol, tunnel, 30_000, size, context, head if protocol < 2 else b"")
+        opened = Open(protocol, tunnel, deadline_ms, size, context, head if protocol < 2 else b"")
         stream = self.core.session.open(opened, body or b"", whole)
         assert isinstance(stream, Stream)
         return stream

@@ -420,7 +420,26 @@ async def test_no_answer_in_time() -> None:
         assert (await fails(answer_of(stream))).outcome == "timeout"
         visit, local = await app.done()
         assert (visit.outcome, local.outcome) == ("timeout", "timeout")
-        assert "did not answer in time" in local.error
+        assert local.error == visit.error
+        assert "did not answer within 30 s (the core's and the agent's -request-timeout)" in local.error
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "said"),
+    [
+        (10.0, 30_000, "within 10 s (the agent's -request-timeout)"),
+        (30.0, 2_500, "within 2.5 s (the core's -request-timeout)"),
+        (30.0, 0, "within 30 s (the agent's -request-timeout)"),
+    ],
+)
+async def test_a_timeout_says_whose_it_was(mine: float, theirs: int, said: str) -> None:
+    async with rig(silent, request_timeout=mine) as app:
+        stream = app.open(deadline_ms=theirs)
+        while not app.connections:
+            await trio.lowlevel.checkpoint()
+        app.tick(31)
+        failure = await fails(answer_of(stream))
+        assert failure.outcome == "timeout" and said in failure.text
 
 
 async def test_while_the_visitor_is_waited_for_the_service_is_not_late() -> None:

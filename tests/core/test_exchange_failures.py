@@ -307,6 +307,7 @@ async def test_no_answer_in_time_is_the_services_fault() -> None:
         app.tick(31)
         answer = await visitor.answer()
         assert (answer.status, answer.outcome) == (504, "timeout")
+        assert b"no answer from the local service within 30 s (the core's -request-timeout)" in answer.body
         await visitor.send(head())  # the connection is still good
         await until(lambda: len(app.streams) == 1 and agent.link.session.streams)
 
@@ -378,7 +379,7 @@ async def test_a_connection_that_is_taken_over_with_its_request_is_not_idle() ->
 
 
 async def test_a_silent_body_is_broken_off() -> None:
-    async with core() as app:
+    async with core(body_idle_timeout=20.0) as app:
 
         async def stall(stream: Stream) -> None:
             respond(stream, b"half", end=False, length=100)
@@ -388,11 +389,12 @@ async def test_a_silent_body_is_broken_off() -> None:
         visitor = app.visitor()
         await visitor.send(head())
         await visitor.socket.recv()
-        app.tick(31)
+        app.tick(21)
         with pytest.raises((h11.RemoteProtocolError, trio.BrokenResourceError)):
             await visitor.answer()
         request = await app.finished()
         assert (request.outcome, request.status) == ("timeout", 200)
+        assert request.error == "the answer stalled in its body for 20 s (the core's -body-idle-timeout)"
 
 
 async def test_a_visitor_who_takes_nothing_is_cut_off() -> None:

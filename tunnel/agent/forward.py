@@ -156,7 +156,7 @@ class Forwarder:
         stream = visit.stream
         if visit.timed_out:
             visit.outcome = "timeout"
-            visit.error = f"{visit.service.address} did not answer in time"
+            visit.error = self.local.explain_timeout(visit)
             stream.reset("timeout", visit.error)
         elif stream.failure is not None:
             row = BY_CODE.get(stream.failure[0], OUTCOMES["link_lost"])

@@ -15,7 +15,7 @@ import trio
 from msgspec import structs
 
 from tunnel.agent.joining import broken, join
-from tunnel.agent.served import FOREVER, LocalRequest
+from tunnel.agent.served import FOREVER, LocalRequest, ServedStream
 from tunnel.errors import BY_CODE, OUTCOMES, Failure
 from tunnel.http.chunks import Chunks
 from tunnel.http.client import Service
@@ -69,7 +69,7 @@ class LocalExchanger:
     def name_cancellation(self, local: LocalRequest) -> None:
         """Say whose doing it is that nobody waits for the service any longer."""
         if local.visit.timed_out:
-            local.outcome, local.error = "timeout", f"{local.address} did not answer in time"
+            local.outcome, local.error = "timeout", self.explain_timeout(local.visit)
         else:
             failure = local.visit.stream.failure
             local.outcome = BY_CODE[failure[0]].name if failure and failure[0] in BY_CODE else "link_lost"
@@ -114,6 +114,13 @@ class LocalExchanger:
         if local.socket is not None:
             local.socket.close()
         return True
+
+    def explain_timeout(self, visit: ServedStream) -> str:
+        """Whose time-out it was, for the shorter one counts."""
+        mine, limit = self._request_timeout, self._limit(visit.opened)
+        theirs = visit.opened.deadline_ms / 1000
+        whose = "the core's" if limit < mine else "the core's and the agent's" if limit == theirs else "the agent's"
+        return f"{visit.service.address} did not answer within {limit:g} s ({whose} -request-timeout)"
 
     # Asking ---------------------------------------------------------------------------------------------------
 

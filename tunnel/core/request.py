@@ -9,7 +9,7 @@ import trio
 
 from tunnel.core.quotas import Account
 from tunnel.core.registry import AgentLink, Tunnel
-from tunnel.core.visitor import Visitor
+from tunnel.core.visitor import BODY, Visitor
 from tunnel.handler import RequestVisit, StreamVisit
 from tunnel.http.heads import Head
 from tunnel.link.stream import Stream
@@ -69,8 +69,16 @@ class Request(RequestVisit, kw_only=True):
             self.abort("the visitor did not take the answer in time")
         elif self.reading and not self.is_waiting_for_100:
             self.stream.reset("request_timeout", "the request's body did not arrive in time")
+        elif self.visitor.phase == BODY:
+            self.stream.reset(
+                "timeout",
+                f"the answer stalled in its body for {self.visitor.limit:g} s (the core's -body-idle-timeout)",
+            )
         else:
-            self.stream.reset("timeout", "no answer from the local service in time")
+            self.stream.reset(
+                "timeout",
+                f"no answer from the local service within {self.visitor.limit:g} s (the core's -request-timeout)",
+            )
 
 
 class RequestStream(StreamVisit, kw_only=True):

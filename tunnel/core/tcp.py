@@ -221,7 +221,7 @@ class Ports:
             with trio.move_on_after(self._timeout) as scope:
                 await stream.answer()
             if scope.cancelled_caught:
-                raise Failure("timeout")
+                raise Failure("timeout", f"no connection within {self._timeout:g} s (the core's -request-timeout)")
             await join(RawStream(stream), visit.visitor, visit, visit.agent.account)
             visit.outcome = "ok"
         except Failure as exc:

@@ -31,8 +31,8 @@ IDLE, HEAD, ANSWER, BODY, RAW = "idle", "head", "answer", "body", "raw"
 class Visitor:
     """One connection. The sweeper calls `tick`; whatever it decides, it does by closing or by failing the stream.
 
-    phase and deadline (monotonic seconds) are set by the connection's task; `half_since` is when the visitor was
-    first seen to have ended its direction, 0 while it has not.
+    phase and deadline (monotonic seconds) are set by the connection's task; `limit` is how many seconds that left.
+    `half_since` is when the visitor was first seen to have ended its direction, 0 while it has not.
     """
 
     __slots__ = (
@@ -46,6 +46,7 @@ class Visitor:
         "is_over",
         "is_ready",
         "known",
+        "limit",
         "on_silent",
         "phase",
         "probed",
@@ -64,7 +65,7 @@ class Visitor:
         self.proto = proto
         self.buffer = b""
         self.phase = IDLE
-        self.deadline = 0.0
+        self.deadline = self.limit = 0.0
         self.request: Request | None = None
         self.served = 0  # requests so far, the present one included
         self.refusals = no_refusals() if refusals is None else refusals
@@ -81,7 +82,7 @@ class Visitor:
 
     def begin(self, phase: str, seconds: float) -> None:
         """Wait for this from now on, for so long at most."""
-        self.phase = phase
+        self.phase, self.limit = phase, seconds
         self.deadline = monotonic() + seconds
 
     def rest(self) -> None:

@@ -32,6 +32,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
+        self.claimed: list[str] = []
         self.released: list[str] = []
         self.refusal: Refused | None = None  # of links that are there
         self.lost: dict[str, tuple[str, Refused]] = {}
@@ -58,6 +59,7 @@ class Accounts:
             self.revision += 1
         if "reserved" in names:
             raise Refused("name_reserved", "it is another account's")
+        self.claimed.extend(names)
 
     async def release(self, names: Collection[str], account_id: str) -> None:
         self.released.extend(names)
@@ -222,6 +224,18 @@ async def test_refusals_for_load() -> None:
         assert (await app.refused("three")).reason == "too_many_connections"
         app.gate.send_away("the core restarts")
         assert (await app.refused("four")).reason == "draining"
+
+
+async def test_who_may_have_no_link_takes_no_names_and_who_gets_no_name_has_no_link() -> None:
+    async with rig() as app:
+        account = app.accounts.accounts["none"] = Account("none", "none", Limits(max_connections=0))
+        assert (await app.refused("one", "two", token="none")).reason == "connection_quota"
+        assert app.accounts.claimed == []
+        account.set_limits(Limits(max_connections=1))
+        assert (await app.refused("reserved", token="none")).reason == "name_reserved"
+        assert (account.links, account.agents, account.attached) == (0, 0, 0)
+        await app.welcomed("one", token="none")
+        assert app.accounts.claimed == ["one"]
 
 
 async def test_an_agent_that_dials_again_supersedes_itself() -> None:

@@ -359,8 +359,6 @@ class Gate:
             self._registry.check_free(name, request.protocol, grant.account_id)
             if siblings is not None:
                 siblings.check_free(name, request.protocol, grant.account_id)
-        revision = self._accounts.revision
-        await self._accounts.claim(names, grant.account_id)
         attached = _Attached(visit, grant=grant)
         agent = AgentLink(
             link,
@@ -373,11 +371,15 @@ class Gate:
         )
         attached.agent, agent.is_welcomed = agent, False
         if siblings is None:
-            self._check_room(grant, instance)  # others came while we waited
             account.admit_link(instance)
         else:
             await self._admit(siblings, agent)
+        revision = self._accounts.revision
         try:
+            # After the limits: who may have no link takes no names, which are held for a while.
+            await self._accounts.claim(names, grant.account_id)
+            if siblings is None:
+                self._check_room(grant, instance)  # others came while we waited
             grants = await self._attach(agent, names, hello.tunnels)
             if siblings is not None:
                 await siblings.announce()

@@ -206,9 +206,9 @@ class AgentBook:
         ]
         by_agent: list[dict[str, str]] = [{_ACTIVE: "".join(active)}]
         for key, reports in linked.items():
-            fresh = [one for one in reports if one.at >= self._clock() - STALE_SECONDS and one.text]
-            if fresh:
-                by_agent.append(self._lines_of(key, fresh))
+            since = self._clock() - STALE_SECONDS
+            if any(one.at >= since and one.text for one in reports):
+                by_agent.append(self._lines_of(key, reports, since))
                 await trio.lowlevel.checkpoint()
         parts: list[bytes] = []
         for name, family in FAMILIES.items():
@@ -220,29 +220,34 @@ class AgentBook:
             parts.append(EOF_LINE)
         return PageAnswer(200, b"".join(parts), OPENMETRICS if is_openmetrics else TEXT)
 
-    def _lines_of(self, key: Key, reports: list[AgentReport]) -> dict[str, str]:
-        which = tuple((one.instance, one.at) for one in reports)
+    def _lines_of(self, key: Key, reports: list[AgentReport], since: float) -> dict[str, str]:
+        which = tuple((one.instance, one.at, one.at >= since) for one in reports)
         known, lines = self._lines.get(key, (None, {}))
         if known != which:
             lines = {
                 name: "".join(_sample(name + suffix, key, le, value) for suffix, le, value in samples)
-                for name, samples in self._sum(key, reports).items()
+                for name, samples in self._sum(key, reports, since).items()
             }
             self._lines[key] = which, lines
         return lines
 
-    def _sum(self, key: Key, reports: list[AgentReport]) -> Parsed:
+    def _sum(self, key: Key, reports: list[AgentReport], since: float) -> Parsed:
+        """Of an instance that is late (its report is from before `since`) the counters count on: it has not gone."""
         parsed = self._parsed.setdefault(key, {})
         for gone in parsed.keys() - {one.instance for one in reports}:
-            past = {name: samples for name, samples in parsed.pop(gone)[1].items() if FAMILIES[name].type != "gauge"}
-            self._past[key] = add_parsed(self._past.get(key, {}), past)
+            self._past[key] = add_parsed(self._past.get(key, {}), _lasting(parsed.pop(gone)[1]))
         total = self._past.get(key, {})
         for report in reports:
             known = parsed.get(report.instance)
             if known is None or known[0] != report.at:
                 known = parsed[report.instance] = report.at, parse_report(report.text)
-            total = add_parsed(total, known[1])
+            total = add_parsed(total, known[1] if report.at >= since else _lasting(known[1]))
         return total
+
+
+def _lasting(parsed: Parsed) -> Parsed:
+    """All but gauges, which are of their moment."""
+    return {name: samples for name, samples in parsed.items() if FAMILIES[name].type != "gauge"}
 
 
 def add_parsed(one: Parsed, other: Parsed) -> Parsed:

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from observability import metrics, reports
 from observability.agent_metrics import FAMILIES, AgentMetrics
 from observability.reports import AgentBook, make_report, parse_report
+from tunnel.config.options import program
 from tunnel.handler import AgentReport, ConnectVisit, LinkVisit, LocalVisit, PageRequest, StreamVisit, Visit
 
 ASK = "application/openmetrics-text; version=1.0.0"
@@ -411,6 +412,39 @@ async def test_agents_of_one_name_are_added_up(core: FakeHost, book: AgentBook, 
     page = await read(book)
     assert page["agent_requests_total", "acme", "agent-1"] == 9
     assert page["agent_connection_active", "acme", "agent-1"] == 1
+
+
+async def test_an_agent_that_reports_late_counts_once(core: FakeHost, book: AgentBook, clock: Clock) -> None:
+    """Its counters stay while it is late, its gauges do not."""
+    link(core, book)
+    text = b"agent_streams_total %d\nagent_streams_active 1\n"
+
+    def say(*said: tuple[str, int]) -> None:
+        now = [AgentReport("agent-1", "acme", text % streams, clock.now, True, name) for name, streams in said]
+        core.agent_reports = [one for one in core.agent_reports if one.instance not in dict(said)] + now
+
+    async def shown() -> tuple[float, float]:
+        page = await read(book)
+        return page["agent_streams_total", "acme", "agent-1"], page["agent_streams_active", "acme", "agent-1"]
+
+    say(("late", 1000), ("other", 10))
+    assert await shown() == (1010, 2)
+    for _ in range(3):
+        clock.now += reports.STALE_SECONDS + 1
+        say(("other", 10))
+        assert await shown() == (1010, 1)
+        say(("late", 1000))
+        assert await shown() == (1010, 2)
+    clock.now += 1
+    core.agent_reports = []
+    say(("other", 11))
+    assert await shown() == (1011, 1)  # now it has gone
+
+
+def test_reports_come_before_they_are_stale() -> None:
+    kind = program("agent").by_flag["metrics_report_interval"].option.kind
+    with pytest.raises(ValueError, match="at most"):
+        kind.check(reports.STALE_SECONDS)
 
 
 def test_what_several_workers_heard_of_one_agent_is_one() -> None:

@@ -90,7 +90,7 @@ class MetricsSettings(Settings, frozen=True, kw_only=True):
         bool, Option(v.SWITCH, SEE, "also export the four go_* metric names", flag="go_metric_names")
     ] = False
     report_interval: Annotated[
-        float, Option(v.duration(1), SEE, "how often an agent reports its metrics over the link")
+        float, Option(v.duration(1, 240), SEE, "how often an agent reports its metrics over the link")
     ] = 15.0
 
 

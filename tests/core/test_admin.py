@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunnel.core.admin import MIN_TOKEN, OPEN, choose_token, guard
+from tunnel.core.admin import FILE, MIN_TOKEN, OPEN, choose_token, guard
 from tunnel.errors import ConfigError
 from tunnel.handler import Page, PageAnswer, PageRequest
 
@@ -50,20 +50,37 @@ async def test_probes_need_none(path: str) -> None:
 
 
 async def test_no_token_no_lock() -> None:
-    assert (await ask(guard({"/status": page}, ""), "/status")).status == 200
+    assert (await ask(guard({"/status": page}, None), "/status")).status == 200
+    with pytest.raises(ValueError, match="no lock"):
+        guard({"/status": page}, "")
 
 
 def test_on_loopback_none_is_made(tmp_path: Path) -> None:
     for bound in ("127.0.0.1", "::1", "localhost"):
-        assert choose_token("", bound, tmp_path) == ("", None)
+        assert choose_token("", bound, tmp_path) == (None, None)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_where_others_reach_it_one_is_made_and_kept(tmp_path: Path) -> None:
     token, path = choose_token("", "", tmp_path)  # "": all interfaces
-    assert len(token) >= 2 * MIN_TOKEN and path is not None
+    assert token is not None and len(token) >= 2 * MIN_TOKEN and path is not None
     assert path.stat().st_mode & 0o777 == 0o600
     assert choose_token("", "192.0.2.1", tmp_path) == (token, path)
+
+
+def test_an_empty_file_is_filled(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("")
+    token, path = choose_token("", "", tmp_path)
+    assert token is not None and len(token) >= MIN_TOKEN and path is not None
+    assert path.read_text() == token + "\n"
+
+
+@pytest.mark.parametrize("content", [b"\n", b"  \n", b"short\n", b"\xff" * 40])
+def test_a_file_without_a_token_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"dashboard\.token holds no token of at least 16 characters"):
+        choose_token("", "", tmp_path)
+    assert (tmp_path / FILE).read_bytes() == content
 
 
 def test_the_one_given_wins_and_is_long_enough(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ _DENIED = PageAnswer(
 )
 
 
-def choose_token(given: str, bound: str, data_dir: Path) -> tuple[str, Path | None]:
-    """(token, the file it is in if it is ours): the one given; one of ours where others reach `bound`; else "".
+def choose_token(given: str, bound: str, data_dir: Path) -> tuple[str | None, Path | None]:
+    """(token, the file it is in if it is ours): the one given; one of ours where others reach `bound`; else none.
 
     Raises ConfigError.
     """
@@ -40,20 +40,27 @@ def choose_token(given: str, bound: str, data_dir: Path) -> tuple[str, Path | No
             raise ConfigError(f"-dashboard-token: at least {MIN_TOKEN} characters, or others will guess it")
         return given, None
     if is_loopback(bound):
-        return "", None
+        return None, None
     path = data_dir / FILE
     try:
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:
             write_secret(path, secrets.token_urlsafe(24) + "\n")
-        return path.read_text(encoding="utf-8").strip(), path
+        token = path.read_text(encoding="utf-8").strip()
     except OSError as exc:
         raise ConfigError(f"can't keep the dashboard's token in {path} ({exc.strerror})") from exc
+    except UnicodeError:
+        token = ""
+    if len(token) < MIN_TOKEN:
+        raise ConfigError(f"{path} holds no token of at least {MIN_TOKEN} characters: remove it, and one is made")
+    return token, path
 
 
-def guard(pages: Mapping[str, Page], token: str) -> dict[str, Page]:
-    """The same pages, all but those for probes only with this token; with "" as they are."""
-    if not token:
+def guard(pages: Mapping[str, Page], token: str | None) -> dict[str, Page]:
+    """The same pages, all but those for probes only with this token; as they are where there is none."""
+    if token is None:
         return dict(pages)
+    if not token:
+        raise ValueError("an empty token is no lock")
     return {path: page if path in OPEN else _guarded(page, token) for path, page in pages.items()}
 
 

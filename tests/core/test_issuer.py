@@ -269,6 +269,33 @@ async def test_a_failing_renewal_is_the_operators_matter_and_the_old_one_stays(
         assert shop.issuer.failing == 0 and shop.issuer.results["ok"] == 2
 
 
+async def test_a_failing_name_that_nobody_serves_any_more_is_nobodys_matter(
+    tmp_path: Path, root: Root, inline: Clock
+) -> None:
+    async with running(Shop(tmp_path, root)) as shop:
+        shop.issuer.ask(NAME)
+        await trio.sleep(1)
+        shop.problems = [OrderError("unreachable", "gone") for _ in range(100)]
+        await trio.sleep(61 * DAY)
+        assert shop.issuer.failing == 1
+        shop.ours.clear()
+        await trio.sleep(2 * DAY)
+        assert shop.issuer.failing == 0 and shop.certificates.covers(NAME) is not None
+
+
+async def test_a_store_that_is_away_is_no_failure_of_an_order(tmp_path: Path, root: Root, inline: Clock) -> None:
+    async with running(Shop(tmp_path, root)) as shop:
+        shop.issuer.ask(NAME)
+        await trio.sleep(1)
+        await trio.sleep(59 * DAY)
+        shop.store_problem = StoreError("gone")
+        await trio.sleep(2 * DAY)
+        assert shop.issuer.failing == 0 and len(shop.times()) == 1
+        shop.store_problem = None
+        await trio.sleep(DAY)
+        assert len(shop.times()) == 2
+
+
 async def test_a_name_that_nobody_serves_any_more_is_given_up(tmp_path: Path, root: Root, inline: Clock) -> None:
     async with running(Shop(tmp_path, root)) as shop:
         shop.issuer.ask(NAME)

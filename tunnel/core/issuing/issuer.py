@@ -327,9 +327,16 @@ class Issuer:
 
     async def _is_wanted(self, one: _Name) -> bool:
         """Is it still one of ours? If it is not for long, it is forgotten, or the alerts would ring for it."""
-        if one.configured or await self._knows(one.name):
+        if one.configured:
             return True
         now = self._wall()
+        try:
+            if await self._knows(one.name):
+                return True
+        except TunnelError:  # the store is away, which says nothing about the name nor about its orders
+            one.due = now + TICK
+            return False
+        one.failures = 0  # what nobody serves is missed by nobody
         if one.loaded is not None and now < one.loaded.begin + (one.loaded.expiry - one.loaded.begin) * GIVE_UP_AT:
             one.due = now + min(LOOK_AGAIN, (one.loaded.expiry - one.loaded.begin) / 100)
             return False

@@ -632,7 +632,7 @@ async def test_cores_that_start_together_make_one_account(store: Store, tmp_path
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(start)
-    assert sum(first is not None for first in made) == 1
+    assert sum(first is not None and first.is_new for first in made) == 1
     assert await store.query("account.default", records.count_accounts) == 1
 
 

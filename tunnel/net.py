@@ -26,6 +26,8 @@ EAGER = 256 * 1024  #: bytes that may come to a task without a wait before it le
 _EAGER_EACH = 4096  #: what a read counts at least: work goes with reads too
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+OUR_OWN_TROUBLE = frozenset(map(os.strerror, OUT_OF_FILES))  #: reasons of our process, not of the other end
+LOOPBACK = ("127.0.0.1", "::1")
 
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 _TCP_INFO_SIZE = 216  # up to tcpi_bytes_retrans (linux/tcp.h)
@@ -383,8 +385,35 @@ def limit_unsent(sock: socket.socket, size: int) -> None:
             pass
 
 
+def is_localhost(host: str) -> bool:
+    """A name that means this machine, whatever a resolver says (RFC 6761, 6.3)."""
+    name = host.lower().removesuffix(".")
+    return name == "localhost" or name.endswith(".localhost")
+
+
 async def dial(host: str, port: int) -> Socket:
-    """Connect, trying a name's addresses in Trio's way. Raises OSError."""
+    """Connect, trying a name's addresses in Trio's way; for localhost both loopback addresses, also where the resolver
+    knows one of them only. Raises OSError."""
+    if not is_localhost(host):
+        return await _dial(host, port)
+    try:
+        infos = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):
+        infos = []
+    addresses = list(dict.fromkeys([*(str(info[4][0]) for info in infos), *LOOPBACK]))
+    reasons: list[str] = []
+    for address in addresses:
+        try:
+            return await _dial(address, port)
+        except OSError as exc:
+            reasons.append(reason_of(exc))
+            if reasons[-1] in OUR_OWN_TROUBLE:
+                raise
+    refused = os.strerror(errno.ECONNREFUSED)  # says more than that there is no IPv6 here
+    raise OSError(f"{refused if refused in reasons else reasons[0]} (tried {' and '.join(addresses)})")
+
+
+async def _dial(host: str, port: int) -> Socket:
     try:
         stream = await trio.open_tcp_stream(host, port)
     except BaseExceptionGroup as group:

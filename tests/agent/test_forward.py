@@ -362,6 +362,21 @@ async def test_broken_answers(raw: bytes, upload: bool) -> None:
         assert not app.agent.session.streams and not app.core.session.streams
 
 
+@pytest.mark.parametrize("upload", [False, True])
+async def test_a_service_that_answers_with_an_alert_of_tls(upload: bool) -> None:
+    async def alert(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"\x15\x03\x01\x00\x02\x02\x46")  # fatal, protocol_version
+
+    async with rig(alert) as app:
+        failure = await fails(answer_of(app.open(b"POST /", length=UNKNOWN) if upload else app.open()))
+        assert failure.outcome == "local_broken"
+        assert (
+            failure.text
+            == f"{app.service.address} seems to speak TLS; it is given as https://{app.service.address} then"
+        )
+
+
 async def test_a_service_that_is_not_there() -> None:
     async with rig(polite) as app:
         with trio.socket.socket() as taken:

@@ -1,13 +1,17 @@
 """Connections to a local service: dialled, kept, used again, thrown away."""
 
+import errno
+import socket as stdlib_socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import pytest
 import trio
 import trustme
 
+from tunnel import net
 from tunnel.errors import Failure
 from tunnel.http import client
 from tunnel.http.client import IDLE_TIMEOUT, MAX_IDLE, Service
@@ -234,13 +238,87 @@ async def test_tls_to_others_is_verified(authority: trustme.CA, monkeypatch: pyt
         assert "certificate" in (await refused(other)).lower()
 
 
-async def test_tls_with_a_service_that_speaks_none() -> None:
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n", b"", None])
+async def test_tls_with_a_service_that_speaks_none(said: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers in plain HTTP, or closes the connection, or waits for more; what to do is said in each case."""
+
     async def plain(stream: trio.SocketStream) -> None:
         await stream.receive_some()
-        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        if said is None:
+            await trio.sleep_forever()
+        await stream.send_all(said or b"")
 
+    if said is None:
+        monkeypatch.setattr(client, "CONNECT_TIMEOUT", 0.05)
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, plain, [listener])
-        assert "TLS" in await refused(Service("127.0.0.1", listener.socket.getsockname()[1], True))
+        made = Service("127.0.0.1", listener.socket.getsockname()[1], True)
+        reason = await refused(made)
+        assert "TLS" in reason and reason.endswith(f"as http://{made.address}")
+        assert "can't connect" not in reason and "WRONG_VERSION" not in reason
         nursery.cancel_scope.cancel()
+
+
+async def test_a_service_that_refuses_in_terms_of_tls_is_not_taken_for_a_plain_one() -> None:
+    async def alert(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"\x15\x03\x03\x00\x02\x02\x28")  # fatal, handshake_failure
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, alert, [listener])
+        reason = await refused(Service("127.0.0.1", listener.socket.getsockname()[1], True))
+        assert "HANDSHAKE_FAILURE" in reason and "http://" not in reason
+        nursery.cancel_scope.cancel()
+
+
+# Localhost: RFC 6761, 6.3 -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["127.0.0.1", "::1", None])
+def resolver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that knows one loopback address of localhost only, or none."""
+    real = trio.socket.getaddrinfo
+
+    async def find(host: Any, port: Any, *options: Any, **more: Any) -> Any:
+        if "localhost" not in str(host):
+            return await real(host, port, *options, **more)
+        if request.param is None:
+            raise stdlib_socket.gaierror(stdlib_socket.EAI_NONAME, "Name or service not known")
+        return await real(request.param, port, *options, **more)
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", find)
+
+
+@pytest.mark.usefixtures("resolver")
+@pytest.mark.parametrize("name", ["localhost", "LocalHost.", "app.localhost"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_localhost_is_both_loopback_addresses(name: str, address: str) -> None:
+    family = stdlib_socket.AF_INET6 if ":" in address else stdlib_socket.AF_INET
+    with stdlib_socket.create_server((address, 0), family=family) as listener:
+        made = Service(name, listener.getsockname()[1], False)
+        socket = await made.connect()
+        assert socket.sock.getpeername()[0] == address
+        socket.close()
+
+
+@pytest.mark.usefixtures("resolver")
+async def test_which_addresses_of_localhost_were_tried_is_said() -> None:
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    reason = await refused(Service("localhost", port, False))
+    assert reason in (
+        f"can't connect to localhost:{port}: Connection refused (tried 127.0.0.1 and ::1)",
+        f"can't connect to localhost:{port}: Connection refused (tried ::1 and 127.0.0.1)",
+    )
+
+
+async def test_out_of_files_is_not_the_services_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(host: str, port: int) -> Socket:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(net, "_dial", fail)
+    with pytest.raises(Failure) as caught:
+        await Service("localhost", 80, False).connect()
+    assert caught.value.outcome == "overloaded"

@@ -30,6 +30,7 @@ from tunnel.wire.frames import UNKNOWN, Open, Response
 
 #: methods that may be sent again when a kept connection turns out to be dead (RFC 9110, 9.2.2)
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
+_ALERT = b"\x15\x03"  # how TLS says that it did not understand (RFC 8446, 5.1 and 6)
 _EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
 
 
@@ -190,6 +191,10 @@ class LocalExchanger:
                     raise Failure("local_broken", _nothing(local.visit.service))
                 raise Failure("local_broken", f"{local.address} closed the connection within the answer's head")
             data = data + part if data else part
+            if data.startswith(_ALERT):
+                raise Failure(
+                    "local_broken", f"{local.address} seems to speak TLS; it is given as https://{local.address} then"
+                )
             if len(data) > 4 * MAX_HEAD and not find_head(data):
                 raise Failure("local_broken", f"{local.address} sends no end of the answer's head")
             while data and (end := find_head(data)):

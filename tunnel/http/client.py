@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import ssl
 from collections import deque
 from time import monotonic
@@ -11,11 +10,12 @@ from time import monotonic
 import trio
 
 from tunnel.errors import Failure
-from tunnel.net import OUT_OF_FILES, Socket, dial, reason_of, with_tls
+from tunnel.net import OUR_OWN_TROUBLE, Socket, dial, is_localhost, reason_of, with_tls
 
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
-_OUR_OWN_TROUBLE = frozenset(map(os.strerror, OUT_OF_FILES))  #: of the agent's process, not of the local service
+#: what OpenSSL says of an answer that is no record of TLS
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
 MAX_IDLE = 128  #: idle connections kept for one service
 
 
@@ -54,26 +54,40 @@ class Service:
 
     async def connect(self) -> Socket:
         """A new connection. Raises Failure(local_refused) that says what did not work."""
+        is_reached = False
         with trio.move_on_after(CONNECT_TIMEOUT):
             try:
                 socket = await dial(self.host, self.port)
             except OSError as exc:
-                if reason_of(exc) in _OUR_OWN_TROUBLE:
+                if reason_of(exc) in OUR_OWN_TROUBLE:
                     raise Failure("overloaded", f"the agent can't open a connection: {reason_of(exc)}") from exc
                 raise Failure("local_refused", f"can't connect to {self.address}: {reason_of(exc)}") from exc
             if self._tls is None:
                 return socket
+            is_reached = True
             try:
                 socket = with_tls(socket, self._tls, server_side=False, server_name=self.host)
                 await socket.handshake()
             except (ssl.SSLError, trio.BrokenResourceError) as exc:
                 socket.close()
-                raise Failure("local_refused", f"TLS with {self.address} failed: {reason_of(exc)}") from exc
+                raise Failure("local_refused", f"TLS with {self.address} failed: {self._explain(exc)}") from exc
             except BaseException:
                 socket.close()
                 raise
             return socket
+        if is_reached:
+            plain = f"a service without TLS is given as http://{self.address}"
+            raise Failure("local_refused", f"{self.address} does not answer TLS within {CONNECT_TIMEOUT:g} s; {plain}")
         raise Failure("local_refused", f"can't connect to {self.address} within {CONNECT_TIMEOUT:g} s")
+
+    def _explain(self, exc: BaseException) -> str:
+        """Why there is no TLS; a service that speaks plain HTTP answers in it, or closes the connection."""
+        if isinstance(exc, ssl.SSLError) and exc.reason in _NO_TLS:
+            return f"it does not speak TLS; give it as http://{self.address}"
+        reason = reason_of(exc)
+        if isinstance(exc, ssl.SSLEOFError | trio.BrokenResourceError):
+            return f"{reason}; a service without TLS is given as http://{self.address}"
+        return reason
 
     def close(self) -> None:
         """Close what is idle."""
@@ -99,4 +113,4 @@ def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return is_localhost(host)

@@ -231,6 +231,8 @@ def _tapped(client: bool, raw: bytes, cuts: Sequence[int]) -> tuple[list[bytes],
         piece, at = raw[at:cut], cut
         if piece:
             rest += piece if tap._aside else tap._add(piece)
+            while tap._is_behind:
+                rest += tap._add(b"")
         assert sum(map(len, tap._parts)) <= len(raw) and (tap._aside or tap._need <= MAX_MESSAGE + 14)
     return found, rest + (b"" if tap._aside else b"".join(tap._parts))
 

@@ -9,7 +9,9 @@ from linking import linked, socket_pair
 
 from tunnel.errors import LocalWireError, WireError
 from tunnel.link import transport
+from tunnel.link.link import Link
 from tunnel.net import EAGER
+from tunnel.ready import make_ready
 from tunnel.wire import control, frames
 from tunnel.wire.frames import MAX_DATA, MAX_HEAD, STREAM_WINDOW, Open, Response
 from tunnel.wire.held import Held
@@ -39,8 +41,8 @@ def test_crumbs_of_a_body_are_joined() -> None:
     """A window in frames of one byte must not become a million objects."""
     core, _, stream, _ = pair()
     crumb = frames.frame(frames.DATA, stream.id, b"x")
-    for _ in range(4):
-        core.receive(crumb * 50_000)
+    for _ in range(100):
+        core.receive(crumb * 2000)
     assert stream.inbox_bytes == 200_000
     assert len(stream.inbox) < 100
     assert max(map(len, stream.inbox)) < 8192
@@ -239,6 +241,66 @@ async def test_a_peer_that_never_pauses_starves_nobody() -> None:
         assert received == 20 * EAGER
         assert turns >= 15
         nursery.cancel_scope.cancel()
+    near.close()
+    far.close()
+
+
+async def test_messages_full_of_tiny_frames_and_tiny_messages_are_taken_in_turns() -> None:
+    """A read brings up to 256 KiB: others run before all the frames in it have been looked at."""
+    near, far = socket_pair()
+    tap = transport.Tap(near, client=False)
+    link = Link(True, 5, 15)
+    tap.on_message = link.on_message
+    tiny = frames.frame(99, 0)
+    for message, count in ((tiny, 10_000), (tiny * 4000, 6)):
+        head = (
+            bytes((0x82, 0x80 | len(message))) if len(message) < 126 else b"\x82\xfe" + len(message).to_bytes(2, "big")
+        )
+        data = (head + bytes(4) + message) * count
+        before = link.session.frames_in
+        most, at = 0, before
+        assert tap._add(data) == b""
+        while True:
+            most, at = max(most, link.session.frames_in - at), link.session.frames_in
+            if not tap._is_behind:
+                break
+            assert tap._add(b"") == b""
+        assert at - before == count * len(message) // 10
+        assert most <= transport.TURN + frames.MAX_FRAMES
+        assert not tap._parts
+    near.close()
+    far.close()
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+async def test_others_have_their_turn_between_them(is_joined: bool) -> None:
+    near, far = socket_pair()
+    tap = transport.Tap(near, client=False)
+    found: list[bytes] = []
+    tap.on_message = found.append
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def read() -> None:
+        assert await tap.receive_some() == b"\x88\x80" + bytes(4)  # a close, which is not ours, and in its place
+        assert len(found) == 5000
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            if is_joined and (ready := make_ready(pytest.fail)) is not None:
+                tap.join(ready)
+                nursery.start_soon(ready.run)
+            async with trio.open_nursery() as reading:
+                reading.start_soon(read)
+                await far.send((b"\x82\x80" + bytes(4)) * 5000 + b"\x88\x80" + bytes(4))
+            assert turns >= 4
+            nursery.cancel_scope.cancel()
     near.close()
     far.close()
 

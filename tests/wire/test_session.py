@@ -206,6 +206,54 @@ def test_a_pile_of_urgent_frames_leaves_in_messages_that_are_not_too_long(pair: 
     assert pair.core.queued_bytes == 0
 
 
+def test_messages_have_few_frames(pair: Pair) -> None:
+    """Of urgent frames and of crumbs behind bulk, however many wait."""
+    _, there = pair.open()
+    for _ in range(3 * frames.MAX_FRAMES):
+        pair.agent.control(frames.PONG, bytes(24))
+    pair.agent.respond(there, OK)
+    pair.agent.send_data(there, b"x" * MAX_DATA)  # what follows has to wait behind it
+    for _ in range(2 * frames.MAX_FRAMES):
+        there.pending_bytes = 0
+        assert pair.agent.sendable(there)
+        pair.agent.send_data(there, b"x")
+    there.pending_bytes = sum(map(len, there.pending))
+    count = 0
+    while pair.agent.has_queued:
+        before = pair.core.frames_in
+        pass_on(pair.agent, pair.core)
+        assert pair.core.frames_in - before <= frames.MAX_FRAMES // 2 + 1
+        count += pair.core.frames_in - before
+    assert count == 5 * frames.MAX_FRAMES + 2
+
+
+def test_who_starves_is_looked_at_once_a_message(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands of them, and thousands of frames that give credit."""
+    stalled = [pair.open()[0] for _ in range(100)]
+    for stream in stalled:
+        fill(pair.core, stream, LINK_WINDOW)
+        pair.core.take()
+    pair.core._credit = 0
+    pair.core._starved.update(stalled)
+    looks = 0
+    room = Session._room
+
+    def count(session: Session, stream: Stream) -> int:
+        nonlocal looks
+        looks += 1
+        return room(session, stream)
+
+    monkeypatch.setattr(Session, "_room", count)
+    events = pair.core.receive(window(0, 1) * 1000)
+    assert looks == 100
+    assert events == []
+    events = pair.core.receive(window(0, LINK_WINDOW - 1000))
+    assert {stream for _, stream, _ in events} == set(stalled) and len(events) == 100
+    looks = 0
+    pair.core.receive(window(1, 1) * 1000)
+    assert looks == 0
+
+
 def test_the_queue_of_one_stream_is_bounded(pair: Pair) -> None:
     stream, _ = pair.open()
     queued = fill(pair.core, stream, STREAM_WINDOW)
@@ -411,7 +459,11 @@ def test_late_frames_of_a_stream_that_is_over_are_dropped(pair: Pair) -> None:
     pair.agent.control(frames.RESET, b"")  # stream 0
     late = b"".join(
         frames.frame(kind, 1, payload)
-        for kind, payload in ((frames.WINDOW, bytes(4)), (frames.RESET, b"\x01gone"), (frames.TRAILERS, b""))
+        for kind, payload in (
+            (frames.WINDOW, frames.WINDOW_BODY.pack(1)),
+            (frames.RESET, b"\x01gone"),
+            (frames.TRAILERS, b""),
+        )
     )
     pair.core.reset(stream, ABORTED)
     pair.agent._urgent.pop()
@@ -469,6 +521,10 @@ TO_AGENT = {
     "empty reset": frames.frame(frames.RESET, 1),
     "short window": frames.frame(frames.WINDOW, 1, b"123"),
     "long window": frames.frame(frames.WINDOW, 0, b"12345"),
+    "no credit": window(1, 0),
+    "no credit for the link": window(0, 0),
+    "no credit for a stream that is over": window(7, 0),
+    "too many frames": frames.frame(99, 0) * (frames.MAX_FRAMES + 1),
     "stream credit from nowhere": window(1, 1),
     "link credit from nowhere": window(0, 1),
     "much credit": window(0, 0xFFFFFFFF),

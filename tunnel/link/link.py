@@ -86,16 +86,19 @@ class Link:
 
     # The reader -----------------------------------------------------------------------------------------------
 
-    def on_message(self, message: bytes) -> None:
-        """Take in one message. Never waits, never raises: a broken protocol ends the link."""
+    def on_message(self, message: bytes) -> int:
+        """Take in one message; says how many frames were in it. Never waits, never raises: a broken protocol ends the
+        link."""
         if self._is_over:
-            return  # the WebSocket's reader may have more for a link that has ended
+            return 0  # the WebSocket's reader may have more for a link that has ended
         self._last_heard = monotonic()
+        session = self.session
+        before = session.frames_in
         try:
-            events = self.session.receive(message)
+            events = session.receive(message)
         except WireError as exc:
             self._break(exc)
-            return
+            return 0
         try:
             for kind, stream, value in events:
                 if kind == OPENED:
@@ -106,8 +109,9 @@ class Link:
                 else:
                     stream.wake()  # type: ignore[union-attr]
         except WireError as exc:
-            self.session.frames_bad += 1
+            session.frames_bad += 1
             self._break(exc)
+        return session.frames_in - before
 
     def _break(self, exc: WireError) -> None:
         if not self.end_reason:

@@ -44,9 +44,10 @@ MASKED = 0x80
 MASKS = 64  #: masking keys taken from the system's source at once (RFC 6455, 5.3: unpredictable, each used once)
 RECEIVE = 256 * 1024  #: bytes read at once while bulk comes
 FIRST = 64 * 1024  #: else: what is larger malloc may map and unmap each time
+TURN = 1024  #: messages and frames in them that are dealt with in a row; then others have their turn
 CLOSED_EARLY = "the connection was closed during the WebSocket handshake"
 
-OnMessage = Callable[[bytes], None]
+OnMessage = Callable[[bytes], int | None]  #: returns how many frames were in it, if it knows
 
 
 class Tap(trio.abc.Stream):
@@ -60,6 +61,7 @@ class Tap(trio.abc.Stream):
         self._parts: list[bytes] = []  # of a message that is not whole yet
         self._have = 0  # bytes in them
         self._need = 0  # bytes at which it is whole, as far as is known
+        self._is_behind = False  # whole messages may be in `_parts`: the turn was over
         self._aside = False
         self._masks = b""  # random, not used yet
         self._is_more = True  # there may be something to read already
@@ -78,13 +80,17 @@ class Tap(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         while True:
-            if self._is_joined and not self._is_more:
+            if self._is_joined and not (self._is_more or self._is_behind):
                 await self._park()
-            elif self._is_joined:
-                await trio.lowlevel.checkpoint()  # the last read was full: others have their turn
+            elif self._is_joined or self._is_behind:
+                await trio.lowlevel.checkpoint()  # the last read was full, or much to do: others have their turn
             if self._rest:
                 rest, self._rest = self._rest, b""
                 return rest
+            if self._is_behind:
+                if rest := self._add(b""):
+                    return rest
+                continue
             size = RECEIVE if self._is_more else FIRST
             if self.allowance is not None:
                 size = min(size, self.allowance + 1)
@@ -147,8 +153,10 @@ class Tap(trio.abc.Stream):
             if not data:
                 return False
             self._rest = self._take(data, FIRST)
-            if self._rest or not self._is_more:
-                return not self._rest
+            if self._rest or self._is_behind:
+                return False
+            if not self._is_more:
+                return True
             left -= len(data)
         return False
 
@@ -267,6 +275,8 @@ class Tap(trio.abc.Stream):
     def _cut(self, data: bytes) -> bytes:
         """Deliver the whole binary messages in `data`; returns what is trio-websocket's, raw.
 
+        After a turn's work the rest waits for the next call, `_is_behind`.
+
         Of several pings the last is enough (RFC 6455, 5.5.3). None behind our close: trio-websocket would break on it,
         as on one that it comes to after its close in the same piece.
         """
@@ -274,6 +284,8 @@ class Tap(trio.abc.Stream):
         others: list[bytes] = []
         ping = b""
         at, size, need = 0, len(data), 0
+        left = TURN
+        self._is_behind = False
         while size - at >= 2:
             first, second = data[at], data[at + 1]
             length, start = second & 0x7F, at + 2
@@ -301,15 +313,21 @@ class Tap(trio.abc.Stream):
             if end > size:
                 need = end - at
                 break
+            if left <= 0:
+                self._is_behind = True
+                break
             if ours:
                 if masked:
-                    self.on_message(apply_mask(memoryview(data)[start:end], data[start - 4 : start]))
+                    count = self.on_message(apply_mask(memoryview(data)[start:end], data[start - 4 : start]))
                 else:
-                    self.on_message(data[start:end])
+                    count = self.on_message(data[start:end])
+                left -= 1 + (count or 0)
             elif first == PING:
                 ping = data[at:end]
+                left -= 1
             else:
                 others.append(data[at:end])
+                left -= 1
             at = end
         if at < size:
             self._parts, self._have, self._need = [data[at:]], size - at, need

@@ -45,6 +45,7 @@ MAX_PAYLOAD = 256 * 1024
 MAX_TALK = 64 * 1024  #: HELLO, WELCOME, REFUSED, GOAWAY, REPORT
 MAX_ATTACHING = 96 * 1024  #: what the core reads of a connection before its WELCOME, WebSocket handshake included
 MAX_MESSAGE = 1024 * 1024
+MAX_FRAMES = 4096  #: in one message: each costs work, however small it is
 MAX_DATA = 64 * 1024  #: one DATA frame; larger bodies are cut and interleaved
 MAX_HEAD = 128 * 1024  #: request or response head in a frame
 MAX_CONTEXT = 16 * 1024
@@ -85,7 +86,11 @@ def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes
 def split(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(type, flags, stream, payload) of each frame in a message. Raises WireError on anything that is not whole."""
     at, size = 0, len(message)
+    left = MAX_FRAMES
     while at < size:
+        left -= 1
+        if left < 0:
+            raise WireError("there are too many frames in a message")
         if size - at < 10:
             raise WireError("a frame header is cut off")
         kind, flags, stream, length = HEADER.unpack_from(message, at)

@@ -63,6 +63,7 @@ class Session:
         self._urgent: list[bytes] = []
         self._ring: deque[Stream] = deque()  # streams with pending frames, each once
         self._starved: set[Stream] = set()  # streams that wait for the link's credit
+        self._has_new_credit = False  # nobody has looked yet whether it is enough for one of these
 
     def set_windows(self, stream: int, link: int) -> None:
         """Windows of this link, both directions, instead of the usual ones. Raises WireError for impossible ones.
@@ -88,11 +89,12 @@ class Session:
     def receive(self, message: bytes) -> list[Event]:
         """Take in one message. Raises WireError when the other end broke the protocol: the link must end."""
         events: list[Event] = []
+        count = 0
         try:
             if len(message) > frames.MAX_MESSAGE:
                 raise WireError("the message is too long")
             for kind, flags, stream_id, payload in frames.split(message):
-                self.frames_in += 1
+                count += 1
                 if kind == frames.DATA:
                     self._receive_data(events, flags, stream_id, payload)
                 elif kind == frames.OPEN:
@@ -113,6 +115,10 @@ class Session:
         except WireError:
             self.frames_bad += 1
             raise
+        finally:
+            self.frames_in += count
+        if self._has_new_credit:  # once a message: there may be thousands of WINDOWs in it, and thousands who starve
+            events += [(BODY, starved, None) for starved in self._take_starved()]
         return events
 
     def _find(self, stream_id: int) -> Stream | None:
@@ -223,19 +229,22 @@ class Session:
         if stream is not None:
             if not payload:
                 raise WireError("a RESET frame is cut off")
-            self.fail(stream, payload[0], payload[1 : 1 + frames.MAX_TEXT].decode("utf-8", "replace"))
+            text = payload[1 : 1 + frames.MAX_TEXT].decode("utf-8", "replace")
+            self._mark_failed(stream, payload[0], text)
+            self._forget_pending(stream)
             events.append((FAILED, stream, None))
 
     def _receive_window(self, events: list[Event], stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise WireError("a WINDOW frame must have four bytes")
         (credit,) = frames.WINDOW_BODY.unpack(payload)
+        if not credit:
+            raise WireError("a WINDOW frame gives no credit")
         if stream_id == 0:
             self._credit += credit
             if self._credit > self._window.link:
                 raise WireError("the link's window grew past its size")
-            for starved in self._take_starved():
-                events.append((BODY, starved, None))
+            self._has_new_credit = True
             return
         stream = self._find(stream_id)
         if stream is not None:
@@ -363,6 +372,7 @@ class Session:
 
     def _take_starved(self) -> list[Stream]:
         """Those that the link's credit held up and that may send now."""
+        self._has_new_credit = False
         ready = [stream for stream in self._starved if self._room(stream) > 0]
         self._starved.difference_update(ready)
         return ready
@@ -412,6 +422,9 @@ class Session:
         if stream.failure is None:
             self._mark_failed(stream, code, text)
             self._forget_pending(stream)
+            if self._has_new_credit:
+                for other in self._take_starved():
+                    other.wake()
 
     def unsent_opens(self) -> set[int]:
         """Numbers of the streams whose OPEN is still queued here: the other end cannot have heard of them."""
@@ -439,11 +452,9 @@ class Session:
         for part in stream.pending:
             if part[0] == frames.DATA:
                 self._credit += len(part) - 10
+                self._has_new_credit = True
             self.queued_bytes -= len(part)
             self.held.bytes -= len(part)
-        if stream.pending and self._starved:
-            for other in self._take_starved():
-                other.wake()
         stream.pending.clear()
         stream.pending_bytes = 0
 
@@ -499,13 +510,14 @@ class Session:
         self._urgent = []
         size = sum(map(len, parts))
         limit = size + BULK_PER_MESSAGE
+        most = frames.MAX_FRAMES // 2
         drained: list[Stream] = []
         # Urgent frames are small and bounded by the streams there are; should they pile up, they leave in several
         # messages.
-        if size > frames.MAX_MESSAGE // 2:
-            parts, size = self._cut(parts)
+        if size > frames.MAX_MESSAGE // 2 or len(parts) > most:
+            parts, size = self._cut(parts, most)
             limit = 0
-        while self._ring and size < limit:
+        while self._ring and size < limit and len(parts) < most:
             stream = self._ring.popleft()
             if not stream.pending:
                 continue
@@ -521,11 +533,11 @@ class Session:
         self.held.bytes -= size
         return b"".join(parts), drained
 
-    def _cut(self, parts: list[bytes]) -> tuple[list[bytes], int]:
-        """The first parts that fit half a message; the rest goes back to the front of the queue."""
+    def _cut(self, parts: list[bytes], most: int) -> tuple[list[bytes], int]:
+        """The first parts, at most so many, that fit half a message; the rest goes back to the front of the queue."""
         size = 0
         for index, part in enumerate(parts):
-            if size and size + len(part) > frames.MAX_MESSAGE // 2:
+            if index == most or (size and size + len(part) > frames.MAX_MESSAGE // 2):
                 self._urgent = parts[index:]
                 return parts[:index], size
             size += len(part)

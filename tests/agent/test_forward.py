@@ -10,6 +10,7 @@ from scripted import NO_BODY, UNKNOWN, Peer, answer_of, rig
 from tunnel.agent.forward import Forwarder
 from tunnel.errors import Failure
 from tunnel.handler import Handler, LocalVisit
+from tunnel.http import client
 from tunnel.http.client import Service
 from tunnel.link.stream import RawStream
 from tunnel.wire.frames import HTTP, MAX_INTERIMS, PROBE, TCP, UPGRADE, Open
@@ -371,10 +372,52 @@ async def test_a_service_that_answers_with_an_alert_of_tls(upload: bool) -> None
     async with rig(alert) as app:
         failure = await fails(answer_of(app.open(b"POST /", length=UNKNOWN) if upload else app.open()))
         assert failure.outcome == "local_broken"
-        assert (
-            failure.text
-            == f"{app.service.address} seems to speak TLS; it is given as https://{app.service.address} then"
-        )
+        assert failure.text == f"{app.service.address} speaks TLS; give it as https://{app.service.address}"
+
+
+@pytest.mark.parametrize("upload", [False, True])
+async def test_a_service_with_tls_that_says_nothing_is_found_out(upload: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Node's: it closes the connection, but shakes hands with who asks."""
+    monkeypatch.setattr(scripted, "is_secure", True)
+    now = [1000.0]
+    monkeypatch.setattr(client, "monotonic", lambda: now[0])
+
+    async def silently(peer: Peer) -> None:
+        if not (await peer.stream.receive_some()):
+            return
+        await peer.send(HELLO)
+
+    async with rig(silently) as app:
+        address, port = app.service.address, app.service.port
+        app.service = Service("127.0.0.1", port, False)
+        for _ in range(3):
+            failure = await fails(answer_of(app.open(b"POST /", length=UNKNOWN) if upload else app.open()))
+            assert (failure.outcome, failure.text) == (
+                "local_broken",
+                f"{address} speaks TLS; give it as https://{address}",
+            )
+        assert app.connections == 4  # one look is enough
+        now[0] += client.LOOK_AGAIN
+        await fails(app.ask())
+        assert app.connections == 6
+
+
+async def test_a_plain_service_that_says_nothing_is_not_taken_for_one_with_tls() -> None:
+    async def quiet(peer: Peer) -> None:
+        await peer.stream.receive_some()
+
+    async with rig(quiet) as app:
+        assert "without an answer" in (await fails(app.ask())).text
+        assert app.connections == 2
+
+    async def one(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(HELLO)
+
+    async with rig(one, quiet) as app:
+        assert (await app.ask())[1] == b"hello"
+        await fails(app.ask(b"POST /"))
+        assert app.connections == 2, "it has answered before: nothing to look at"
 
 
 async def test_a_service_that_is_not_there() -> None:

@@ -43,18 +43,14 @@ class LocalExchanger:
     async def exchange(self, local: LocalRequest) -> None:
         """The innermost handler of a local request. Raises Failure."""
         visit = local.visit
-        stream, opened = visit.stream, visit.opened
-        visit.deadline = visit.started + self._limit(opened)
+        visit.deadline = visit.started + self._limit(visit.opened)
         try:
-            # Before an upgrade there is no body; what comes on the stream then is for `_upgraded` alone.
-            if opened.protocol == frames.UPGRADE:
-                await self._relay(local, await self._ask(local, local_head(local.head, local.headers, opened.length)))
-            elif local.request or is_whole(stream, opened):
-                answer = await self._ask(local, local.request or self.compose(local))
-                if not self._pass_small(local, answer):
-                    await self._relay(local, answer)
-            else:
-                await self._streamed(local, local_head(local.head, local.headers, opened.length))
+            try:
+                await self._any(local)
+            except Failure as exc:
+                if exc.outcome != "local_broken" or local.status or not await visit.service.is_tls_unawares():
+                    raise
+                raise Failure("local_broken", _tls_text(visit.service)) from exc
             local.outcome = "ok"
         except Failure as exc:
             local.outcome = exc.outcome
@@ -66,6 +62,19 @@ class LocalExchanger:
         finally:
             if local.socket is not None:
                 local.socket.close()
+
+    async def _any(self, local: LocalRequest) -> None:
+        """An exchange of any kind. Raises Failure."""
+        stream, opened = local.visit.stream, local.visit.opened
+        # Before an upgrade there is no body; what comes on the stream then is for `_upgraded` alone.
+        if opened.protocol == frames.UPGRADE:
+            await self._relay(local, await self._ask(local, local_head(local.head, local.headers, opened.length)))
+        elif local.request or is_whole(stream, opened):
+            answer = await self._ask(local, local.request or self.compose(local))
+            if not self._pass_small(local, answer):
+                await self._relay(local, answer)
+        else:
+            await self._streamed(local, local_head(local.head, local.headers, opened.length))
 
     def name_cancellation(self, local: LocalRequest) -> None:
         """Say whose doing it is that nobody waits for the service any longer."""
@@ -192,9 +201,7 @@ class LocalExchanger:
                 raise Failure("local_broken", f"{local.address} closed the connection within the answer's head")
             data = data + part if data else part
             if data.startswith(_ALERT):
-                raise Failure(
-                    "local_broken", f"{local.address} seems to speak TLS; it is given as https://{local.address} then"
-                )
+                raise Failure("local_broken", _tls_text(local.visit.service))
             if len(data) > 4 * MAX_HEAD and not find_head(data):
                 raise Failure("local_broken", f"{local.address} sends no end of the answer's head")
             while data and (end := find_head(data)):
@@ -224,6 +231,7 @@ class LocalExchanger:
         )
         if end:
             local.marks["last_byte"] = visit.marks["last_byte"] = now
+        visit.service.has_answered = True
         if visit.stream.failure is None:
             visit.stream.link.session.respond(visit.stream, response, body, end)
 
@@ -406,6 +414,10 @@ def is_whole(stream: Stream, opened: Open) -> bool:
 
 def _nothing(service: Service) -> str:
     return f"{service.address} closed the connection without an answer"
+
+
+def _tls_text(service: Service) -> str:
+    return f"{service.address} speaks TLS; give it as https://{service.address}"
 
 
 def _is_bodiless(local: LocalRequest, answer: Answer) -> bool:

@@ -16,6 +16,8 @@ CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
 #: what OpenSSL says of an answer that is no record of TLS
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
+LOOK_TIMEOUT = 1.0  #: seconds for a look whether a service speaks TLS
+LOOK_AGAIN = 15.0  #: seconds
 MAX_IDLE = 128  #: idle connections kept for one service
 
 
@@ -34,6 +36,9 @@ class Service:
         own = self.address.removesuffix(":443" if secure else ":80")  # as a browser writes it
         self.host_header = own if host_header == "local" else host_header
         self._tls = _tls_context(host) if secure else None
+        self.has_answered = False  # ever, in the terms that it was given in
+        self._is_tls = False
+        self._looked = -LOOK_AGAIN
 
     def take_idle(self) -> Socket | None:
         """A kept connection that is still good, the most recently used first.
@@ -79,6 +84,38 @@ class Service:
             plain = f"a service without TLS is given as http://{self.address}"
             raise Failure("local_refused", f"{self.address} does not answer TLS within {CONNECT_TIMEOUT:g} s; {plain}")
         raise Failure("local_refused", f"can't connect to {self.address} within {CONNECT_TIMEOUT:g} s")
+
+    async def is_tls_unawares(self) -> bool:
+        """Whether a service that was given without TLS, and has never answered, speaks it.
+
+        Node, Python and others say nothing to who speaks plain HTTP to their TLS: they close the connection. So they
+        are asked, now and then.
+        """
+        if self._tls is not None or self.has_answered:
+            return False
+        if monotonic() - self._looked >= LOOK_AGAIN:
+            self._looked = monotonic()
+            self._is_tls = False
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE  # nothing is sent
+            with trio.move_on_after(LOOK_TIMEOUT):
+                self._is_tls = await self._can_shake_hands(context)
+        return self._is_tls
+
+    async def _can_shake_hands(self, context: ssl.SSLContext) -> bool:
+        try:
+            socket = await dial(self.host, self.port)
+        except OSError:
+            return False
+        try:
+            socket = with_tls(socket, context, server_side=False, server_name=self.host)
+            await socket.handshake()
+        except (ssl.SSLError, trio.BrokenResourceError):
+            return False
+        finally:
+            socket.close()
+        return True
 
     def _explain(self, exc: BaseException) -> str:
         """Why there is no TLS; a service that speaks plain HTTP answers in it, or closes the connection."""

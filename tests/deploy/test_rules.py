@@ -65,8 +65,27 @@ def local(errors: int) -> Series:
 
 
 def restored(attempts: int, failed: int) -> Series:
-    return {f"agent_reconnections_total{{{AGENTS}}}": f"0+{attempts}x60",
+    return {f"agent_connection_active{{{AGENTS}}}": "1x60",
+            f"agent_reconnections_total{{{AGENTS}}}": f"0+{attempts}x60",
             f"agent_reconnection_errors_total{{{AGENTS}}}": f"0+{failed}x60"}  # fmt: skip
+
+
+def tcp(failed: int, requests_failed: int = 0) -> Series:
+    """12 TCP connections and 12 requests a minute, of which so many fail."""
+    counts = {"streams_completed": 24 - failed - requests_failed, "streams_failed": failed + requests_failed,
+              "requests_success": 12 - requests_failed, "requests_failed": requests_failed}  # fmt: skip
+    return {f"agent_{name}{{{AGENTS}}}": f"0+{count}x60" for name, count in counts.items()}
+
+
+def with_links(values: str, core_workers: int = 1, agent_workers: int = 1) -> Series:
+    """An agent whose links came back so often."""
+    series = {f"agent_connection_active{{{AGENTS}}}": "1x60", f"agent_reconnections_total{{{AGENTS}}}": values,
+              f"agent_reconnection_errors_total{{{AGENTS}}}": "0x60"}  # fmt: skip
+    if core_workers > 1:
+        series[f"tunnel_workers{{{CORE}}}"] = f"{core_workers}x60"
+    if agent_workers > 1:
+        series[f"agent_workers{{{AGENTS}}}"] = f"{agent_workers}x60"
+    return series
 
 
 def refused(reason: str, a_minute: int) -> Series:
@@ -284,6 +303,8 @@ def test_every_alert_says_what_is_wrong_and_how_bad(name: str) -> None:
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert set(rule["annotations"]) >= {"summary", "description"}
     assert not rule["annotations"]["summary"].endswith(".")
+    if "increase(" in rule["expr"]:  # which makes 3.05 of three
+        assert not re.search(r"\$value (\| humanize )?}}", rule["annotations"]["description"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -352,6 +373,47 @@ def test_a_store_that_is_away_rings_also_while_no_agent_asks(tmp_path: Path) -> 
         expectation(here | other, 30, {firing: []}),
     ]
     run_tests(tmp_path, tests, "StoreUnavailable")
+
+
+@pytest.mark.parametrize(
+    ("series", "fires"),
+    [
+        pytest.param(with_links("0x12 8x45", 4, 2), False, id="an upgrade of a core with 4 workers, agent with 2"),
+        pytest.param(with_links("0x12 12x45", 4), False, id="three upgrades"),
+        pytest.param(with_links("0x12 16x45", 4), True, id="four times each of 4 links"),
+        pytest.param(with_links("0+8x60", 4, 2), True, id="all 8 links a minute"),
+        pytest.param(with_links("0x12 3x45"), False, id="three times one link"),
+        pytest.param(with_links("0x12 4x45"), True, id="four times one link"),
+        pytest.param({name.replace(AGENTS, DIRECT): values for name, values in with_links("0x12 8x45", 4, 2).items()}
+                     | {f'agent_connection_active{{{DIRECT},agent_id="a"}}': "1x60"}, False, id="scraped directly"),
+        pytest.param({name.replace(AGENTS, DIRECT): values for name, values in with_links("0+8x60", 4, 2).items()}
+                     | {f'agent_connection_active{{{DIRECT},agent_id="a"}}': "1x60"}, True, id="the same, flapping"),
+    ],
+)  # fmt: skip
+def test_an_upgrade_is_no_flapping(series: Series, fires: bool, tmp_path: Path) -> None:
+    """An agent has a link from each of its processes to each worker of the core, and one event renews them all."""
+    series = {name: values for name, values in series.items() if name != f"agent_connection_active{{{DIRECT}}}"}
+    firing = 'count(ALERTS{alertname="HighReconnectionRate",alertstate="firing"}) or vector(0)'
+    expected = [{"labels": "{}", "value": int(fires)}]
+    run_tests(tmp_path, [expectation(series, 20, {firing: expected})], "HighReconnectionRate")
+
+
+def test_a_dead_tcp_service_rings_once_and_a_dead_http_service_too(tmp_path: Path) -> None:
+    """Its connections are no requests. Requests that fail are streams that fail: they count as requests only."""
+    firing = 'count(ALERTS{alertname="LocalServiceErrors",alertstate="firing"}) or vector(0)'
+    direct = {name.replace(AGENTS, DIRECT): values for name, values in tcp(12).items()}
+    direct[f'agent_connection_active{{{DIRECT},agent_id="a"}}'] = "1x60"
+    cases = [
+        (tcp(12), 1), (direct, 1), (tcp(1), 0), (tcp(0, 12), 0),
+        (tcp(12) | local(30), 1), (tcp(0, 12) | local(30), 1), (tcp(12, 12) | local(0), 1),
+        (tcp(0) | {f"agent_streams_failed{{{AGENTS}}}": "0x24 40x40"}, 0),  # a link that broke with its connections
+    ]  # fmt: skip
+    tests = [
+        expectation(series, minute, {firing: [{"labels": "{}", "value": value}]})
+        for series, value in cases
+        for minute in (26, 28, 30)
+    ]
+    run_tests(tmp_path, tests, "LocalServiceErrors")
 
 
 def test_what_counts_agents_says_agents() -> None:

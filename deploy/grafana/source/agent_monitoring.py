@@ -72,7 +72,7 @@ def connections() -> list[Json]:
               colours={"connected": "green", "gone": "red"}),
         graph(203, "Reconnection rate", """Attempts to get a lost link back, a second, by agent. Without failed ones beside it: the link
               comes and goes (an unstable network, a core that drains, two agents with one name). HighReconnectionRate fires
-              when it comes back more than three times in ten minutes.""",
+              when each of its links comes back more than three times in ten minutes.""",
               [query(rate("agent_reconnections_total", AGENT, BY), WHO)], "cps"),
         graph(204, "Failed reconnections", "Attempts that failed, a second, by agent: the core is unreachable or refuses.",
               [query(rate("agent_reconnection_errors_total", AGENT, BY), WHO)], "cps"),
@@ -117,7 +117,7 @@ def requests() -> list[Json]:
 def local_services() -> list[Json]:
     return row(
         400, "Local services",
-        graph(401, "Local requests", "Requests (and TCP connections) to local services a second, by agent.",
+        graph(401, "Local requests", "Requests to local services a second, by agent. Connections to TCP services are streams only.",
               [query(rate("agent_local_requests_total", AGENT, BY), WHO)], "reqps", stacked=True),
         graph(402, "Local errors", """Share without an answer, or with 5xx, by agent. The tunnel is fine; the service behind this agent is
               not: its own log says why.""",
@@ -135,7 +135,8 @@ def streams() -> list[Json]:
         500, "Streams",
         graph(501, "Active streams", "Streams open now, by agent: requests in flight, WebSockets, event streams, TCP connections.",
               [query(f"sum by ({BY}) (agent_streams_active{{{AGENT}}})", WHO)], "short", stacked=True),
-        graph(502, "Stream failure rate", "Streams that failed, a second, by agent.",
+        graph(502, "Stream failure rate", """Streams that failed, a second, by agent. Connections to a TCP service that is down show here only;
+              LocalServiceErrors watches them, too.""",
               [query(rate("agent_streams_failed", AGENT, BY), WHO)], "ops", stacked=True),
         graph(503, "Streams", "Streams accepted and completed a second. Apart for long: streams stay open.",
               [query(rate("agent_streams_total", AGENT), "accepted"), query(rate("agent_streams_completed", AGENT), "completed")],

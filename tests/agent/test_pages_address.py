@@ -1,9 +1,10 @@
-"""Where an agent's pages are when the usual port is another's."""
+"""Where an agent's pages are when the usual port is another's, and what it does before any link."""
 
 import socket
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tunnel.agent.client import Agent
 from tunnel.agent.pages import listen_for_pages
@@ -40,6 +41,21 @@ def test_one_that_was_given_is_an_error(caplog: pytest.LogCaptureFixture) -> Non
         with pytest.raises(ConfigError, match=f"^-metrics-addr: {usual} is in use"):
             listen_for_pages(AgentSettings(metrics_addr=usual, is_metrics_addr_given=True))
     assert not caplog.records
+
+
+async def test_what_a_service_has_closed_is_closed_while_no_request_comes(autojump_clock: MockClock) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        local = f"127.0.0.1:{server.getsockname()[1]}"
+        agent = Agent(AgentSettings(server="127.0.0.1:9", local=local, metrics_addr="", layers=()))
+        (service,) = agent.services
+        kept = await service.connect()
+        service.keep(kept)
+        server.accept()[0].close()
+    async with trio.open_nursery() as nursery:
+        await agent._start(nursery, [])
+        await trio.sleep(0.3)
+        nursery.cancel_scope.cancel()
+    assert kept.is_closed
 
 
 @pytest.mark.parametrize("kind", [Agent, Supervisor])

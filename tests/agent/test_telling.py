@@ -93,9 +93,32 @@ async def test_a_core_that_is_away_for_ten_minutes(autojump_clock: MockClock, ca
     assert agent.statistics().consecutive_errors == tried > 400
     assert sum(one["attempts"] for one in failed) >= tried - 70
     assert max(one["attempts"] for one in failed) >= 40
+    assert (agent.statistics().reconnections, agent.statistics().reconnection_errors) == (0, 0), "it never had a link"
     assert [fields["attempt"] for msg, fields in said(caplog, logging.DEBUG) if msg == "reconnecting"] == [
         *range(2, tried + 2)
     ]
+
+
+async def test_reconnections_are_of_a_link_that_was_there(autojump_clock: MockClock) -> None:
+    """The third attempt brings a link, which ends at once; then the core is away for three attempts."""
+    agent = agent_that(lambda number: None)
+    tried = 0
+
+    async def connect(visit: Any) -> None:
+        nonlocal tried
+        tried += 1
+        if tried == 7:
+            agent._draining = True
+        if tried != 3:
+            raise TunnelError("refused")
+
+    async def attached(visit: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    agent._handle_connect, agent._handle_link = connect, attached
+    await run_for(agent, 600)
+    counts = agent.statistics()
+    assert (tried, counts.reconnections, counts.reconnection_errors) == (7, 4, 3)
 
 
 async def test_a_change_of_the_reason_is_told(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:

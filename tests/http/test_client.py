@@ -14,7 +14,7 @@ import trustme
 from tunnel import net
 from tunnel.errors import Failure
 from tunnel.http import client
-from tunnel.http.client import IDLE_TIMEOUT, MAX_IDLE, Service
+from tunnel.http.client import IDLE_TIMEOUT, MAX_IDLE, SWEEP, Service
 from tunnel.net import Socket, dial
 
 
@@ -119,6 +119,26 @@ async def test_idle_connections_expire(clock: Clock) -> None:
         clock.now += IDLE_TIMEOUT
         assert made.take_idle() is None
         assert new.is_closed
+
+
+async def test_what_the_service_has_closed_is_closed_here_within_a_second(clock: Clock) -> None:
+    async with service() as (made, accepted):
+        sockets = []
+        for count in (1, 2, 3):
+            sockets.append(await made.connect())
+            made.keep(sockets[-1])
+            await reach(accepted, count)
+        first, closed, last = sockets
+        await accepted[2].aclose()
+        made.tick(clock.now)
+        assert [socket.is_closed for socket in (first, closed, last)] == [False, False, True]
+        await accepted[1].aclose()
+        made.tick(clock.now + SWEEP / 2)
+        assert not closed.is_closed
+        made.tick(clock.now + SWEEP)
+        assert closed.is_closed and not first.is_closed
+        assert made.take_idle() is first
+        first.close()
 
 
 async def test_the_number_of_idle_connections_is_bounded(clock: Clock) -> None:

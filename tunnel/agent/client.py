@@ -100,6 +100,7 @@ class _Attempt:
         "quick",
         "slot",
         "wait",
+        "was_up",
         "went_away",
         "workers",
     )
@@ -113,7 +114,7 @@ class _Attempt:
         self.workers: Workers[Stream | ServedStream] | None = None
         self.quick: Quick | None = None
         self.connected = False
-        self.went_away = self.is_surplus = False
+        self.was_up = self.went_away = self.is_surplus = False
         self.failed = False
         self.wait = 0.0
         self.over = trio.Event()
@@ -262,6 +263,8 @@ class Agent:
         self._forwarder = Forwarder(layers, self._sweeper, self.settings.request_timeout)
         self._handle_connect = wrap(self._connect, layers)
         self._handle_link = wrap(self._attached, layers)
+        for service in self.services:
+            self._sweeper.add(service)
         nursery.start_soon(self._sweeper.run)
         if self._ready is not None:
             nursery.start_soon(self._ready.run)
@@ -300,6 +303,7 @@ class Agent:
     async def _keep(self, slot: Slot) -> None:
         """Keep a link for this slot: dial it again and again."""
         retries = failures = 0
+        had_link = False  # before, it gets its first one, which is no reconnection however often it tries
         async with open_pair() as links:
             while not self._draining and not slot.is_over:
                 began = monotonic()
@@ -310,8 +314,7 @@ class Agent:
                     return
                 if attempt.failed:
                     self._counts.consecutive_errors += 1
-                    if retries > 0 or self._counts.reconnections:
-                        self._counts.reconnection_errors += 1
+                    self._counts.reconnection_errors += had_link
                     if not self._connected:  # else a core that ends still serves us, and its successor is on the way
                         retries += 1
                     if 0 <= self.settings.max_retries < retries:
@@ -322,7 +325,8 @@ class Agent:
                 elif monotonic() - began > 5:
                     retries = 0
                 failures = failures + 1 if attempt.failed else 0
-                self._counts.reconnections += 1
+                had_link = had_link or attempt.was_up
+                self._counts.reconnections += had_link
                 say = log.info if attempt.is_told or not attempt.failed else log.debug
                 say("reconnecting", server=self.settings.server, wait=f"{attempt.wait:.2f}s", attempt=failures + 1)
                 await trio.sleep(attempt.wait)
@@ -346,7 +350,7 @@ class Agent:
                     settings.server, nursery=nursery, attempt=attempt, link=attempt.link, slot=attempt.slot
                 )
                 await self._handle_connect(connect)
-                came_up = monotonic()
+                attempt.was_up, came_up = True, monotonic()
                 await self._handle_link(_Attached(connect, attempt=attempt))
                 nursery.cancel_scope.cancel()
         except Refused as exc:

@@ -18,6 +18,7 @@ IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
 LOOK_TIMEOUT = 1.0  #: seconds for a look whether a service speaks TLS
 LOOK_AGAIN = 15.0  #: seconds
+SWEEP = 1.0  #: seconds between looks at what is idle
 MAX_IDLE = 128  #: idle connections kept for one service
 
 
@@ -32,6 +33,7 @@ class Service:
         self.port = port
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._idle: deque[tuple[Socket, float]] = deque()
+        self._swept = 0.0
         self.scheme = "https" if secure else "http"
         own = self.address.removesuffix(":443" if secure else ":80")  # as a browser writes it
         self.host_header = own if host_header == "local" else host_header
@@ -131,10 +133,20 @@ class Service:
         while self._idle:
             self._idle.pop()[0].close()
 
+    def tick(self, now: float) -> None:
+        """Called by the sweeper."""
+        if now - self._swept >= SWEEP:
+            self._swept = now
+            self.sweep(now)
+
     def sweep(self, now: float) -> None:
-        """Close what has been idle for too long."""
-        while self._idle and now - self._idle[0][1] >= IDLE_TIMEOUT:
-            self._idle.popleft()[0].close()
+        """Close what has been idle for too long, and what the service has closed: neither end has files to spare."""
+        for _ in range(len(self._idle)):
+            socket, since = self._idle.popleft()
+            if now - since >= IDLE_TIMEOUT or socket.is_stale():
+                socket.close()
+            else:
+                self._idle.append((socket, since))
 
 
 def _tls_context(host: str) -> ssl.SSLContext:

@@ -46,7 +46,8 @@ def make_record(level: int, msg: str, fields: dict[str, Any]) -> logging.LogReco
 class Line(msgspec.Struct, omit_defaults=True):
     """An access record, its keys in the order of the contract. Empty ids, `cause` and `error` are left out.
 
-    cause: why a request was turned away. client: the visitor's address, only where nothing else says who it was.
+    cause: why a request was turned away. client: the visitor's address, only of one that named no host or was not valid
+    HTTP: then little else says who it was.
     """
 
     time: str
@@ -249,7 +250,7 @@ class AccessLog:
                 visit.agent_id,
                 visit.account_id,
                 lasted,
-                visit.client if visit.cause and not visit.host else "",
+                visit.client if visit.cause and (not visit.host or visit.outcome == "bad_request") else "",
                 visit.cause,
                 visit.trace_id,
                 visit.span_id,

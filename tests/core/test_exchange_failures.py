@@ -107,6 +107,48 @@ async def test_the_visit_says_why_it_was_turned_away(raw: bytes, cause: str) -> 
         assert request.client == "192.0.2.1"
 
 
+@pytest.mark.parametrize(
+    ("raw", "host", "path", "version"),
+    [
+        (head("GET", "/a/b?key=secret", "APP.example.com:80", "A : b"), "app.example.com", "/a/b", "1.1"),
+        (head("GET", "/a", "app.example.com", "X_Forwarded_For: 1"), "app.example.com", "/a", "1.1"),
+        (b"GET /a?secret HTTP/1.0\nHost: app.example.com\n\n", "app.example.com", "/a", "1.0"),
+        (head("GET", "/a", "app example"), "", "/a", "1.1"),
+        (head("GET", "/a", "app.example.com", "Host: other.example.com"), "", "/a", "1.1"),
+        (head("GET", "http://me:secret@app.example.com/a?secret"), "app.example.com", "/a", "1.1"),
+        (head("GET", "me:secret"), "app.example.com", "", "1.1"),
+        (head("GET", "/a\xe4b?secret"), "app.example.com", "", "1.1"),
+        (head("GET", "/a#secret"), "app.example.com", "/a", "1.1"),
+        (head("GET", "/a b"), "app.example.com", "", "1.1"),
+        (b"GET /a HTTP/2.0\r\nHost: app.example.com\r\n\r\n", "app.example.com", "", "1.1"),
+        (b"GET /a HTTP/1.1\r\nHost: app.example.com\r\nA: " + b"a" * 70_000, "app.example.com", "/a", "1.1"),
+        (head("GET", "/" + "a" * 20_000), "app.example.com", "/" + "a" * 2047, "1.1"),
+        (head("GET", "/a", "a" * 5000, "A : b"), "", "/a", "1.1"),
+        (b"\x16\x03\x01 /a HTTP/1.1\r\nHost: app.example.com\r\n\r\n", "", "", "1.1"),
+    ],
+)
+async def test_a_request_that_is_refused_can_be_found(raw: bytes, host: str, path: str, version: str) -> None:
+    """What of it can be read is on its record; of an address no more than the path."""
+    async with core() as app:
+        visitor = app.visitor()
+        await visitor.send(raw)
+        await visitor.socket.recv()
+        request = await app.finished()
+        assert request.outcome in ("bad_request", "uri_too_long", "head_too_large")
+        assert (request.host, request.target, request.http_version) == (host, path, version)
+        assert request.tunnel == request.account_id == "" and request.method in ("GET", "-")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("X_Forwarded_For", "X_Forwarded_For"), ("x-forwarded-" + "a" * 80 + "_", "x-forwarded-" + "a" * 52 + "…")],
+)
+async def test_a_field_that_would_be_taken_for_another_is_named(name: str, said: str) -> None:
+    async with core() as app:
+        answer = await refused(app, head("GET", "/", "app.example.com", f"{name}: 1"), "bad_request", closes=True)
+        assert f"the field {said} has an underscore and would be taken for another one" in answer.body.decode()
+
+
 @pytest.mark.parametrize("raw", [head("TRACE"), head("CONNECT", "/"), head("TRACE", "/", "nobody.example.com")])
 async def test_methods_that_are_refused(raw: bytes) -> None:
     async with core() as app:

@@ -194,7 +194,7 @@ async def test_duration_of_upgrades_and_event_streams() -> None:
 
 
 async def test_who_was_turned_away_and_why() -> None:
-    """No failure, so no `error`; an address only where there is no host that would say whose it was."""
+    """No failure, so no `error`; an address only where no host says whose it was, or the head was not valid."""
     for is_json in (True, False):
         stranger = request(method="-", host="", target="", status=400, outcome="bad_request")
         stranger.client, stranger.cause = "192.0.2.7", 'it begins with no "method"'
@@ -202,7 +202,10 @@ async def test_who_was_turned_away_and_why() -> None:
         known.client, known.cause = "192.0.2.7", "100 requests a second are used up"
         plain = request()
         plain.client = "192.0.2.7"
-        one, two, three = await lines_of(stranger, known, plain, as_json=is_json)
+        broken = request(status=400, outcome="bad_request")
+        broken.client, broken.cause = "192.0.2.8", "a line does not end with CRLF"
+        one, two, three, four = await lines_of(stranger, known, plain, broken, as_json=is_json)
+        assert "192.0.2.8" in four and broken.host in four
         if is_json:
             said = json.loads(one)
             assert (said["client"], said["cause"], said["level"]) == ("192.0.2.7", stranger.cause, "INFO")

@@ -115,6 +115,7 @@ def test_one_access_record_a_request(run: Run) -> None:
         if record["host"] in ("app.localhost", "closed.localhost") and record["outcome"] not in (
             "no_agent",
             "method_not_allowed",
+            "bad_request",
         ):
             assert record["agent_id"] == "agent" and record["account_id"].startswith("default-")
     by_path = {record["path"]: record for record in requests}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from time import monotonic
 
 import trio
@@ -12,11 +13,12 @@ from tunnel.core.limits import Counts
 from tunnel.core.request import FOREVER, Request, make_request_id
 from tunnel.errors import Failure
 from tunnel.handler import Fields
-from tunnel.http.heads import Head, is_request_id, parse_request, split_words
+from tunnel.http.heads import Head, is_request_id, named_in, parse_request, split_words
 from tunnel.http.repeated import KnownHead, know
 
 _METHOD_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _FIRST = _METHOD_BYTES | frozenset(b"\r")  # of a connection's next request
+_MAX_HOST = 300  # bytes of a Host field that is looked at
 _METHOD = re.compile(rb"([A-Za-z-]{1,20}) ")
 REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 _USUAL_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
@@ -145,10 +147,16 @@ class HeadReader:
             raise Failure("bad_request", "a line does not end with CRLF")
 
     def _name(self, request: Request, data: bytes) -> None:
-        """Facts for the log and the answer of a request whose head was not understood."""
+        """Facts for the log and the answer of a request whose head was not understood, so that it can be found."""
         match = _METHOD.match(data)
         request.method = match[1].decode().upper() if match else "-"
         request.request_id = make_request_id()
+        path, host, version = named_in(data)
+        request.target = path.decode("ascii")
+        request.http_version = version.decode("ascii") or request.http_version
+        if 0 < len(host) <= _MAX_HOST:
+            with suppress(ValueError):
+                request.host = normalise_host(host)
 
     def _take(self, request: Request, head: Head) -> None:
         request.marks["head"] = monotonic()

@@ -24,6 +24,8 @@ _NORMAL_LINE = rb"(?:" + TOKEN + rb": " + VALUE + rb"\r\n)*"
 #: request line and fields, each line ended by CRLF, then the empty line (RFC 9112, 2.1); no obs-fold, no bare LF
 _REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~\x80-\xff]+) HTTP/(\d\.\d)\r\n" + _LINE + rb"\r\n")
 _TARGET = re.compile(rb"[!-\"$-~]+")  # visible ASCII, no fragment
+_VISIBLE = re.compile(rb"[!-~]+")
+_HOST = re.compile(rb"(?im)^host:([^\r\n]*)")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]+)(/[^#]*|\?[^#]*)?")
 _LENGTH = re.compile(rb"(?i)\ncontent-length:([^\r]*)")
 _UPGRADE = re.compile(rb"(?i)\nupgrade: ([^\r]*)")
@@ -62,6 +64,8 @@ DROPPED = frozenset(
 ) | PROXIED  # fmt: skip
 
 
+MAX_SHOWN = 64  #: bytes of a field's name that are quoted
+MAX_NAMED = 2048  #: bytes of a path that is told of a head which was refused
 MAX_REMEMBERED = 1024  #: bytes of a head whose judgement is kept for the next time that it comes
 
 
@@ -177,11 +181,31 @@ def _check(event: h11.Request, method: bytes, target: bytes, version: bytes) -> 
 def _refuse_collisions(fields: list[tuple[bytes, bytes, bytes]]) -> None:
     """CGI, WSGI and others read "_" in a name as "-": such a name must not stand for a field that we set or judge."""
     names = {name for name, _, _ in fields}
-    for name in names:
+    for name, raw_name, _ in fields:
         if b"_" in name:
             other = name.replace(b"_", b"-")
             if other in DROPPED or other in names or other.startswith((b"x-forwarded-", b"x-b3-", b"x-tunnel-")):
-                raise Failure("bad_request", "a field name with an underscore would be taken for another field")
+                shown = raw_name[:MAX_SHOWN].decode() + ("…" if len(raw_name) > MAX_SHOWN else "")
+                raise Failure("bad_request", f"the field {shown} has an underscore and would be taken for another one")
+
+
+def named_in(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """(path, Host, version) of a head that was refused, or of its beginning, as far as they can be read; else b"".
+
+    For the log, so without the query, and without the authority of an absolute target: secrets may be there.
+    """
+    line, ended, fields = raw.partition(b"\n")
+    words = line.removesuffix(b"\r").split(b" ")
+    hosts = _HOST.findall(fields)
+    host = hosts[0].strip(b" \t") if len(hosts) == 1 else b""
+    version = words[-1].removeprefix(b"HTTP/")
+    if not ended or len(words) != 3 or version not in (b"1.1", b"1.0") or _VISIBLE.fullmatch(words[1]) is None:
+        return b"", host, b""
+    path = words[1].partition(b"?")[0].partition(b"#")[0]
+    if not path.startswith(b"/"):
+        authority = path.partition(b"://")[2]
+        path = b"/" + authority.partition(b"/")[2] if authority else b""
+    return path[:MAX_NAMED], host, version
 
 
 def _other_target(method: bytes, target: bytes, host: bytes | None) -> tuple[bytes, bytes]:

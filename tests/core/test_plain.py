@@ -29,8 +29,8 @@ class Plain:
     def __init__(self, nursery: trio.Nursery, challenges: Challenges | None, port: int, shares: Shares) -> None:
         self.refusals = no_refusals()
         side = PlainSide(
-            Forwarding(()), self.refusals, outside_port=lambda: port, max_head=4096, max_target=1024, head_timeout=10,
-            find=challenges.find if challenges is not None else None,
+            Forwarding(()), self.refusals, outside_port=lambda: port, max_head=4096, max_target=1024, max_fields=20,
+            head_timeout=10, find=challenges.find if challenges is not None else None,
         )  # fmt: skip
         self.door = Door(
             side, Sweeper(lambda exc: None), tls=None, proxies=ProxyHeaders(()), handshake_timeout=10,
@@ -132,8 +132,9 @@ async def test_all_else_is_sent_to_https() -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00", 400),
         (b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000, 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 20 + b"\r\n", 431),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 async def test_what_is_no_request(raw: bytes, status: int) -> None:
     async with plain() as side:

@@ -42,6 +42,16 @@ def test_a_refusal_shows_nothing_of_the_head(fields: tuple[bytes, ...]) -> None:
     assert "hunter2" not in shown and "bytearray" not in shown
 
 
+def test_fields_are_counted_before_anything_looks_into_them() -> None:
+    """The head is malformed too, and longer to parse than it is worth."""
+    raw = b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 15_000 + b"a b\r\n\r\n"
+    with pytest.raises(Failure, match="the head has 15001 fields; 200 are accepted") as caught:
+        parse_request(raw, MAX_TARGET, 200)
+    assert (caught.value.outcome, caught.value.limit) == ("head_too_large", "header_count")
+    assert len(parse_request(head(b"GET / HTTP/1.1", b"a: b"), MAX_TARGET, 2).fields) == 2
+    assert refusal(raw) == "bad_request"
+
+
 @pytest.mark.parametrize("said", ["illegal header line: bytearray(b'hunter2')", "something new: b'hunter2'"])
 def test_nothing_that_h11_quotes_is_passed_on(said: str) -> None:
     assert "hunter2" not in meaning_of(h11.RemoteProtocolError(said))

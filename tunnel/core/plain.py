@@ -43,6 +43,7 @@ class PlainSide:
         find: Callable[[str, str], Awaitable[bytes | None]] | None,
         max_head: int,
         max_target: int,
+        max_fields: int,
         head_timeout: float,
     ) -> None:
         self.forwarding = forwarding
@@ -51,6 +52,7 @@ class PlainSide:
         self._find = find
         self._max_head = max_head
         self._max_target = max_target
+        self._max_fields = max_fields
         self._head_timeout = head_timeout
 
     async def serve(self, visitor: Visitor) -> bool:
@@ -71,7 +73,7 @@ class PlainSide:
 
     async def _answer(self, visitor: Visitor) -> bytes:
         raw = await self._read_head(visitor)
-        head = parse_request(raw, self._max_target)
+        head = parse_request(raw, self._max_target, self._max_fields)
         try:
             host = normalise_host(head.host)
         except ValueError as exc:

@@ -124,7 +124,7 @@ class HeadReader:
         visitor.deadline = FOREVER
         raw = data[:end]
         try:
-            head = parse_request(raw, self._max_target)
+            head = parse_request(raw, self._max_target, self._max_fields)
         except Failure:
             self._name(request, raw)
             raise
@@ -173,9 +173,6 @@ class HeadReader:
             request.request_id = make_request_id()
         request.request_headers = Fields([(name, value) for _, name, value in head.fields])
         request.body_over = not head.length
-        if self._max_fields and len(head.fields) > self._max_fields:
-            text = f"the head has {len(head.fields)} fields; {self._max_fields} are accepted"
-            raise Failure("head_too_large", text, limit="header_count")
         words = head.connection
         request.keep_alive = b"close" not in words and (head.version == b"1.1" or b"keep-alive" in words)
         if b"upgrade" in words:

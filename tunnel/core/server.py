@@ -361,6 +361,7 @@ class Core:
             find=challenges.find if challenges is not None else None,
             max_head=settings.max_head,
             max_target=settings.max_target,
+            max_fields=settings.max_fields,
             head_timeout=settings.head_timeout,
         )
         proxies = ProxyHeaders(settings.proxy_protocol)

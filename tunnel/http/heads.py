@@ -106,11 +106,14 @@ _NO_WORDS: frozenset[bytes] = frozenset()
 _KEEP_ALIVE = frozenset({b"keep-alive"})
 
 
-def parse_request(raw: bytes, max_target: int) -> Head:
-    """Check and parse a whole request head, the empty line included.
+def parse_request(raw: bytes, max_target: int, max_fields: int = 0) -> Head:
+    """Check and parse a whole request head, the empty line included. max_fields: 0 for any number.
 
-    Raises Failure: bad_request, uri_too_long.
+    Raises Failure: bad_request, uri_too_long, head_too_large.
     """
+    if 0 < max_fields < (count := raw.count(b"\n") - 2):  # first: thousands of tiny ones take long to parse
+        text = f"the head has {count} fields; {max_fields} are accepted"
+        raise Failure("head_too_large", text, limit="header_count")
     match = _REQUEST.fullmatch(raw)
     if match is None:
         raise Failure("bad_request", _explain(raw))

@@ -52,6 +52,7 @@ def we_read(raw: bytes, method: bytes, step: int) -> Answered | None:
             chunks = Chunks()
             for part in [data, *parts]:
                 made.body += b"".join(chunks.feed(part))
+                assert not chunks.is_behind
             made.whole, made.trailers = chunks.ended, chunks.trailers
             return made
     except Failure as exc:

@@ -73,6 +73,7 @@ def ours(raw: bytes) -> tuple[list[Reading], str]:
             if head.length == CHUNKED:
                 chunks = Chunks("bad_request")
                 one.body = b"".join(chunks.feed(data))
+                assert not chunks.is_behind
                 one.whole, one.trailers, data = chunks.ended, chunks.trailers, chunks.rest
             else:
                 length = head.length or 0

@@ -46,6 +46,8 @@ def _read(raw: bytes, outcome: str, cuts: Sequence[int]) -> tuple[bytes, bool, b
     try:
         for cut in [*cuts, len(raw)]:
             body += b"".join(chunks.feed(raw[at:cut]))
+            while chunks.is_behind:
+                body += b"".join(chunks.feed(b""))
             at = cut
             assert len(chunks._held) <= max(MAX_LINE, MAX_TRAILERS) + 1
     except Failure as exc:

@@ -3,11 +3,12 @@
 import time
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import Failure
-from tunnel.http.chunks import MAX_EXTENSIONS, MAX_LINE, MAX_TRAILERS, Chunks
+from tunnel.http.chunks import MAX_EXTENSIONS, MAX_LINE, MAX_TRAILERS, STEPS, Chunks
 
 VISITOR, SERVICE = "bad_request", "local_broken"
 BOTH = pytest.mark.parametrize("outcome", [VISITOR, SERVICE])
@@ -18,6 +19,8 @@ def read(raw: bytes, outcome: str = VISITOR, step: int = 0) -> tuple[bytes, byte
     chunks, body, step = Chunks(outcome), b"", step or len(raw)
     for at in range(0, len(raw), step):
         body += b"".join(chunks.feed(raw[at : at + step]))
+        while chunks.is_behind:
+            body += b"".join(chunks.feed(b""))
     assert chunks.ended, "more is wanted"
     return body, chunks.trailers, chunks.rest
 
@@ -143,6 +146,38 @@ def test_any_cut(parts: list[bytes], step: int, trailers: bool) -> None:
     raw = b"".join(b"%x;ext\r\n%b\r\n" % (len(part), part) for part in parts)
     raw += b"0\r\nX-Sum: 1\r\nX-Request-Id: t\r\n\r\n" if trailers else b"0\r\n\r\n"
     assert read(raw + b"NEXT", step=step) == (b"".join(parts), b"X-Sum: 1\r\n" if trailers else b"", b"NEXT")
+
+
+async def test_many_tiny_chunks_are_read_in_turns() -> None:
+    """A read of 64 KiB may hold 11,000 of them."""
+    chunks, turns = Chunks(), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        raw = b"1\r\nx\r\n" * 11_000
+        assert await chunks.read(raw[:-2]) == b"x" * 11_000
+        assert turns >= 3 * 11_000 // STEPS - 1
+        turns = 0
+        assert await chunks.read(raw[-2:] + b"ffff\r\n" + b"y" * 65_535 + b"\r\n0\r\n\r\n") == b"y" * 65_535
+        assert chunks.ended and turns == 0
+        nursery.cancel_scope.cancel()
+
+
+def test_the_end_of_a_turn_may_be_anywhere() -> None:
+    """Between chunks, within them, in trailers; what is wrong later is still found, and what follows is still there."""
+    for size in range(1, 8):
+        for count in range(STEPS // 3 - 1, STEPS // 3 + 2):
+            raw = (b"%x\r\n" % size + b"x" * size + b"\r\n") * count
+            for step in (0, len(raw) - 1, len(raw) - 4, len(raw) // 2):
+                body = b"x" * size * count
+                assert read(raw + b"0\r\nA: b\r\n\r\nNEXT", step=step) == (body, b"A: b\r\n", b"NEXT")
+            assert refusal(raw + b"1\r\nxx\r\n")
 
 
 def test_data_is_passed_on_before_its_chunk_is_whole() -> None:

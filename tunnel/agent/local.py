@@ -309,7 +309,7 @@ class LocalExchanger:
         chunks = Chunks()
         data = answer.rest
         while True:
-            if part := b"".join(chunks.feed(data)):
+            if part := await chunks.read(data):
                 local.bytes_out += len(part)
                 await stream.send(part)
             if chunks.ended:

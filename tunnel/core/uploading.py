@@ -56,7 +56,7 @@ class Uploader:
         chunks = Chunks("bad_request")
         data, visitor.buffer = visitor.buffer, b""
         while True:
-            if part := b"".join(chunks.feed(data)):  # a frame for what came together, not one for each tiny chunk
+            if part := await chunks.read(data):  # a frame for what came together, not one for each tiny chunk
                 if self._max_body and request.bytes_in + len(part) > self._max_body:
                     raise Failure("body_too_large", f"{self._max_body} bytes are accepted")
                 await self._send(request, stream, part)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import re
 
+import trio
+
 from tunnel.errors import Failure
 from tunnel.http.heads import TOKEN, check_trailers
 
 MAX_LINE = 1024  #: bytes of one size line, its extension included
 MAX_EXTENSIONS = 16 * 1024  #: bytes of all extensions of a body: they cost work and say nothing
 MAX_TRAILERS = 16 * 1024
+STEPS = 1000  #: of the reader in one call: three for each chunk
 
 _REST = rb"(;[\t -~\x80-\xff]*)?\r\n"
 _SIZE = {"bad_request": re.compile(rb"([0-9A-Fa-f]{1,15})" + _REST)}
@@ -31,12 +34,25 @@ class Chunks:
     """outcome: of what is malformed, "bad_request" for a visitor's body, "local_broken" for a local service's.
 
     `trailers` (as they travel, without those that must not be there) and `rest` are valid once it has `ended`.
+    is_behind: there were so many chunks that not all have been looked at; the next call goes on with them.
     """
 
-    __slots__ = ("_extensions", "_held", "_left", "_outcome", "_size", "_state", "ended", "rest", "trailers")
+    __slots__ = (
+        "_extensions",
+        "_held",
+        "_left",
+        "_outcome",
+        "_size",
+        "_state",
+        "ended",
+        "is_behind",
+        "rest",
+        "trailers",
+    )
 
     def __init__(self, outcome: str = "local_broken") -> None:
         self.ended = False
+        self.is_behind = False
         self.trailers = b""
         self.rest = b""
         self._outcome = outcome
@@ -46,14 +62,28 @@ class Chunks:
         self._left = 0  # bytes of the present chunk
         self._extensions = 0
 
+    async def read(self, data: bytes) -> bytes:
+        """The body in `data`, joined. Others run in between where it takes long. Raises Failure."""
+        parts = self.feed(data)
+        while self.is_behind:
+            await trio.lowlevel.checkpoint()
+            parts += self.feed(b"")
+        return b"".join(parts)
+
     def feed(self, data: bytes) -> list[bytes]:
-        """The body's parts in `data`. Raises Failure."""
+        """The body's parts in `data`, or the first of them (`is_behind`). Raises Failure."""
         if self._held:
             data, self._held = self._held + data, b""
         parts: list[bytes] = []
         at = 0
-        while (after := self._state(data, at, parts)) >= 0:
+        for _ in range(STEPS):
+            after = self._state(data, at, parts)
+            if after < 0:
+                self.is_behind = False
+                return parts
             at = after
+        self._held = data[at:]
+        self.is_behind = True
         return parts
 
     # The states. Each reads from `at` and returns where the next one begins, or -1 when it wants more or all is over.

@@ -402,6 +402,34 @@ async def test_a_service_with_tls_that_says_nothing_is_found_out(upload: bool, m
         assert app.connections == 6
 
 
+@pytest.mark.parametrize("has_tls", [True, False])
+async def test_a_service_with_tls_that_answers_400_is_said(
+    has_tls: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As nginx does; the answer is passed on, whatever it is."""
+    looks = 0
+
+    async def look(service: Service, context: object) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_tls
+
+    async def refuse(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n")
+
+    monkeypatch.setattr(Service, "_can_shake_hands", look)
+    async with rig(refuse, polite) as app:
+        response, body = await app.ask()
+        assert (response.status, body) == (400, b"no\n")
+        assert (await app.done())[1].outcome == "ok"
+        said = [vars(one)["fields"]["reason"] for one in caplog.records if one.levelname == "WARNING"]
+        address = app.service.address
+        assert said == ([f"{address} speaks TLS; give it as https://{address}"] if has_tls else [])
+        await app.ask()
+        assert app.service.has_answered and looks == 1
+
+
 async def test_a_plain_service_that_says_nothing_is_not_taken_for_one_with_tls() -> None:
     async def quiet(peer: Peer) -> None:
         await peer.stream.receive_some()

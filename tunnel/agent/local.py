@@ -24,9 +24,12 @@ from tunnel.http.heads import check_trailers, is_among, upgrade_of
 from tunnel.http.response import MAX_HEAD, Answer, find_head, parse_answer
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.tasks import open_pair
+from tunnel.log import get_logger
 from tunnel.net import Socket
 from tunnel.wire import frames
 from tunnel.wire.frames import UNKNOWN, Open, Response
+
+log = get_logger("tunnel.agent")
 
 #: methods that may be sent again when a kept connection turns out to be dead (RFC 9110, 9.2.2)
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
@@ -52,6 +55,9 @@ class LocalExchanger:
                     raise
                 raise Failure("local_broken", _tls_text(visit.service)) from exc
             local.outcome = "ok"
+            if local.status == 400 and await visit.service.is_tls_unawares():
+                # nginx and Go answer plain HTTP on their port for TLS, and visitors have read what they say.
+                log.warning("local service answers 400", local=local.address, reason=_tls_text(visit.service))
         except Failure as exc:
             local.outcome = exc.outcome
             local.error = exc.text if OUTCOMES[exc.outcome].failed else ""  # a visitor who leaves is no fault of it
@@ -231,7 +237,8 @@ class LocalExchanger:
         )
         if end:
             local.marks["last_byte"] = visit.marks["last_byte"] = now
-        visit.service.has_answered = True
+        if answer.status != 400:
+            visit.service.has_answered = True
         if visit.stream.failure is None:
             visit.stream.link.session.respond(visit.stream, response, body, end)
 

@@ -38,7 +38,7 @@ class Service:
         own = self.address.removesuffix(":443" if secure else ":80")  # as a browser writes it
         self.host_header = own if host_header == "local" else host_header
         self._tls = _tls_context(host) if secure else None
-        self.has_answered = False  # ever, in the terms that it was given in
+        self.has_answered = False  # ever, in the terms that it was given in; a 400 is no proof
         self._is_tls = False
         self._looked = -LOOK_AGAIN
 

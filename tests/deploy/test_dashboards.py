@@ -93,6 +93,54 @@ def test_every_limit_is_in_a_panel() -> None:
     assert named == set(LIMITS) - {"idle_time", "connection_requests", "first_byte_time"}
 
 
+def test_failed_in_the_tunnel_is_what_the_objective_counts() -> None:
+    """A dead local service is no failure of the tunnel, on the dashboard as in the alerts."""
+    rules = (GRAFANA.parent / "prometheus" / "rules" / "slo.yml").read_text()
+    failed, carried = ({*re.findall(rf'outcome{sign}"([a-z_|]+)"', rules)} for sign in ("=~", "!~"))
+    board = dict(promql(load(GRAFANA / "dashboards" / "tunnel-core.json")))
+    expr = board["Failed in the tunnel/A"]
+    assert ({*re.findall(r'outcome=~"([^"]*)"', expr)}, {*re.findall(r'outcome!~"([^"]*)"', expr)}) == (failed, carried)
+
+
+#: series that every job has
+EVERYBODYS = r"\b(up|process_\w+|python_\w+|trio_\w+|scrape_\w+)\{"
+
+
+def test_all_jobs_are_all_cores(tmp_path: Path) -> None:
+    """With "All" in each variable: a core that is down is 0, and nobody else's processor, memory, files are shown."""
+    board = load(GRAFANA / "dashboards" / "tunnel-core.json")
+    chosen = {one["name"]: one.get("allValue") or one["query"] for one in board["templating"]["list"]}
+
+    def asked(expr: str) -> str:
+        return re.sub(r"\$(\w+)", lambda match: (chosen | {"__rate_interval": "2m", "__range": "1h"})[match[1]], expr)
+
+    exprs = {
+        f"{panel['title']}/{target['refId']}": asked(target["expr"])
+        for panel in board["panels"]
+        for target in panel.get("targets", ())
+        if target["datasource"]["uid"] == "prometheus" and re.search(EVERYBODYS, target["expr"])
+    } | {one["name"]: asked(one["expr"]) for one in board["annotations"]["list"] if re.search(EVERYBODYS, one["expr"])}
+    assert {"Cores up/A", "CPU/A", "Memory/A", "Memory growth/A", "Open files/A", "Restarts"} <= set(exprs)
+    names = {name for expr in exprs.values() for name in re.findall(EVERYBODYS, expr)} - {"up"}
+    others = [f'job="{job}",instance="x:1"' for job in ("prometheus", "tunnel-agent", "alertmanager", "node")]
+    series = {f"{name}{{{labels}}}": "1+1x30" for name in names for labels in others}
+    series |= {f"up{{{labels}}}": "1x30" for labels in others}
+    series |= {'up{job="tunnel-core",instance="core:9090"}': "1x10 0x20"}
+    zero = {"labels": "{}", "value": 0}
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": expr, "eval_time": "20m", "exp_samples": [zero] if where == "Cores up/A" else []}
+            for where, expr in exprs.items()
+        ],
+    }
+    file = tmp_path / "tests.yml"
+    file.write_text(json.dumps({"evaluation_interval": "1m", "tests": [test]}))  # JSON is YAML
+    done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_there_are_two_with_stable_names() -> None:
     assert {load(path)["uid"]: load(path)["title"] for path in FILES} == {
         "tunnel-core": "Tunnel Core Overview", "tunnel-agents": "Agent Monitoring",

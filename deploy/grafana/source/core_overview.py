@@ -12,7 +12,8 @@ from panels import (
     logs, query, row, stat, table, text, traceql, traces, variable,
 )  # fmt: skip
 from queries import (
-    ACCOUNT, AGENTS, AGENTS_BY_ACCOUNT, CORE, FAILED, OUTCOME_COLOURS, RATE, SIDE_COLOURS, SIDES, mean, quantile, rate,
+    ACCOUNT, AGENTS, AGENTS_BY_ACCOUNT, CORE, FAILED, IN_TUNNEL, OUTCOME_COLOURS, RATE, SIDE_COLOURS, SIDES,
+    VISITORS_FAULTS, mean, quantile, rate,
 )  # fmt: skip
 
 ERRORS = ((None, "green"), (0.01, "yellow"), (0.05, "red"))
@@ -26,6 +27,8 @@ FIRING = 'ALERTS{alertstate="firing",service=~"core-server|agent|monitoring"}'
 LINKED = f"max by (account_id, agent_id) (agent_connection_active{{{AGENTS_BY_ACCOUNT}}})"
 REQUESTS = rate("tunnel_requests_total", CORE)
 FAILURES = rate("tunnel_request_outcomes_total", f'{CORE},outcome=~"{FAILED}"')
+FAILED_IN_TUNNEL = rate("tunnel_request_outcomes_total", f'{CORE},outcome=~"{IN_TUNNEL}"')
+CARRIED = rate("tunnel_request_outcomes_total", f'{CORE},outcome!~"{VISITORS_FAULTS}"')
 ANSWERED_5XX = rate("tunnel_requests_total", f'{CORE},code=~"5.."')
 DURATION = "tunnel_request_duration_seconds"
 #: A line that is no JSON (a crash, a log as text) gets the label __error__, and one of them fails a whole metric query: so
@@ -39,15 +42,17 @@ def now() -> list[Json]:
     to_agents = {"title": "Agents", "url": "/d/tunnel-agents/agent-monitoring?${__url_time_range}"}
     return row(
         100, "Now",
-        stat(101, "Cores up", "Cores that Prometheus can scrape. Red: TunnelCoreDown; nobody is served, or nobody can see.",
+        stat(101, "Cores up", """Cores that Prometheus can scrape. Red: none; nobody is served, or nobody can see. TunnelCoreDown tells
+             of each that is down.""",
              query(f"sum(up{{{CORE}}})"), "short", BAD_GOOD),
         stat(102, "Requests", "Public requests answered a second, whatever the answer.", query(REQUESTS), "reqps", PLAIN),
         stat(103, "5xx answers", """Share of requests answered with 5xx, whoever made the answer: the core (no agent,
              time-out, …) or the local service itself. HighErrorRate watches it at 5 %.""",
              query(f"{ANSWERED_5XX} / {REQUESTS}"), "percentunit", ERRORS, decimals=2),
-        stat(104, "Failed in the tunnel", f"""Share of requests with a failed outcome ({FAILED.replace("|", ", ")}). A
-             local service's own 5xx is not in it: the tunnel carried that answer faithfully.""",
-             query(f"{FAILURES} / {REQUESTS}"), "percentunit", ERRORS, decimals=2),
+        stat(104, "Failed in the tunnel", f"""Share of requests that the tunnel itself failed ({IN_TUNNEL.replace("|", ", ")}), as the
+             availability objective counts them (rules/slo.yml): without the visitors' own faults below the line, and without
+             dead local services and agents above it.""",
+             query(f"{FAILED_IN_TUNNEL} / {CARRIED}"), "percentunit", ERRORS, decimals=2),
         stat(105, "p95 latency", """95 % of requests took less, first byte of the request to last byte of the answer.
              HighLatency watches it at 2 s.""", query(quantile(0.95, DURATION, CORE)), "s", LATENCY),
         stat(106, "Agent limit used", "Agents connected, as a share of -max-connections. At 100 % new ones are refused.",
@@ -80,9 +85,11 @@ def requests() -> list[Json]:
               names, broken requests, quotas, aborts. Agent: gone, or its link broke. Local service: refused, broke off,
               timed out. Core: overloaded, draining, or a bug of ours.""", by_side, "reqps", stacked=True,
               colours=SIDE_COLOURS),
-        graph(204, "Error ratio", """5xx answers and failed outcomes as shares of all requests. Where the first is higher,
-              local services answer 5xx themselves: look at their logs, not at the tunnel.""",
-              [query(f"{ANSWERED_5XX} / {REQUESTS}", "5xx answers"), query(f"{FAILURES} / {REQUESTS}", "failed in the tunnel"),
+        graph(204, "Error ratio", f"""Shares of all requests: 5xx answers, failed outcomes whatever the side ({FAILED.replace("|", ", ")}),
+              and of these what the tunnel itself failed. Where 5xx answers are more than failed outcomes, local services
+              answer 5xx themselves: look at their logs, not at the tunnel.""",
+              [query(f"{ANSWERED_5XX} / {REQUESTS}", "5xx answers"), query(f"{FAILURES} / {REQUESTS}", "failed outcomes"),
+               query(f"{FAILED_IN_TUNNEL} / {REQUESTS}", "failed in the tunnel"),
                query(f"clamp_min({ANSWERED_5XX} - {FAILURES}, 0) / {REQUESTS}", "5xx of the local service's own")],
               "percentunit", steps=ERRORS),
         graph(205, "Upstream errors by reason", """Requests that failed past the core. no_agent: the tunnel exists, nobody
@@ -400,7 +407,8 @@ def build() -> Json:
         "tunnel-core", "Tunnel Core Overview",
         "What visitors get, whose fault a failure is, where the time goes, and what is about to run out.",
         [
-            variable("job", "Job", "label_values(tunnel_build_info, job)"),
+            # all cores, not all jobs: `up` and `process_…` are everybody's, and a core that is down has no series of its own
+            variable("job", "Job", "label_values(tunnel_build_info, job)", all_value="tunnel-core.*"),
             variable("instance", "Instance", 'label_values(tunnel_build_info{job=~"$job"}, instance)'),
             variable("account", "Account", f"label_values(tunnel_connections_by_account{{{CORE}}}, account_id)"),
             constant("agents_job", "tunnel-agents"),

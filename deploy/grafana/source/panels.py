@@ -252,8 +252,10 @@ def below_each_other(rows: Sequence[list[Json]]) -> list[Json]:
     return [one for group in rows for one in group]
 
 
-def variable(name: str, label: str, expr: str, current: str = "$__all", *, multi: bool = True) -> Json:
-    """A choice from a label's values. "All" is `.*`: it also takes series that lack the label."""
+def variable(
+    name: str, label: str, expr: str, current: str = "$__all", *, multi: bool = True, all_value: str = ".*"
+) -> Json:
+    """A choice from a label's values. "All" is a pattern, else `.*`: that also takes series that lack the label."""
     is_all = current == "$__all"
     made: Json = {
         "name": name, "label": label, "type": "query", "datasource": PROMETHEUS, "hide": 0, "skipUrlSync": False,
@@ -262,7 +264,7 @@ def variable(name: str, label: str, expr: str, current: str = "$__all", *, multi
         "current": {"selected": True, "text": ["All"] if is_all else current, "value": [current] if is_all else current},
     }  # fmt: skip
     if multi:
-        made["allValue"] = ".*"
+        made["allValue"] = all_value
     return made
 
 

@@ -19,6 +19,11 @@ AGENT = 'job="$job",instance=~"$instance",account_id=~"$account",agent_id=~"$age
 RATE = "[$__rate_interval]"
 
 FAILED = "|".join(row.name for row in OUTCOMES.values() if row.failed)
+#: what the tunnel itself failed, and what it never had to carry: the words of rules/slo.yml
+IN_TUNNEL = "internal|overloaded|draining|link_lost"
+VISITORS_FAULTS = (
+    "bad_request|method_not_allowed|request_timeout|body_too_large|uri_too_long|head_too_large|no_tunnel|quota"
+)
 SIDES = {
     side: "|".join(row.name for row in OUTCOMES.values() if row.side == side)
     for side in ("visitor", "agent", "local service", "core")

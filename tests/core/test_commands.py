@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from tunnel.core import phrases
+from tunnel.core import phrases, records
 from tunnel.core.accounts import Accounts
 from tunnel.core.commands import run_command
+from tunnel.core.database import Database
+from tunnel.core.registry import Registry
 from tunnel.core.store import Store
 from tunnel.errors import Refused
 
@@ -154,6 +156,19 @@ def test_revoking(run: Run, which: str) -> None:
     assert states == {made["id"]: "revoked", other["id"]: "usable"}
     code, _, err = run("token", "revoke", made["id"])
     assert (code, err) == (1, f"tunnel core: token {made['id']} is revoked already\n")
+
+
+@pytest.mark.parametrize("base", ["tunnel.example.com", "localhost"])
+@pytest.mark.parametrize(
+    "name", ["Foo.localhost", "foo", "www.example.org", "a.foo.localhost", "Foo.tunnel.example.com."]
+)
+def test_a_name_is_reserved_under_the_key_that_the_core_looks_up(tmp_path: Path, base: str, name: str) -> None:
+    options: Any = {"database_url": "", "data_dir": tmp_path, "base_domain": base}
+    run_command(["account", "create", "acme"], **options)
+    assert run_command(["tunnel", "reserve", name, "acme"], **options) == 0
+    with Database("", tmp_path).transaction() as conn:
+        (row,) = records.list_names(conn)
+    assert row["name"] == Registry(base, 600).name_of(name.lower().removesuffix("."))
 
 
 def test_names(run: Run) -> None:

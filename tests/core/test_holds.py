@@ -54,6 +54,28 @@ async def test_a_name_is_held_for_ten_minutes(
     assert await accounts.owner_of("api") == b
 
 
+@pytest.mark.parametrize("hold", [0.0, 3.0, 29.0])
+async def test_a_name_in_use_is_safe_between_two_flushes_however_short_it_is_held_later(
+    store: Store, ids: tuple[str, str], wall: Any, ticks: Any, hold: float
+) -> None:
+    a, b = ids
+    one, other = (Accounts(store, name_hold=hold, wall=wall, monotonic=ticks) for _ in range(2))
+    one.set_names_in_use(lambda: {"api": a})
+    await one.claim(["api"], a)
+    for _ in range(10):
+        wall.now += 5
+        ticks.now += 5
+        assert await taken(other, "api", b) == "name_taken"
+        await one._flush_quietly()
+    one.set_names_in_use(dict)
+    await one.release(["api"], a)
+    wall.now += hold
+    ticks.now += hold
+    assert await taken(other, "api", b) == "name_taken"
+    wall.now += 0.1
+    await other.claim(["api"], b)
+
+
 async def test_names_of_a_clock_that_was_hours_ahead_are_not_held_for_hours(
     accounts: Accounts, ids: tuple[str, str], wall: Any, ticks: Any
 ) -> None:

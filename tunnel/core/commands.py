@@ -71,9 +71,10 @@ def run_command(words: list[str], *, database_url: str, data_dir: Path, base_dom
 
 
 def _without_base(name: str | None, base_domain: str) -> str | None:
-    """The key under which a core looks the name up: one label where it can be one."""
-    label = (name or "").removesuffix(".").lower().removesuffix("." + base_domain.lower().strip("."))
-    return label if label and "." not in label else name
+    """The key under which a core looks the name up (`Registry.name_of`): one label where it can be one."""
+    host = (name or "").removesuffix(".").lower()
+    labels = [host, *(host.removesuffix(suffix) for suffix in ("." + base_domain.lower().strip("."), ".localhost"))]
+    return next((label for label in labels if label and "." not in label), name)
 
 
 #: (for -json, for standard output, for standard error)

@@ -25,6 +25,9 @@ CACHE_SIZE = 10_000
 #: names in use are written this often within the time they are held, and at least once in so many seconds
 _TOUCHES = 10
 _TOUCH_INTERVAL = 60.0
+#: seconds that a name in use is safe at least after it was written, however short it is held later: several times the
+#: interval at which that can happen, and below what clocks may be apart (records.py)
+_SAFE = 30.0
 
 
 class Holds:
@@ -33,6 +36,7 @@ class Holds:
     def __init__(self, store: Store, hold: float, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._store = store
         self._hold = hold
+        self._ahead = max(0.0, _SAFE - hold)  # names in use are written as seen so much later than now
         self._wall = wall
         self._monotonic = monotonic
         self._cache: OrderedDict[str, tuple[float, str | None]] = OrderedDict()  # name → (good until, owner)
@@ -64,7 +68,9 @@ class Holds:
         now = self._wall()
         since = now - self._hold
         await self._store.query(
-            "name.claim", lambda conn: records.claim_names(conn, names, account_id, now, since), write=True
+            "name.claim",
+            lambda conn: records.claim_names(conn, names, account_id, now + self._ahead, since),
+            write=True,
         )
         for name in names:
             self._claimed[name] = account_id
@@ -91,11 +97,11 @@ class Holds:
         claimed = dict(self._claimed if self.in_use is None else self.in_use())
 
         def touch(conn: sa.Connection) -> None:
-            records.touch_names(conn, claimed, now)
+            records.touch_names(conn, claimed, now + self._ahead)
             records.forget_claims(conn, now, now - self._hold)
 
         await self._store.query("name.touch", touch, write=True)
-        self._next_touch = self._monotonic() + min(_TOUCH_INTERVAL, self._hold / _TOUCHES)
+        self._next_touch = self._monotonic() + min(_TOUCH_INTERVAL, (self._hold + self._ahead) / _TOUCHES)
 
     def clear(self) -> None:
         """Forget all answers: something was changed."""

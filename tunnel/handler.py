@@ -368,6 +368,13 @@ class PageAnswer:
 
 
 Page = Callable[[PageRequest], Awaitable[PageAnswer]]
+
+
+def no_such_page(pages: Mapping[str, Page]) -> PageAnswer:
+    """The answer to a path that is none of these."""
+    return PageAnswer(404, f"there is no such page; there are: {', '.join(sorted(pages))}\n".encode())
+
+
 Check = Callable[[], tuple[bool, str]]  #: (holds, reason)
 
 
@@ -399,6 +406,8 @@ class LinkStatistics:
     stalled_agent: int = 0  # streams whose agent does not take what is to be sent
     instance: str = ""  # the same for all links of one agent; "" where it does not say
     worker: int = 0  # that has the link
+    remote: str = ""  # the agent's address, host:port
+    since: float = 0.0  # when it was welcomed, seconds since 1970
 
 
 @dataclass(slots=True)

@@ -220,6 +220,7 @@ class Up:
             f"metrics  {metrics}/metrics (core)",
             f"metrics  http://{address_text(self._agent.metrics_address)}/metrics (agent)",
             f"health   {metrics}/healthz",
+            f"status   http://{address_text(self._core.dashboard_address)}/",
             *more,
         )
 

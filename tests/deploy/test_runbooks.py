@@ -267,7 +267,7 @@ def test_commands_exist(name: str) -> None:
 def test_addresses_exist(name: str) -> None:
     """The pages that `curl` asks, on the ports that have them."""
     health = {"/healthz", "/readyz", "/health/detailed"}
-    pages = {"9090": {*health, "/metrics", "/metrics/agents"}, "9091": {*health, "/metrics"}, "9000": {"/status"}}
+    pages = {"9090": {*health, "/metrics", "/metrics/agents"}, "9091": {*health, "/metrics"}, "9000": {"/", "/status"}}
     for port, path in re.findall(r"http://127\.0\.0\.1:(\d+)(/[\w/.-]*)", TEXTS[name]):
         if port in pages:
             assert path in pages[port], f"{port}{path}"

@@ -24,6 +24,10 @@ async def echo(request: PageRequest) -> PageAnswer:
     return PageAnswer(200, f"{request.path}|{request.query}".encode())
 
 
+async def styled(request: PageRequest) -> PageAnswer:
+    return PageAnswer(200, b"", headers={"Content-Security-Policy": "default-src 'self'"})
+
+
 async def broken(request: PageRequest) -> PageAnswer:
     raise ValueError("secret of the page")
 
@@ -41,7 +45,15 @@ async def big(request: PageRequest) -> PageAnswer:
     return PageAnswer(200, b"x" * 20_000_000)
 
 
-PAGES = {"/hello": hello, "/echo": echo, "/broken": broken, "/impossible": impossible, "/slow": slow, "/big": big}
+PAGES = {
+    "/hello": hello,
+    "/echo": echo,
+    "/styled": styled,
+    "/broken": broken,
+    "/impossible": impossible,
+    "/slow": slow,
+    "/big": big,
+}
 
 
 @pytest.fixture
@@ -120,6 +132,19 @@ async def test_keep_alive_and_pipelining() -> None:
 async def test_close_when_asked(text: str) -> None:
     async with serving() as port:
         assert (await ask(port, text, end=False)).endswith(b"hello\n")
+
+
+async def test_a_page_may_say_what_a_browser_may_load_in_it() -> None:
+    async with serving() as port:
+        head = await ask(port, "GET /styled HTTP/1.1\nHost: a\n\n")
+        assert head.count(b"Content-Security-Policy:") == 1 and b"default-src 'self'\r\n" in head
+        assert b"default-src 'none'; frame" in await ask(port, "GET /hello HTTP/1.1\nHost: a\n\n")
+
+
+async def test_a_path_that_is_none_names_those_that_are() -> None:
+    async with serving() as port:
+        answer = await ask(port, "GET / HTTP/1.1\nHost: a\n\n")
+    assert answer.startswith(b"HTTP/1.1 404") and b"/broken, /echo, /hello" in answer
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_queries_and_pages(
     prometheus.wait_up()
     with Connection(core.public, "app.localhost") as visitor:
         visitor.ask("GET /echo")
+        visitor.ask("GET /status/500")
 
     with urllib.request.urlopen(f"http://127.0.0.1:{prometheus.port}/metrics", timeout=5) as answer:
         own = set(re.findall(r"^# TYPE (\w+)", answer.read().decode(), re.MULTILINE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import json
 import os
 import pty
 import re
@@ -36,7 +37,7 @@ class Up:
         with self.out.open("w") as out, self.err.open("w") as err:
             command = [*COMMAND, f"-data-dir={directory / 'data'}", *words]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        self.wait_for("health ")
+        self.wait_for("status ")
         self.url = self.lines()[0]
 
     def lines(self) -> list[str]:
@@ -85,7 +86,7 @@ def running(directory: Path, *words: str) -> Iterator[Up]:
 def test_the_sample_service(tmp_path: Path) -> None:
     with running(tmp_path) as up:
         assert re.fullmatch(r"http://hello\.localhost:\d+", up.url)
-        assert [line.split()[0] for line in up.lines()[1:]] == ["local", "metrics", "metrics", "health"]
+        assert [line.split()[0] for line in up.lines()[1:]] == ["local", "metrics", "metrics", "health", "status"]
         status, body, _ = up.get("/hello?a=1")
         assert status == 200
         assert body.startswith(b"GET /hello?a=1 HTTP/1.1\n")
@@ -93,6 +94,7 @@ def test_the_sample_service(tmp_path: Path) -> None:
         assert (status, b"The tunnel works" in body) == (200, True)
         assert 'tunnel_requests_total{code="200"} 2.0' in up.page("metrics")
         assert '"' in up.page("health")
+        assert json.loads(up.page("status"))["tunnels"][0]["name"] == "hello"
         up.wait_for("GET /hello 200 ok")
         assert up.end() == 0
         assert up.err.read_text() == ""

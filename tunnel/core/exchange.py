@@ -20,6 +20,7 @@ from tunnel.core.failing import Refuser
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.limits import Counts, no_refusals
 from tunnel.core.reading import HeadReader, may_upgrade
+from tunnel.core.recent import RecentRequests
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.request import Request, RequestStream, make_stream
 from tunnel.core.uploading import Uploader
@@ -71,6 +72,7 @@ class Exchanger:
         self._idle = trio.Event()
         self.bytes_in = 0
         self.bytes_out = 0
+        self.recent = RecentRequests()
         self.on_finished: Callable[[RequestVisit], None] | None = None
         self.elsewhere: Elsewhere | None = None  # other processes of this core
         self.handle_request = wrap(self.handle, layers)
@@ -137,6 +139,10 @@ class Exchanger:
         self.finished()
         self.bytes_in += request.bytes_in
         self.bytes_out += request.bytes_out
+        if request.outcome == "ok" and not request.error:
+            self.recent.answered += 1
+        else:
+            self.recent.note(request)
         if self.on_finished is not None:
             self.on_finished(request)
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from time import monotonic, time
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ from tunnel.core.private import make_private
 from tunnel.core.probing import Prober
 from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.quick import Quick
+from tunnel.core.recent import Recent
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
 from tunnel.core.shared import SharedRate, SharedShares
@@ -115,7 +117,7 @@ class Core:
         self._program = Program("core", sections(settings), self.statistics, self._take_round_trips, self.reports.all)
         self._prober = Prober(self.registry, settings.heartbeat_timeout)
         self._program.set_details("tunnels", self._prober.details)
-        self._program.offer("core", lambda: msgspec.msgpack.encode(said_by(self)))
+        self._program.offer("core", lambda: msgspec.msgpack.encode(said_by(self, member.number if member else 0)))
         if member is not None:
             member.program = self._program
         self._accounts: Accounts | None = None
@@ -147,6 +149,8 @@ class Core:
                     sum(stream.credit <= 0 for stream in session.streams.values()),
                     agent.instance,
                     self._member.number if self._member is not None else 0,
+                    visit.remote,
+                    round(time() - monotonic() + visit.started, 1),
                 )
             )
         dropped = self._program.details().get("logs", {}).get("dropped", 0)
@@ -190,6 +194,10 @@ class Core:
 
     async def say(self) -> Said:
         return said_by(self)
+
+    def recent(self) -> Recent:
+        """How requests ended."""
+        return self._exchanger.recent.say() if self._exchanger is not None else Recent()
 
     def _outside_port(self, default: int = 443) -> int:
         """The port that visitors type."""

@@ -34,6 +34,7 @@ from tunnel.core.issuing.making import CERTIFICATES, place_for
 from tunnel.core.ownpages import OwnPages
 from tunnel.core.ports import OwnPorts, SharedPorts
 from tunnel.core.private import make_private
+from tunnel.core.recent import RecentRequests, together
 from tunnel.core.roster import Roster
 from tunnel.core.server import FORGET_INTERVAL, announce, check_settings, reach
 from tunnel.core.status import Said, status_page, united
@@ -95,6 +96,7 @@ class Supervisor:
         )
         self._program = Program("core", sections(settings), self.statistics, list)
         self._whole = Whole(self._program, self._crew, "core", Said, {"draining": self._check_draining})
+        self._before = RecentRequests()  # of workers that have ended
 
     # What others may ask --------------------------------------------------------------------------------------
 
@@ -103,7 +105,8 @@ class Supervisor:
         await self._whole.refresh()
         checks = self._program.readiness()
         tunnels = united(tunnel for _, said in self._whole.said for tunnel in said.tunnels)
-        return Said(self.statistics(), checks, tunnels, self._program.details())
+        recent = together([self._before.say(), *(said.recent for _, said in self._whole.said)])
+        return Said(self.statistics(), checks, tunnels, self._program.details(), recent)
 
     def statistics(self) -> CoreStatistics:
         """Of all workers, as of their last word."""
@@ -254,6 +257,8 @@ class Supervisor:
         return orders, copies([*files, self._board_file])
 
     def _lose(self, worker: Worker) -> None:
+        if worker.last_words and "core" in worker.last_words:
+            self._before.add(msgspec.msgpack.decode(worker.last_words["core"], type=Said).recent)
         self._roster.lose(worker.number)
         self._ports.drop(worker.key)
         self._rows.drop(worker.key)

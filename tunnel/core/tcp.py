@@ -203,6 +203,7 @@ class Ports:
             socket.abort()
             if exc.limit:
                 self._exchanger.refusals[exc.limit] += 1
+            self._exchanger.recent.note_tcp(tunnel.name, tunnel.port, exc, visit)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             socket.abort()
         finally:

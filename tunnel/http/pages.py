@@ -16,7 +16,7 @@ from email.utils import formatdate
 import h11
 import trio
 
-from tunnel.handler import Page, PageAnswer, PageRequest
+from tunnel.handler import Page, PageAnswer, PageRequest, no_such_page
 from tunnel.http.hosts import is_fitting
 
 MAX_HEAD = 16 * 1024  # bytes of a request's head
@@ -101,7 +101,7 @@ class _Server:
             return _line(403, "this page is not served under this name, or not to another site")
         page = self._pages.get(path)
         if page is None:
-            return _line(404, "there is no such page")
+            return no_such_page(self._pages)
         if request.method not in (b"GET", b"HEAD"):
             return _line(405, "this page can only be read", {"Allow": "GET, HEAD"})
         try:
@@ -136,20 +136,20 @@ def _has_unread_body(conn: h11.Connection) -> bool:
 
 
 def _head(answer: PageAnswer, close: bool) -> h11.Response:
-    headers = [
-        ("Date", formatdate(usegmt=True)),
-        ("Content-Type", answer.content_type),
-        ("Content-Length", str(len(answer.body))),
-        ("X-Content-Type-Options", "nosniff"),
-        ("X-Frame-Options", "DENY"),
-        ("Referrer-Policy", "no-referrer"),
-        ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-        ("Cross-Origin-Resource-Policy", "same-origin"),
-        *answer.headers.items(),
-    ]
+    headers = {
+        "Date": formatdate(usegmt=True),
+        "Content-Type": answer.content_type,
+        "Content-Length": str(len(answer.body)),
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        **answer.headers,
+    }
     if close:
-        headers.append(("Connection", "close"))
-    return h11.Response(status_code=answer.status, headers=headers)
+        headers["Connection"] = "close"
+    return h11.Response(status_code=answer.status, headers=list(headers.items()))
 
 
 async def _send(

@@ -21,10 +21,20 @@ from functools import cache
 from types import TracebackType
 from typing import Any, TextIO
 
-from tunnel.log.lines import OURS, JsonFormatter, LineFormatter, TextFormatter, one_line, redact, show_traceback
+from tunnel.log.lines import (
+    CONTROL,
+    OURS,
+    JsonFormatter,
+    LineFormatter,
+    TextFormatter,
+    one_line,
+    redact,
+    show_traceback,
+)
 from tunnel.log.sink import Sink, SyncHandler
 
 __all__ = [
+    "CONTROL",
     "LEVELS",
     "JsonFormatter",
     "LineFormatter",

@@ -32,7 +32,7 @@ _REDACTIONS = (
     (re.compile(r"(://[^/\s:@]*):[^/\s@]+@"), rf"\1:{MASK}@"),
 )
 # C0, DEL, C1, line and paragraph separators, direction overrides: nothing that moves a cursor or hides text
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN = re.compile(r"[!#-\[\]-~]+")  # text values that need no quotes
 _WORD = re.compile(r"[\w.*:/@+-]+", re.ASCII)  # a list of such needs none either
 _NAME = re.compile(r"[^A-Za-z0-9_]")
@@ -195,12 +195,12 @@ class JsonFormatter(LineFormatter):
             text = _encode(line).decode()
         except UnicodeEncodeError:  # lone surrogates, from undecodable names of files
             text = _encode(_without_surrogates(line)).decode()
-        return text if text.isascii() and "\x7f" not in text else _CONTROL.sub(_escape, text)
+        return text if text.isascii() and "\x7f" not in text else CONTROL.sub(_escape, text)
 
 
 class TextFormatter(LineFormatter):
     def render(self, line: dict[str, Any]) -> str:
-        parts = [f"{line['time']} {line['level']:<7} {_CONTROL.sub(_escape, line['msg'])}"]
+        parts = [f"{line['time']} {line['level']:<7} {CONTROL.sub(_escape, line['msg'])}"]
         for name, value in line.items():
             if name not in _RESERVED:
                 parts.append(f"{name}={_text_value(value)}")
@@ -217,7 +217,7 @@ def _text_value(value: Any) -> str:
         value = _encode(_without_surrogates(value)).decode()
         if _PLAIN.fullmatch(value):
             return str(value)
-    return '"' + _CONTROL.sub(_escape, value.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+    return '"' + CONTROL.sub(_escape, value.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from tunnel.handler import Check, Offered, Page, PageAnswer, PageRequest
+from tunnel.handler import Check, Offered, Page, PageAnswer, PageRequest, no_such_page
 from tunnel.plugins import Program
 from tunnel.workers.channel import ChannelLost
 from tunnel.workers.crew import Crew
@@ -123,7 +123,7 @@ class WorkerPages(dict[str, Page]):
             answer = await chosen[0].channel.call("page", [request.path, request.query, request.headers])
         except (IndexError, ChannelLost):
             return PageAnswer(503, b"no such worker is there now\n")
-        return PageAnswer(*answer) if answer else PageAnswer(404, b"there is no such page\n")
+        return PageAnswer(*answer) if answer else no_such_page(self)
 
 
 def unite(name: str, said: Sequence[tuple[int, Checks]]) -> tuple[bool, str]:

@@ -183,6 +183,10 @@ BREACHES = {
     "a flood of pings": frames.frame(frames.PING, 0, bytes(16)) * 100,
     "a flood of control frames": frames.frame(frames.REPORT, 0, b"") * (MAX_CONTROL + 1),
     "a long control frame": frames.frame(frames.REPORT, 0, bytes(frames.MAX_TALK + 1)),
+    "a welcome, with windows that hold the core's memory": frames.frame(
+        frames.WELCOME, 0, control.encode(control.Welcome(1, "1", "c", "acme", "a", [], [], 2**31 - 1, 2**31 - 1))
+    ),
+    "a refusal": frames.frame(frames.REFUSED, 0, control.encode(control.RefusedMessage("protocol", "no"))),
 }
 
 

@@ -190,6 +190,29 @@ async def test_a_visitor_who_ends_its_direction_with_the_request_gets_the_answer
         await until(lambda: not app.door.visitors)
 
 
+async def test_an_end_that_comes_while_an_answer_is_waited_for_is_not_forgotten() -> None:
+    """It is told once: with the second request, while the first one is served."""
+    may_answer = trio.Event()
+
+    async def agent(stream: Stream) -> None:
+        await may_answer.wait()
+        respond(stream, b"hello")
+
+    async with core() as app:
+        await app.agent(agent)
+        visitor = app.visitor()
+        await visitor.send(head())
+        await until(lambda: app.door.visitors and app.only_visitor().request)
+        app.only_visitor().is_ready = False
+        await visitor.send(head())
+        visitor.socket.shutdown()
+        await until(lambda: app.only_visitor().is_ready)
+        await wait_all_tasks_blocked(0.01)
+        may_answer.set()
+        assert (await visitor.rest()).count(b"hello") == 2
+        await until(lambda: not app.door.visitors)
+
+
 async def test_an_answer_that_the_visitor_does_not_take_at_once() -> None:
     body = b"x" * 16_000
 

@@ -360,6 +360,15 @@ def test_impossible_windows_are_an_error(windows: tuple[int, int]) -> None:
         Session(False).set_windows(*windows)
 
 
+@pytest.mark.parametrize("opens", [True, False])
+async def test_control_frames_of_the_wrong_end_break_the_protocol(opens: bool) -> None:
+    for kind in (frames.WELCOME, frames.REFUSED) if opens else (frames.HELLO, frames.REPORT):
+        async with linked() as one:
+            end = one.core if opens else one.agent
+            end.on_message(frames.frame(kind, 0, b"{}"))
+            assert end.breach is not None and "must not send" in end.end_reason and not end.is_welcomed
+
+
 async def test_a_welcome_sets_the_windows_of_a_link() -> None:
     async with linked() as one:
         said = control.Welcome(1, "0", "conn-1", "acme", "a", [], [], 2**17, 2**20)

@@ -11,6 +11,7 @@ import trio
 import trio_websocket
 import trustme
 from linking import Ends, Way, socket_pair, transports
+from trio.testing import wait_all_tasks_blocked
 
 from tunnel.errors import WireError
 from tunnel.link import transport
@@ -220,6 +221,21 @@ async def test_a_lost_connection_ends_the_delivery(core_tapped: bool, agent_tapp
         assert ends.core_end == "the connection was lost"
         with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
             await ends.core.send(b"x")
+
+
+@tapped
+@pytest.mark.parametrize("size", [2, 180_000])
+async def test_an_end_right_behind_a_message_is_seen(core_tapped: bool, size: int) -> None:
+    """Both are told of at once, or the end while the message is read: it is not told of again."""
+    async with transports(core_tapped, False) as ends:
+        await wait_all_tasks_blocked(0.01)
+        socket = ends.agent.socket
+        socket.sock.setsockopt(1, 7, 500_000)  # SO_SNDBUF: all of it leaves at once
+        frame = _frame(FIN | BINARY, bytes(size))
+        assert socket.send_nowait(frame) == len(frame)
+        socket.shutdown()
+        await ends.until(lambda: ends.core_end)
+        assert (ends.to_core, ends.core_end) == ([bytes(size)], "the connection was lost")
 
 
 @tapped

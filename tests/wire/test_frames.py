@@ -65,6 +65,11 @@ def test_response_there_and_back(response: Response, body: bytes) -> None:
     assert frames.unpack_response(frames.pack_response(response, body)) == (response, body)
 
 
+def test_an_exchange_of_hours_has_the_longest_time_that_fits() -> None:
+    there, _ = frames.unpack_response(frames.pack_response(Response(200, 0, 72 * 60 * 10**6, 2**32, b"OK\r\n")))
+    assert (there.agent_us, there.local_us) == (2**32 - 1, 2**32 - 1)
+
+
 @given(st.binary(max_size=120))
 def test_random_payloads_give_a_frame_or_a_wire_error(payload: bytes) -> None:
     for unpack in (frames.unpack_open, frames.unpack_response):

@@ -49,7 +49,7 @@ class Quick:
         Needed for `visitor.request`, which is under way; for `visitor.buffer`, if that is not empty; else for what the
         socket says.
         """
-        if visitor.is_ready and self._read(visitor):
+        if visitor.is_ready and self._read(visitor, visitor.has_ended):
             return True
         visitor.task = current_task()
 
@@ -74,6 +74,7 @@ class Quick:
     # A request comes --------------------------------------------------------------------------------------------
 
     def _on_ready(self, visitor: Visitor, has_ended: bool) -> None:
+        visitor.has_ended |= has_ended  # that is told once, maybe while an answer comes first
         if visitor.socket.is_closed:
             self._wake(visitor)
         elif visitor.task is None or visitor.request is not None:
@@ -166,7 +167,7 @@ class Quick:
             self._wake(visitor)
             return
         visitor.begin(IDLE, self._keepalive_timeout)
-        if visitor.is_ready and self._read(visitor):
+        if visitor.is_ready and self._read(visitor, visitor.has_ended):
             self._wake(visitor)
 
     def _cut(self, request: Request, raised: BaseException) -> None:

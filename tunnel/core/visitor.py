@@ -42,6 +42,7 @@ class Visitor:
         "forwarded",
         "guest",
         "half_since",
+        "has_ended",
         "hops",
         "is_over",
         "is_ready",
@@ -76,6 +77,7 @@ class Visitor:
         self.guest: str | None = None  # for whom a trusted proxy asks now, as counted by tunnel.core.forwarding
         self.task: Task | None = None  # waits while requests are served without it (tunnel/core/quick.py)
         self.is_ready = False  # something may have come that nobody has read yet
+        self.has_ended = False  # behind what there is to read comes the end (told by tunnel.ready)
         self.is_over = False  # the last answer was one after which the connection ends
         self.hops = 0  # how often one process of this core has passed the connection to another
         self.forwarded: tuple[bytes, bytes] = (b"", b"")  # the last Host and the fields made for it

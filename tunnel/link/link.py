@@ -30,6 +30,8 @@ from tunnel.wire.session import CONTROL, OPENED, Session
 UNSENT = 128 * 1024  #: bytes of bulk the kernel may hold unsent, in front of urgent frames
 MAX_CONTROL = 64  #: control frames nobody has taken yet
 MAX_CONTROL_BYTES = 256 * 1024  #: bytes in them
+FROM_CORE = frozenset({frames.WELCOME, frames.REFUSED})  #: control frames that the end which opens streams may not get
+FROM_AGENT = frozenset({frames.HELLO, frames.REPORT})  #: and the other may not
 MAX_PONGS = 64  #: answers to pings that wait for the writer; a peer that pings and does not read would fill memory
 
 
@@ -66,6 +68,7 @@ class Link:
         self.on_opened = on_opened
         self.is_welcomed = False  # a WELCOME has come: from here on the core may open streams
         self.nursery: trio.Nursery | None = None  # while it runs; owns the tasks of streams that the other end opened
+        self._not_taken = FROM_CORE if opens else FROM_AGENT
         self._transport: Transport | None = None
         self._heartbeat = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
@@ -132,6 +135,8 @@ class Link:
                 self.offset = (answered - (sent + wall_us()) / 2) / 1e6
                 self.round_trips.append(self.rtt)
         else:
+            if kind in self._not_taken:
+                raise WireError(f"{frames.NAMES[kind]} came from the end that must not send it")
             if kind == frames.WELCOME and not self.is_welcomed:
                 self.is_welcomed = True
                 welcome = control.decode(control.Welcome, payload)  # at once: streams may be in the same message

@@ -66,6 +66,7 @@ class Tap(trio.abc.Stream):
         self._masks = b""  # random, not used yet
         self._is_more = True  # there may be something to read already
         self._is_bulk = False  # the last read brought much
+        self._has_ended = False  # `ready` has told of the end, which it does once: read up to it
         self._is_joined = False  # `ready` tells of the socket
         self._reader: Task | None = None  # which waits until it does
         self._rest = b""  # for trio-websocket: what is not ours of what was read without it
@@ -114,7 +115,8 @@ class Tap(trio.abc.Stream):
 
     def _take(self, data: bytes, size: int) -> bytes:
         """Deal with what was read when `size` bytes were asked for; returns what is trio-websocket's."""
-        self._is_more = len(data) == size or not self._socket.is_plain  # TLS gives a record at a time
+        # TLS gives a record at a time.
+        self._is_more = len(data) == size or not self._socket.is_plain or self._has_ended
         self._is_bulk = len(data) >= FIRST
         if not data:
             self.lost.set()
@@ -131,6 +133,7 @@ class Tap(trio.abc.Stream):
 
     def _on_ready(self, has_ended: bool) -> None:
         self._is_more = True
+        self._has_ended |= has_ended
         if self._reader is None or (not has_ended and self._read_now()):
             return
         reader, self._reader = self._reader, None

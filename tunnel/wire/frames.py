@@ -56,6 +56,7 @@ STREAM_WINDOW = 1024 * 1024
 LINK_WINDOW = 32 * 1024 * 1024
 LEAST_WINDOW = 64 * 1024  #: the smallest that a WELCOME may name
 MOST_WINDOW = 2**31 - 1
+MOST_US = 2**32 - 1  #: an exchange may take longer than the 71 minutes that fit
 
 
 class Open(msgspec.Struct, frozen=True, gc=False):
@@ -124,7 +125,8 @@ def unpack_open(payload: bytes) -> tuple[Open, bytes]:
 
 def pack_response(response: Response, body: bytes = b"") -> bytes:
     head = response.head
-    fixed = RESPONSE_HEAD.pack(response.status, response.length, response.agent_us, response.local_us, len(head))
+    agent_us, local_us = min(response.agent_us, MOST_US), min(response.local_us, MOST_US)
+    fixed = RESPONSE_HEAD.pack(response.status, response.length, agent_us, local_us, len(head))
     return b"".join((fixed, head, body))
 
 

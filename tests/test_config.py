@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tunnel.config import (
     sections,
     split_command,
 )
+from tunnel.config.asked import asks_for_json
 from tunnel.config.hiding import hide_secrets, secrets_in
 from tunnel.config.options import program
 from tunnel.config.values import show_about, show_size
@@ -712,3 +714,44 @@ def test_sections_are_plain_values() -> None:
             "server_timing": False, "propagators": ("tracecontext", "baggage"),
         },
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "expected"),
+    [
+        ([], {}, False),
+        (["-log-json"], {}, True),
+        (["-no-such-flag", "--log_json", "-public-cert"], {}, True),
+        (["-log-json=no"], {"TUNNEL_LOG_JSON": "true"}, False),
+        (["-log-json=perhaps"], {}, False),
+        ([], {"TUNNEL_LOG_JSON": "1"}, True),
+        (["-config=FILE"], {}, True),
+        (["-config", "FILE"], {}, True),
+        ([], {"TUNNEL_CONFIG": "FILE"}, True),
+        (["-config=FILE", "-log-json=false"], {}, False),
+        (["-config=/no/such/file"], {}, False),
+        (["-config"], {}, False),
+        (["-log-json", "token", "create", "acme"], {}, False),
+    ],
+)
+def test_json_is_asked_for_as_far_as_it_can_be_read(
+    argv: list[str], env: dict[str, str], expected: bool, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "core.toml"
+    file.write_text('log_json = true\nno_such_key = "x"\n')
+    here = [word.replace("FILE", str(file)) for word in argv]
+    there = {name: value.replace("FILE", str(file)) for name, value in env.items()}
+    assert asks_for_json(here, there, "core") is expected
+    file.write_text("log_json = true\nthis is no TOML")
+    assert asks_for_json([f"-config={file}"], {}, "core") is False
+
+
+@pytest.mark.parametrize("role", ["core", "agent"])
+def test_a_wrong_setting_is_a_record_where_records_are_asked_for(role: str) -> None:
+    command = [sys.executable, "-m", f"tunnel.{role}", "-log-json", "-heartbeat=often"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    record = json.loads(done.stdout)
+    assert (record["level"], record["msg"]) == ("ERROR", "can't start") and "-heartbeat" in record["error"]
+    done = subprocess.run([*command[:3], command[4]], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"tunnel {role}: -heartbeat: ")

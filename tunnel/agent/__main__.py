@@ -39,7 +39,15 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         settings = load_agent(given, os.environ)
     except ConfigError as exc:
-        print(f"tunnel agent: {exc}", file=sys.stderr)
+        from tunnel.config.asked import asks_for_json
+
+        if asks_for_json(given, os.environ, "agent"):
+            from tunnel.log import get_logger, setup
+
+            setup("info", True)
+            get_logger("tunnel.agent").error("can't start", error=str(exc))
+        else:
+            print(f"tunnel agent: {exc}", file=sys.stderr)
         return 2
     import trio  # after the flags: `--help` is not to wait for it
 

@@ -47,7 +47,15 @@ def _main(argv: Sequence[str] | None) -> int:
                 base_domain=settings.base_domain,
             )
     except ConfigError as exc:
-        print(f"tunnel core: {exc}", file=sys.stderr)
+        from tunnel.config.asked import asks_for_json
+
+        if asks_for_json(given, os.environ, "core"):
+            from tunnel.log import get_logger, setup
+
+            setup("info", True)
+            get_logger("tunnel.core").error("can't start", error=str(exc))
+        else:
+            print(f"tunnel core: {exc}", file=sys.stderr)
         return 2
     import trio  # after the flags: `--help` is not to wait for it
 

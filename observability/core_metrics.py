@@ -134,7 +134,6 @@ class CoreMetrics:
         link_ended: Callable[[LinkVisit], None] | None = None,
     ) -> None:
         self._host = host
-        self._link_began = link_began
         self._link_ended = link_ended
         self._connected = 0
         self._connecting: dict[ConnectVisit, None] = {}  # in the order they came

@@ -3,7 +3,8 @@
 Nothing of OpenTelemetry is imported before `make_exporter` and `make_resource`, which run on the export thread, so a
 start is not delayed by it and gRPC (39 MB) is loaded only where it was chosen.
 
-What our configuration says outright (an endpoint, a protocol or propagators other than the default) wins over OTEL_*.
+What our configuration says outright wins over OTEL_*: an endpoint (OTEL_TRACES_EXPORTER is not asked then), a protocol
+or propagators other than the default. Above both is OTEL_SDK_DISABLED: no spans, whatever is configured.
 """
 
 from __future__ import annotations
@@ -65,15 +66,16 @@ def choose_target(options: Mapping[str, Any], environ: Mapping[str, str]) -> Tar
     """Where to export to, or None if nothing is configured. ValueError: our options name an unknown protocol."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
-    named = [word.strip().lower() for word in environ.get("OTEL_TRACES_EXPORTER", "").split(",") if word.strip()]
+    endpoint = str(options.get("endpoint") or "").strip()
+    exporters = "" if endpoint else environ.get("OTEL_TRACES_EXPORTER", "")
+    named = [word.strip().lower() for word in exporters.split(",") if word.strip()]
     if named == ["none"]:
         return None
-    endpoint = str(options.get("endpoint") or "").strip()
     protocol = str(options.get("protocol") or HTTP)
     if protocol not in PROTOCOLS:
         raise ValueError(f"tracing.protocol is {protocol!r}: it must be one of {', '.join(PROTOCOLS)}")
     if protocol == HTTP:
-        if CONSOLE in named and not endpoint:
+        if CONSOLE in named:
             return Target(CONSOLE, "")
         if ZIPKIN in named:
             protocol = ZIPKIN

@@ -38,7 +38,7 @@ class Sampler:
 
     def decide_joined(self, trace_id: str, flag: bool) -> bool:
         """Whether a visitor's trace that we join is recorded; `flag` is its own sampled flag."""
-        return flag if self.trusts_parent else trace_id[16:] < self.bound
+        return flag if self.trusts_parent else self.decide(trace_id)
 
 
 def choose_sampler(ratio: float, environ: Mapping[str, str]) -> tuple[Sampler, str]:

@@ -249,8 +249,10 @@ _FACTS: dict[str, Callable[[Any, float, bool], Said]] = {
 
 
 def _is_authentication(visit: Any) -> bool:
-    """Whether a connection to the core got so far as to say who it is: a port scan makes no span."""
-    return visit.outcome in ("ok", "refused") or bool(visit.agent_id)
+    """Whether a connection to the core got so far as to say who it is: no span of a port scan, of silence, of noise."""
+    if visit.agent_id or visit.outcome == "ok":
+        return True
+    return visit.outcome == "refused" and visit.reason not in ("timeout", "protocol")
 
 
 def _sizes(out: Attributes, visit: Visit, is_raw: bool) -> None:

@@ -115,10 +115,11 @@ class Tracer:
         visit.trace_id, visit.span_id, visit.origin, visit.sampled = begun.pop()
 
     def _begin_traces(self) -> None:
+        decide = self._sampler.decide
         ids = getrandbits(192 * _MADE).to_bytes(24 * _MADE).hex()
         for at in range(0, len(ids), 48):
             trace_id, span_id = ids[at : at + 32], ids[at + 32 : at + 48]
-            if trace_id[16:] < self._sampler.bound:
+            if decide(trace_id):
                 self._begun.append((trace_id, span_id, ROOT, True))
             else:
                 self._begun.append((trace_id, span_id, f"00-{trace_id}-{span_id}-00", False))

@@ -93,7 +93,11 @@ ENV = "OTEL_EXPORTER_OTLP_"
         ),
         ({}, {"OTEL_TRACES_EXPORTER": "zipkin"}, None),
         ({}, {"OTEL_TRACES_EXPORTER": "console"}, Target(CONSOLE, "")),
-        ({"endpoint": BASE}, {"OTEL_TRACES_EXPORTER": "none"}, None),
+        ({}, {"OTEL_TRACES_EXPORTER": "none", ENV + "ENDPOINT": BASE}, None),
+        *(
+            ({"endpoint": BASE}, {"OTEL_TRACES_EXPORTER": other}, Target(HTTP, BASE + "/v1/traces"))
+            for other in ("none", "zipkin", "console", "otlp")
+        ),
         ({"endpoint": BASE}, {"OTEL_SDK_DISABLED": "TRUE"}, None),
         ({"endpoint": BASE}, {"OTEL_SDK_DISABLED": "1"}, Target(HTTP, BASE + "/v1/traces")),
     ],

@@ -133,10 +133,16 @@ def test_a_failed_authentication_is_an_error(role: str) -> None:
     assert facts.attributes["error.type"] == facts.attributes["tunnel.refusal"] == "bad_token"
 
 
-def test_a_port_scan_makes_no_span() -> None:
+@pytest.mark.parametrize(("outcome", "reason"), [("link_lost", ""), ("refused", "timeout"), ("refused", "protocol")])
+def test_who_never_said_who_he_is_makes_no_span(outcome: str, reason: str) -> None:
+    """A port scan, silence, noise. Of an agent that did say it, the same is a span."""
     visit = ConnectVisit("192.0.2.1:4711")
-    visit.outcome = "link_lost"
-    assert SpanBuilder("core", FakeClock()).build((visit, visit.started, ROOT, "")) is None
+    visit.outcome, visit.reason = outcome, reason
+    builder = SpanBuilder("core", FakeClock())
+    assert builder.build((visit, visit.started, ROOT, "")) is None
+    visit.agent_id = "agent-1"
+    visit.trace_id, visit.span_id = TRACE, SPAN
+    assert builder.build((visit, visit.started, ROOT, "")) is not None
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)

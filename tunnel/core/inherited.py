@@ -43,11 +43,6 @@ class Inherited:
         """The inherited sockets of this name, else new ones. Raises ConfigError."""
         return self.take(name) or listen(*address, what)
 
-    def take_all(self) -> dict[str, list[socket.socket]]:
-        """What has not been taken yet."""
-        rest, self._sockets = self._sockets, {}
-        return rest
-
 
 def inherit(environ: Mapping[str, str]) -> Inherited:
     """What was left to this process. Raises ConfigError for sockets whose name says nothing to us."""

@@ -48,9 +48,6 @@ class Roster:
         """Account ids by the names that are served."""
         return {name: account_id for served in self._names.values() for name, account_id, _ in served.values()}
 
-    def servers_of(self, name: str) -> list[int]:
-        return [worker for worker, served in self._names.items() if name in served]
-
     def forget_expired(self) -> list[str]:
         """Names whose hold is over."""
         now = self._clock()
@@ -60,10 +57,6 @@ class Roster:
         return gone
 
     # Agents -----------------------------------------------------------------------------------------------------
-
-    @property
-    def agents(self) -> int:
-        return len(self._agents)
 
     @property
     def by_account(self) -> dict[str, int]:

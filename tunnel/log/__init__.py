@@ -64,10 +64,6 @@ class Logger:
         """The logger underneath, for code that knows only stdlib logging."""
         return self._logger
 
-    def is_enabled(self, level: str) -> bool:
-        """Would a record of this level ("debug", …) be written? Ask before costly fields."""
-        return self._logger.isEnabledFor(LEVELS[level])
-
     def debug(self, msg: str, **fields: object) -> None:
         self._log(logging.DEBUG, msg, fields)
 

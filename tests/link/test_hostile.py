@@ -87,6 +87,72 @@ def test_the_stream_that_would_hold_too_much_is_given_up_and_others_are_not() ->
     assert held.bytes == 0
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def pour(core: Session, stream: Stream, size: int, end: bool = False) -> None:
+    """So much of an answer, unread."""
+    flags = 0
+    while size:
+        part, size = min(size, MAX_DATA), max(size - MAX_DATA, 0)
+        if end and not size:
+            flags = frames.END
+        core.receive(frames.frame(frames.DATA, stream.id, bytes(part), flags))
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_readers_that_have_stopped_are_given_up_on_whatever_link_they_are(is_whole: bool) -> None:
+    """Not who holds more at this moment because he reads, nor who is on the link on which the next part comes. Also
+    when the answers that nobody reads are all here, so that their streams are over."""
+    clock = Clock()
+    held = Held(32 * MAX_DATA, clock)
+    stopped = [pair(held) for _ in range(5)]
+    good, _, reader, _ = pair(held)
+    for core, _, stream, _ in stopped:
+        pour(core, stream, 5 * MAX_DATA, is_whole)
+        assert stream.is_over == is_whole
+    for _ in range(6):
+        clock.now += 0.7
+        pour(good, reader, 3 * MAX_DATA)
+        for _ in range(3):
+            good.next_part(reader)
+    pour(good, reader, 6 * MAX_DATA)
+    assert held.refused == 0 and reader.inbox_bytes > stopped[0][2].inbox_bytes
+    pour(good, reader, 2 * MAX_DATA)
+    assert reader.failure is None and held.refused == 1 and held.bytes < held.most
+    given_up = [stream for _, _, stream, _ in stopped if stream.failure is not None]
+    assert [stream.failure for stream in given_up] == [(OVERLOADED, "there is no memory for more unread bytes")]
+    assert not given_up[0].ended and not given_up[0].inbox
+
+
+def test_who_has_stopped_is_not_asked_while_little_is_held() -> None:
+    looks = 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    held = Held(32 * MAX_DATA, clock)
+    core, _, stream, _ = pair(held)
+    pour(core, stream, 15 * MAX_DATA)
+    assert looks == 0
+
+
+def test_links_that_have_ended_hold_nothing() -> None:
+    held = Held(MAX_DATA)
+    core, _, stream, _ = pair(held)
+    assert list(held.holders) == [core]
+    core.fail_all(10, "")
+    core.close()
+    assert list(held.holders) == [] and stream.failure == (10, "")
+
+
 def test_what_is_held_is_given_back_however_a_link_ends() -> None:
     held = Held(10 * STREAM_WINDOW)
     core, _, stream, _ = pair(held)

@@ -279,9 +279,8 @@ class Link:
 
     def fail_streams(self, outcome: str, text: str) -> None:
         unsent = self.session.unsent_opens()
-        for stream in list(self.session.streams.values()):
+        for stream in self.session.fail_all(OUTCOMES[outcome].code, text):
             stream.unsent = stream.id in unsent  # type: ignore[attr-defined]  # made by `Stream` above
-            self.session.fail(stream, OUTCOMES[outcome].code, text)
             stream.wake()
 
     def is_quiet(self, now: float) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakSet
 
 from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, states
@@ -50,6 +51,7 @@ class Session:
         self.frames_bad = 0
         self.queued_bytes = 0
         self.held = Held() if held is None else held
+        self.held.holders.add(self)
         self._is_closed = False
         self._opens = opens
         self._make_stream = make_stream
@@ -61,6 +63,7 @@ class Session:
         self._short = self._window.short
         self._set_short(False)
         self._urgent: list[bytes] = []
+        self._unread: WeakSet[Stream] = WeakSet()  # over, but with much in the inbox
         self._ring: deque[Stream] = deque()  # streams with pending frames, each once
         self._starved: set[Stream] = set()  # streams that wait for the link's credit
         self._has_new_credit = False  # nobody has looked yet whether it is enough for one of these
@@ -198,20 +201,27 @@ class Session:
             stream.inbox_bytes += size
             held = self.held
             held.bytes += size
-            if held.bytes > held.most > 0 and self._make_room() is stream:
-                return
+            if held.bytes > held.alarm > 0:
+                held.check()
+                if stream.failure is not None:
+                    return
         if flags & END:
             stream.inn = states.after_receiving(stream.inn, states.FINISH)
             stream.ended = True
             self._drop_if_over(stream)
 
-    def _make_room(self) -> Stream:
-        """Give up the stream that holds most here: rather a reader that has stopped than one that goes on."""
-        greedy = max(self.streams.values(), key=lambda one: one.inbox_bytes)
-        self.held.refused += 1
-        self.reset(greedy, OUTCOMES["overloaded"].code, "there is no memory for more unread bytes")
-        greedy.wake()
-        return greedy
+    def holding(self) -> list[Stream]:
+        """Those that may hold much."""
+        return [*self.streams.values(), *self._unread]
+
+    def give_up(self, stream: Stream) -> None:
+        """All sessions together hold too much (held.py), and this stream has to go."""
+        code, text = OUTCOMES["overloaded"].code, "there is no memory for more unread bytes"
+        if stream.id not in self.streams:
+            self._mark_failed(stream, code, text)
+        stream.ended = False  # what is thrown away now was not taken: nobody may take the body for complete
+        self.reset(stream, code, text)
+        stream.wake()
 
     def _receive_trailers(self, events: list[Event], stream_id: int, payload: bytes) -> None:
         stream = self._find(stream_id)
@@ -249,6 +259,7 @@ class Session:
         stream = self._find(stream_id)
         if stream is not None:
             stream.credit += credit
+            stream.moved += credit
             if stream.credit > self._window.stream:
                 raise WireError("a stream's window grew past its size")
             events.append((BODY, stream, None))
@@ -299,6 +310,7 @@ class Session:
     def _return_credit(self, stream: Stream) -> None:
         if not stream.ended and stream.failure is None:
             stream.receivable += stream.consumed
+            stream.moved += stream.consumed
             self._queue(frames.frame(frames.WINDOW, stream.id, frames.WINDOW_BODY.pack(stream.consumed)))
             stream.consumed = 0
 
@@ -426,6 +438,14 @@ class Session:
                 for other in self._take_starved():
                     other.wake()
 
+    def fail_all(self, code: int, text: str) -> list[Stream]:
+        """As `fail`, for all streams; says which. Nobody waits for credit any more, so nobody is looked at for it."""
+        self._starved.clear()
+        streams = list(self.streams.values())
+        for stream in streams:
+            self.fail(stream, code, text)
+        return streams
+
     def unsent_opens(self) -> set[int]:
         """Numbers of the streams whose OPEN is still queued here: the other end cannot have heard of them."""
         return {HEADER.unpack_from(part)[2] for part in self._urgent if part[0] == frames.OPEN}
@@ -468,12 +488,15 @@ class Session:
     def _drop_if_over(self, stream: Stream) -> None:
         if stream.out == states.DONE and stream.inn == states.DONE:
             self.streams.pop(stream.id, None)
+            if stream.inbox_bytes >= FLOOR:
+                self._unread.add(stream)
 
     # The queue ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Nothing leaves any more: what waits is dropped, and so is what is still queued later."""
         self._is_closed = True
+        self.held.holders.discard(self)
         self.held.bytes -= self.queued_bytes
         self.queued_bytes = 0
         self._urgent.clear()

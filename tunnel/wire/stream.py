@@ -13,7 +13,7 @@ from tunnel.wire.frames import STREAM_WINDOW, Open, Response
 NOTHING: deque[bytes] = deque(maxlen=0)
 
 
-class Stream(Struct, eq=False):
+class Stream(Struct, eq=False, weakref=True):
     """`head` is what the other end began its half with: an Open at the acceptor, the final Response at the opener.
 
     inbox: body parts not yet taken, never more than a window. pending: frames that wait for the writer, oldest first.
@@ -35,6 +35,9 @@ class Stream(Struct, eq=False):
     ended: bool = False
     trailers: bytes = b""
     failure: tuple[int, str] | None = None
+    moved: int = 0  # bytes for which credit was given, either way: with `consumed`, a measure of its going on
+    seen: int = -1  # that measure, when Held last looked
+    stalls: int = 0  # at so many looks in a row it had not changed
 
     @property
     def is_over(self) -> bool:

@@ -1,6 +1,7 @@
 """Each way a request can fail at the core: the answer, the outcome on request and stream, and whose fault it was."""
 
 import math
+import socket as stdlib_socket
 
 import h11
 import pytest
@@ -582,6 +583,33 @@ async def test_the_end_of_the_drain_answers_who_still_waits(method: str) -> None
         assert (answer.status, answer.outcome) == (503, "draining")
         assert await visitor.rest() == b""
         assert (app.requests[0].outcome, app.streams[0].outcome) == ("draining", "draining")
+
+
+@without_tls
+@pytest.mark.parametrize("length", [UNKNOWN, 900_000])
+async def test_the_end_of_the_drain_never_makes_half_an_answer_look_whole(length: int) -> None:
+    """All of it is here, its end included, and the visitor is slow to take it."""
+
+    async def agent(stream: Stream) -> None:
+        respond(stream, b"", False, length=length)
+        await stream.send(b"x" * 900_000, end=True)
+
+    async with core() as app:
+        await app.agent(agent)
+        visitor = app.visitor()
+        for socket in app.sockets:
+            socket.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 65_536)
+            socket.sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, 65_536)
+        await visitor.send(head())
+        await until(lambda: app.door.visitors and (request := app.only_visitor().request) and request.writing)
+        request = app.only_visitor().request
+        assert request is not None and request.stream is not None
+        stream = request.stream
+        await until(lambda: stream.ended)
+        app.door.cut_off()
+        with pytest.raises((trio.BrokenResourceError, h11.RemoteProtocolError)):
+            await visitor.answer()
+        assert ((await app.finished()).outcome, app.streams[0].outcome) == ("draining", "draining")
 
 
 @without_tls

@@ -424,7 +424,7 @@ def test_an_unread_body_of_a_stream_that_is_over_can_be_given_up(pair: Pair) -> 
     assert there.inbox_bytes == 1000
     pair.agent.reset(there, ABORTED)
     assert not pair.agent.has_queued
-    assert there.failure is None
+    assert (there.ended, there.failure) == (False, (ABORTED, ""))  # who still reads must not take it for whole
     pair.check_credit()
 
 

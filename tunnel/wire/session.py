@@ -409,7 +409,8 @@ class Session:
         self._drop_if_over(stream)
 
     def reset(self, stream: Stream, code: int, text: str = "") -> None:
-        """Give a stream up, at any time; nothing more is taken from it. When it is over that is all this does.
+        """Give a stream up, at any time; nothing more is taken from it. When it is over that is all this does:
+        who still reads finds that it has failed, unless all was taken.
 
         Code 0 follows what is queued (we have said all and want no more); any other overtakes and drops it.
         """
@@ -423,6 +424,8 @@ class Session:
             else:
                 self.fail(stream, code, text)
                 self._queue(part)
+        if stream.inbox and stream.failure is None:
+            stream.failure = (code, text)  # over, but not taken to its end
         self.forget(stream)
 
     def control(self, kind: int, payload: bytes) -> None:
@@ -454,6 +457,7 @@ class Session:
         """Nobody will take what is left in the inbox: its link credit goes back to the other end."""
         if stream.inbox:
             stream.inbox.clear()
+            stream.ended = False  # nobody may take what was taken for the whole
             size, stream.inbox_bytes = stream.inbox_bytes, 0
             self.held.bytes -= size
             self._give_back(size)

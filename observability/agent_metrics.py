@@ -68,6 +68,10 @@ def is_failed(visit: Visit) -> bool:
     return visit.outcome not in _NO_FAILURE or visit.status >= 500
 
 
+def connection(statistics: AgentStatistics) -> Metric:
+    return FAMILIES["agent_connection_active"].metric(((label_value(statistics.agent_id),), int(statistics.connected)))
+
+
 def _is_usual(visit: Visit) -> bool:
     """It went well, and took as long as it says."""
     if visit.outcome != "ok" or visit.status >= 500:

@@ -5,13 +5,15 @@ By family (`Family.merge`, RULES for those of libraries):
 - counters and histograms are added up, bucket by bucket; of exemplars the newest stays. What a worker had counted
   when it ended is kept and added for ever, so nothing goes backwards. Of one that is killed this is what it said last
   (LOOK_SECONDS at most before, and never less than a page has shown);
-- gauges are added up, or the greatest or the least is taken; those of a worker that has ended are gone with it. Names
-  that end in `_info` say the same everywhere and stay as they are;
+- gauges are added up, or the greatest or the least is taken; those of a worker that has ended are gone with it, and
+  what was under way there has failed (BALANCES). Names that end in `_info` say the same everywhere and stay as they
+  are;
 - what describes the supervisor alone (the process' start) is its own.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from observability import agent_metrics, core_metrics, runtime
 from observability.exposition import Family
 from tunnel.handler import Offered
 
+MAX_RETIRED = 1000  #: workers that have ended and are remembered
 LOOK_SECONDS = 5.0  #: between two looks at the workers, if nobody asks for the page
 
 #: for gauges that are not ours; all others are added up. Each process has its own descriptors: the fullest one counts
@@ -30,6 +33,12 @@ _OURS: dict[str, Family] = {
     **core_metrics.FAMILIES, **core_metrics.WORKER_FAMILIES, **agent_metrics.FAMILIES, **agent_metrics.WORKER_FAMILIES,
     **runtime.FAMILIES, **runtime.GO_FAMILIES,
 }  # fmt: skip
+
+#: counters of what failed: all that began, and what of it ended well
+BALANCES = {
+    "agent_streams_failed": ("agent_streams_total", "agent_streams_completed"),
+    "agent_requests_failed": ("agent_requests_total", "agent_requests_success"),
+}
 
 _ADD: dict[str, Callable[[float, float], float]] = {"sum": float.__add__, "max": max, "min": min, "own": max}
 
@@ -132,10 +141,13 @@ class Merger:
     def __init__(self) -> None:
         self._newest: dict[str, list[State]] = {}  # by the worker's key
         self._gone = _Sums()
+        self._retired: deque[str] = deque(maxlen=MAX_RETIRED)  # keys whose late answers count no more
 
     def take(self, offered: Iterable[Offered], keys: Sequence[str]) -> None:
         """keys: of the workers that are there now."""
         for one in offered:
+            if one.key in self._retired:
+                continue
             self._newest[one.key] = _decoder.decode(one.data)
             if one.is_last:
                 self._retire(one.key)
@@ -143,7 +155,10 @@ class Merger:
             self._retire(key)
 
     def _retire(self, key: str) -> None:
-        self._gone.add(self._newest.pop(key), is_gone=True)
+        states = self._newest.pop(key)
+        _settle(states)
+        self._gone.add(states, is_gone=True)
+        self._retired.append(key)
 
     def families(self, own: Iterable[Metric] = (), without: frozenset[str] = frozenset()) -> Iterator[Metric]:
         """own: the supervisor's part. without: families that it makes itself."""
@@ -156,6 +171,14 @@ class Merger:
         states.sort(key=lambda state: state.name in mine)  # the workers' own first
         for state in states:
             yield _metric(state)
+
+
+def _settle(states: Iterable[State]) -> None:
+    """What was under way at a worker that has ended has failed."""
+    found = {sample.name: sample for state in states for sample in state.samples if not sample.labels}
+    for failed, (total, well) in BALANCES.items():
+        if failed in found and total in found and well in found:
+            found[failed].value = found[total].value - found[well].value
 
 
 def _metric(state: State) -> Metric:

@@ -22,7 +22,7 @@ from observability.exposition import answer, page
 from observability.merging import LOOK_SECONDS, Merger, encode
 from observability.reports import AgentBook, make_report, united
 from observability.runtime import LagMeter, PauseMeter, RuntimeMetrics
-from tunnel.handler import AgentReport, CoreStatistics, Host, Layer, PageAnswer, PageRequest
+from tunnel.handler import AgentReport, AgentStatistics, CoreStatistics, Host, Layer, PageAnswer, PageRequest
 
 
 @asynccontextmanager
@@ -122,6 +122,9 @@ class _Whole:
             yield core_metrics.FAMILIES["tunnel_logs_dropped_total"].metric(((), dropped))
         else:
             prefix, extra = "agent", agent_metrics.WORKER_FAMILIES
+            agent = self._host.statistics()
+            assert isinstance(agent, AgentStatistics)
+            yield agent_metrics.connection(agent)
             yield agent_metrics.FAMILIES["agent_logs_dropped_total"].metric(((), dropped))
         yield extra[f"{prefix}_workers"].metric(((), workers.count))
         yield extra[f"{prefix}_workers_active"].metric(((), len(workers.keys)))
@@ -129,18 +132,18 @@ class _Whole:
         yield from self._runtime.collect()
 
     async def page(self, request: PageRequest) -> PageAnswer:
-        await self._workers.refresh()
         await self.look()
         return await answer(list(self.families()), request)
 
     async def agents_page(self, request: PageRequest) -> PageAnswer:
-        await self._workers.refresh()
-        said = await self._workers.ask("reports")
-        self._reports = united(msgspec.msgpack.decode(one.data, type=list[AgentReport]) for one in said)
+        said = [one.data for one in await self._workers.ask("reports") if not one.is_last]
+        self._reports = united(msgspec.msgpack.decode(data, type=list[AgentReport]) for data in said)
         return await self._book.page(request)
 
 
-#: families that the supervisor makes of the whole, so that an agent with several links counts once
+#: families that the supervisor makes of the whole, so that an agent with several links counts once, and one without a
+#: worker is one without a link
 _WHOLE = frozenset(
-    {"tunnel_connections_active", "tunnel_connections_by_account", "tunnel_quota_usage", "tunnel_quota_limit"}
-)
+    {"tunnel_connections_active", "tunnel_connections_by_account", "tunnel_quota_usage", "tunnel_quota_limit",
+     "agent_connection_active"}
+)  # fmt: skip

@@ -486,7 +486,8 @@ class Workers(Protocol):
 
     async def ask(self, name: str) -> list[Offered]:
         """What is offered under this name by those that are ready, and the last word of each that has ended since the
-        last call. One that does not answer in time is left out."""
+        last call. Of one that does not answer within a second it is what it said before. Does what `refresh` does, too.
+        """
 
     async def refresh(self) -> None:
         """Bring the supervisor's `statistics`, `reports`, `details` and `checks` up to date."""

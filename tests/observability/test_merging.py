@@ -137,6 +137,32 @@ def test_what_an_ended_worker_had_counted_stays() -> None:
     assert values(merger)["tunnel_streams_total", ()] == 116
 
 
+def test_late_answers_of_one_that_has_ended_count_no_more() -> None:
+    merger, total = Merger(), CORE["tunnel_streams_total"]
+    merger.take([offered("0.1", total.metric(((), 5))), offered("1.2", total.metric(((), 7)))], ["0.1", "1.2"])
+    merger.take([offered("1.2", total.metric(((), 8)), is_last=True)], ["0.1"])
+    for _ in range(3):  # looks that had begun before it ended, and end after that
+        merger.take([offered("1.2", total.metric(((), 8)))], ["0.1"])
+        merger.take([offered("1.2", total.metric(((), 8)), is_last=True)], ["0.1"])
+    assert values(merger) == {("tunnel_streams_total", ()): 13}
+
+
+def test_what_was_under_way_at_an_ended_worker_has_failed() -> None:
+    def state(key: str, total: int, well: int, failed: int) -> Offered:
+        rows = {"total": total, "completed": well, "success": well, "failed": failed, "active": total - well - failed}
+        names = ("streams_total", "streams_completed", "streams_failed", "streams_active", "requests_total",
+                 "requests_success", "requests_failed")  # fmt: skip
+        return offered(key, *(AGENT[f"agent_{name}"].metric(((), rows[name.split("_")[1]])) for name in names))
+
+    merger = Merger()
+    merger.take([state("0.1", 10, 5, 1), state("1.2", 7, 7, 0)], ["0.1", "1.2"])
+    merger.take([], ["1.2"])
+    assert {name: value for (name, _), value in values(merger).items()} == {
+        "agent_streams_total": 17, "agent_streams_completed": 12, "agent_streams_failed": 5, "agent_streams_active": 0,
+        "agent_requests_total": 17, "agent_requests_success": 12, "agent_requests_failed": 5,
+    }  # fmt: skip
+
+
 def test_one_that_does_not_answer_in_time_is_as_it_was() -> None:
     merger, total = Merger(), CORE["tunnel_streams_total"]
     merger.take([offered("0.1", total.metric(((), 5)))], ["0.1"])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from crewing import OldAgent, pids
-from running import RunningAgent, RunningCore, poll
+from crewing import OldAgent, pids, wait_links
+from running import Program, RunningAgent, RunningCore, poll
 from service import Service
 from visiting import Connection
-from watching import get
+from watching import get, sample, samples
 
 from tunnel.core.supervisor import MAX_WAITING
 
@@ -31,15 +33,23 @@ def files_of(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def kill_until_it_waits(core: RunningCore, number: int) -> None:
-    """Kill a worker until the next one in its place is started seconds later."""
+def kill_until_they_wait(program: Program, *numbers: int) -> None:
+    """Kill workers until the next ones in their places are started seconds later."""
+
+    def kill() -> dict[int, int]:
+        was = pids(program)
+        for number in numbers:
+            os.kill(was[number], signal.SIGKILL)
+        return was
+
     for _ in range(3):
-        was = pids(core)[number]
-        os.kill(was, signal.SIGKILL)
-        poll(lambda was=was: pids(core).get(number) not in (None, was), "it is replaced", 20)  # type: ignore[misc]
-    seen = core.mark()
-    os.kill(pids(core)[number], signal.SIGKILL)
-    assert float(core.wait_for("worker ended", after=seen, worker=number)["wait"].removesuffix("s")) > 1
+        was = kill()
+        poll(lambda was=was: all(pids(program).get(at) not in (None, was[at]) for at in numbers), "replaced", 20)  # type: ignore[misc]
+    seen = program.mark()
+    kill()
+    for number in numbers:
+        ended = program.wait_for("worker ended", after=seen, worker=number)
+        assert float(ended["wait"].removesuffix("s")) > 1
 
 
 def test_a_worker_without_room_for_files_loses_those_connections_only(
@@ -92,7 +102,7 @@ def test_a_worker_that_has_no_file_left_to_pass_a_visitor_on_answers_itself(
 def test_connections_that_wait_for_a_worker_are_bounded_and_never_left(start_core: Start, ending: ExitStack) -> None:
     core = start_core(TWO, "-agent-tls=false")
     before = files_of(core.pid)
-    kill_until_it_waits(core, 1)
+    kill_until_they_wait(core, 1)
     agents = [ending.enter_context(socket.create_connection(core.agents, 5)) for _ in range(MAX_WAITING + 40)]
     for sock in agents:
         sock.sendall(b"GET /?worker=1 HTTP/1.1\r\n")
@@ -102,6 +112,64 @@ def test_connections_that_wait_for_a_worker_are_bounded_and_never_left(start_cor
     poll(lambda: len(pids(core)) == 2 and get(core.metrics, "/readyz")[1].count("2 of 2"), "both are there", 30)
     poll(lambda: all(is_closed(sock) for sock in agents), "the others are closed", 20)
     poll(lambda: files_of(core.pid) <= before, "nothing is left open")
+
+
+def test_pages_answer_soon_while_a_worker_stands_still(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, ending: ExitStack
+) -> None:
+    core = start_core(TWO, "-agent-tls=false")
+    start_agent(core, start_service().url, "-subdomain=app")
+    wait_links(core, 2)
+    with Connection(core.public, "app.localhost") as visitor:
+        assert visitor.ask("GET /echo").status == 200
+    names = ("tunnel_requests_total", "tunnel_connections_total", "tunnel_workers_active")
+    before = {name: sample(core.metrics, name, **LABELS.get(name, {})) for name in names}
+    one = pids(core)[1]
+    os.kill(one, signal.SIGSTOP)
+    ending.callback(os.kill, one, signal.SIGCONT)
+    for path in ("/metrics", "/readyz", "/metrics/agents", "/health/detailed"):
+        began = time.monotonic()
+        status, text = get(core.metrics, path)
+        assert (status, time.monotonic() - began < 3) == (200, True), (path, status, time.monotonic() - began)
+    assert '"workers":{"ok":true,"reason":"1 of 2 workers serve"}' in text
+    assert {name: sample(core.metrics, name, **LABELS.get(name, {})) for name in names} == before
+
+
+LABELS = {"tunnel_requests_total": {"code": "200"}}
+
+
+def test_what_an_agents_killed_worker_had_under_way_has_failed(
+    start_core: Start, start_agent: StartAgent, start_service: StartService, ending: ExitStack
+) -> None:
+    core, service = start_core(), start_service()
+    agent = start_agent(core, service.url, "-subdomain=app", TWO)
+    wait_links(core, 2)
+    for _ in range(10):
+        visitor = ending.enter_context(Connection(core.public, "app.localhost"))
+        visitor.send(visitor.request("GET /hold"))
+    poll(lambda: service.begun.count("/hold") == 10, "all are under way")
+    assert sample(agent.metrics, "agent_streams_active") == 10
+    before = json.loads(get(agent.metrics, "/health/detailed")[1])["statistics"]
+    os.kill(pids(agent)[1], signal.SIGKILL)
+    agent.wait_for("worker ended")
+    page = {name: value for (name, _), value in samples(agent.metrics).items()}
+    active, failed = page["agent_streams_active"], page["agent_streams_failed"]
+    assert 0 < active < 10 and failed == page["agent_requests_failed"] == 10 - active
+    assert page["agent_streams_total"] == active + page["agent_streams_completed"] + failed
+    after = json.loads(get(agent.metrics, "/health/detailed")[1])["statistics"]
+    assert after["frames_received"] >= before["frames_received"] > 0  # nothing goes backwards
+
+
+def test_an_agent_whose_workers_are_all_down_says_that_it_has_no_link(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    core = start_core()
+    agent = start_agent(core, start_service().url, "-subdomain=app", TWO)
+    wait_links(core, 2)
+    kill_until_they_wait(agent, 0, 1)
+    page = samples(agent.metrics)
+    assert page["agent_connection_active", frozenset({("agent_id", "agent")})] == 0
+    assert page["agent_workers_active", frozenset()] == 0
 
 
 def is_closed(sock: socket.socket) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,9 @@ import trio
 from scarcity import open_files, room_below
 
 from tunnel.workers import VARIABLE
-from tunnel.workers.crew import Crew
+from tunnel.workers import crew as crews
+from tunnel.workers.channel import Channel
+from tunnel.workers.crew import Crew, Worker
 
 WORKER = f'''
 import json, os, socket, struct, sys
@@ -28,7 +31,7 @@ while data := sock.recv(65536):
         length, serial, what, _ = HEADER.unpack_from(buffer)
         buffer = buffer[10 + length :]
         if serial and what == 0:
-            sock.sendall(HEADER.pack(1, serial, 1, 0) + b"\\xc0")
+            sock.sendall(HEADER.pack(9, serial, 1, 0) + b"\\x81\\xa4part\\xc4\\x01x")
 '''
 
 
@@ -118,3 +121,50 @@ async def test_a_process_whose_orders_can_not_be_made_is_ended() -> None:
         make_crew(1, orders=orders)._start(0)
     assert started[0].returncode == -signal.SIGKILL
     assert open_files() == before
+
+
+# What workers say -------------------------------------------------------------------------------------------------
+
+
+async def test_one_that_stands_still_is_waited_for_once_and_then_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(crews, "LOOK_SECONDS", 0.5)
+    crew = make_crew(2)
+    async with running(crew):
+        assert {worker.number for worker in await crew.look(["part"])} == {0, 1}
+        assert [worker.said for worker in crew.ready] == [{"part": b"x"}] * 2
+        one = crew.living[1]
+        os.kill(one.pid, signal.SIGSTOP)
+        began = trio.current_time()
+        assert [worker.number for worker in await crew.look(["part"])] == [0]
+        assert 0.4 < trio.current_time() - began < 2
+        await until(lambda: one.is_silent)
+        began = trio.current_time()
+        assert [worker.number for worker in await crew.look(["part"])] == [0]
+        assert trio.current_time() - began < 0.4
+        assert one.said == {"part": b"x"}  # its last word
+        os.kill(one.pid, signal.SIGCONT)
+        await until(lambda: not one.is_silent)
+        assert {worker.number for worker in await crew.look(["part"])} == {0, 1}
+
+
+async def test_what_a_killed_worker_said_last_is_its_last_word() -> None:
+    crew = make_crew(2)
+    async with running(crew):
+        await crew.look(["part"])
+        key = crew.living[1].key
+        await replaced(crew, 1)
+        assert [(word.worker, word.key, word.data, word.is_last) for word in crew.last_words("part")] == [
+            (1, key, b"x", True)
+        ]
+        assert crew.last_words("part") == []
+
+
+async def test_an_older_answer_replaces_no_newer_one() -> None:
+    ours, theirs = socket.socketpair()
+    worker = Worker(0, 1, None, Channel(ours, {}))  # type: ignore[arg-type]  # no process
+    worker.hear(2, {"metrics": b"two"})
+    worker.hear(1, {"metrics": b"one", "core": b"one"})
+    assert worker.said == {"metrics": b"two", "core": b"one"}
+    worker.channel.close()
+    theirs.close()

@@ -7,6 +7,7 @@ is refused, and said, once.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,7 @@ class Supervisor:
         self._instance = secrets.token_hex(8)
         self._stopping = trio.Event()
         self._stopped: Stopped | None = None
+        self._gone = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)  # of workers that have ended
         self._crew = Crew(
             settings.workers,
             module="tunnel.agent",
@@ -64,24 +66,23 @@ class Supervisor:
             handlers=self._handlers,
         )
         self._program = Program("agent", sections(settings), self.statistics, list)
-        self._whole = Whole(self._program, self._crew, "agent", Said, is_ending=self._stopping.is_set)
+        self._whole = Whole(self._program, self._crew, "agent", Said, self._retire, is_ending=self._stopping.is_set)
         self._program.set_details("local_services", self._local_services)
 
     # What others may ask --------------------------------------------------------------------------------------
 
     def statistics(self) -> AgentStatistics:
-        """Of all workers, as of their last word."""
-        total = AgentStatistics(self.agent_id, False, 0, 0, 0, 0, 0, 0, 0, 0)
+        """Of all workers, as of their last word, with what those that have ended had counted."""
+        total = dataclasses.replace(self._gone)
         for _, said in self._whole.said:
             one = said.statistics
             total.connected = total.connected or one.connected
             total.consecutive_errors = max(total.consecutive_errors, one.consecutive_errors)
-            for name in (
-                "reconnections", "reconnection_errors", "frames_received", "frames_sent", "frames_error",
-                "heartbeats_sent", "heartbeats_failed", "logs_dropped",
-            ):  # fmt: skip
-                setattr(total, name, getattr(total, name) + getattr(one, name))
+            _count(total, one)
         return total
+
+    def _retire(self, said: Said) -> None:
+        _count(self._gone, said.statistics)
 
     def _local_services(self) -> dict[str, Any]:
         """As the first worker sees them."""
@@ -152,3 +153,11 @@ class Supervisor:
             self._stopping.set()
 
         return {"up": up, "stopped": stopped}
+
+
+def _count(total: AgentStatistics, one: AgentStatistics) -> None:
+    for name in (
+        "reconnections", "reconnection_errors", "frames_received", "frames_sent", "frames_error",
+        "heartbeats_sent", "heartbeats_failed", "logs_dropped",
+    ):  # fmt: skip
+        setattr(total, name, getattr(total, name) + getattr(one, name))

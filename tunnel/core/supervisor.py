@@ -41,7 +41,7 @@ from tunnel.core.status import Said, status_page, united
 from tunnel.core.store import Store
 from tunnel.core.upgrade import Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError, Refused
-from tunnel.handler import CoreStatistics, LinkStatistics, QuotaStatistics
+from tunnel.handler import CoreStatistics, QuotaStatistics
 from tunnel.interrupts import ADVICE
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
@@ -94,8 +94,9 @@ class Supervisor:
             handlers=self._handlers,
             on_end=self._lose,
         )
+        self._gone = CoreStatistics(0, 0, 0, [], [], {})  # of workers that have ended
         self._program = Program("core", sections(settings), self.statistics, list)
-        self._whole = Whole(self._program, self._crew, "core", Said, {"draining": self._check_draining})
+        self._whole = Whole(self._program, self._crew, "core", Said, self._retire, {"draining": self._check_draining})
         self._before = RecentRequests()  # of workers that have ended
 
     # What others may ask --------------------------------------------------------------------------------------
@@ -109,24 +110,23 @@ class Supervisor:
         return Said(self.statistics(), checks, tunnels, self._program.details(), recent)
 
     def statistics(self) -> CoreStatistics:
-        """Of all workers, as of their last word."""
-        links: list[LinkStatistics] = []
-        total = CoreStatistics(self.settings.max_connections, 0, 0, links, [], {}, held_bytes_limit=0)
+        """Of all workers, as of their last word, with what those that have ended had counted."""
+        total = CoreStatistics(self.settings.max_connections, 0, 0, [], [], {}, held_bytes_limit=0)
+        _count(total, self._gone)
         for _, said in self._whole.said:
             one = said.statistics
-            links += one.links
-            total.bytes_in += one.bytes_in
-            total.bytes_out += one.bytes_out
-            total.logs_dropped += one.logs_dropped
-            total.protocol_errors += one.protocol_errors
+            _count(total, one)
+            total.links += one.links
             total.held_bytes += one.held_bytes
             total.held_bytes_limit += one.held_bytes_limit
-            for mine, its in ((total.quota_exceeded, one.quota_exceeded), (total.limit_refusals, one.limit_refusals)):
-                for name, count in its.items():
-                    mine[name] = mine.get(name, 0) + count
+            total.acme_failing = max(total.acme_failing, one.acme_failing)
             total.certificate_expiry.update(one.certificate_expiry)
         total.quotas = add_quotas([said.statistics.quotas for _, said in self._whole.said], self._roster.by_account)
         return total
+
+    def _retire(self, said: Said) -> None:
+        _count(self._gone, said.statistics)
+        self._before.add(said.recent)
 
     def _check_draining(self) -> tuple[bool, str]:
         return (False, "shutting down") if self._draining.is_set() else (True, "serving")
@@ -257,8 +257,6 @@ class Supervisor:
         return orders, copies([*files, self._board_file])
 
     def _lose(self, worker: Worker) -> None:
-        if worker.last_words and "core" in worker.last_words:
-            self._before.add(msgspec.msgpack.decode(worker.last_words["core"], type=Said).recent)
         self._roster.lose(worker.number)
         self._ports.drop(worker.key)
         self._rows.drop(worker.key)
@@ -343,6 +341,20 @@ class Supervisor:
             plain=plain[0].getsockname()[:2] if plain else None,
             workers=self._crew.count,
         )
+
+
+def _count(total: CoreStatistics, one: CoreStatistics) -> None:
+    total.bytes_in += one.bytes_in
+    total.bytes_out += one.bytes_out
+    total.logs_dropped += one.logs_dropped
+    total.protocol_errors += one.protocol_errors
+    for mine, its in (
+        (total.quota_exceeded, one.quota_exceeded),
+        (total.limit_refusals, one.limit_refusals),
+        (total.acme_orders, one.acme_orders),
+    ):
+        for name, count in its.items():
+            mine[name] = mine.get(name, 0) + count
 
 
 def add_quotas(quotas: Sequence[Sequence[QuotaStatistics]], agents: Mapping[str, int]) -> list[QuotaStatistics]:

@@ -40,7 +40,8 @@ log = get_logger("tunnel.workers")
 START_SECONDS = 60.0  #: for a worker to get ready
 PING_SECONDS = 2.0
 HANG_SECONDS = 30.0  #: without an answer to a ping: twice the time after which its links are dead
-ASK_SECONDS = 5.0  #: for a worker to answer a question of ours
+ASK_SECONDS = 5.0  #: for a worker to do what it is asked for
+LOOK_SECONDS = 1.0  #: for a worker to say how it is: whoever asks for a page waits so long
 GOOD_SECONDS = 10.0  #: a worker that lived for so long is replaced at once
 MAX_WAIT = 10.0  #: seconds before one that ends again and again is started again
 MAX_PAUSE = 0.2  #: between two looks whether its process has ended
@@ -65,12 +66,26 @@ class Worker:
         self.process = process
         self.channel = channel
         self.is_ready = False
+        self.said: dict[str, bytes] = {}  # what it offers, by name, as of its newest answer
         self.last_words: Said | None = None
+        self.pinged: float | None = None  # since when it owes us an answer to a ping
+        self._heard: dict[str, int] = {}  # by name: in which look
         self.code: int | None = None  # its exit code
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def is_silent(self) -> bool:
+        return self.pinged is not None and trio.current_time() - self.pinged > LOOK_SECONDS
+
+    def hear(self, look: int, offers: Said) -> None:
+        """What was asked for earlier never replaces what was asked for later."""
+        for name, data in offers.items():
+            if look > self._heard.get(name, 0):
+                self._heard[name] = look
+                self.said[name] = data
 
 
 class Crew:
@@ -104,7 +119,7 @@ class Crew:
         self._on_ready, self._on_end = on_ready, on_end
         self._may_open = trio.Event()
         self._changed = trio.Event()
-        self._turns = 0
+        self._turns = self._looks = 0
 
     # Asking -----------------------------------------------------------------------------------------------------
 
@@ -130,6 +145,25 @@ class Crew:
                 nursery.start_soon(ask_one, worker)
         answers.sort(key=lambda answer: answer[0].number)
         return answers
+
+    async def look(self, names: Sequence[str]) -> list[Worker]:
+        """Ask the ready workers for what they offer under these names: it is in `said` then. Who has answered.
+
+        One that says nothing for LOOK_SECONDS is as it was, and one that is known to be silent is not waited for.
+        """
+        self._looks += 1
+        answered: list[Worker] = []
+
+        async def look_at(worker: Worker, look: int) -> None:
+            with trio.move_on_after(LOOK_SECONDS), suppress(ChannelLost):
+                worker.hear(look, await worker.channel.call("offers", names))
+                answered.append(worker)
+
+        async with trio.open_nursery() as nursery:
+            for worker in self.ready:
+                if not worker.is_silent:
+                    nursery.start_soon(look_at, worker, self._looks)
+        return answered
 
     def tell(self, name: str, message: Any = None, *, but: Worker | None = None) -> None:
         """Tell all living workers (those that start have had their orders, and hear it after them)."""
@@ -243,7 +277,7 @@ class Crew:
                 worker.code = worker.process.wait()
             if self.living.get(number) is worker:
                 del self.living[number]
-            for name, data in (worker.last_words or {}).items():
+            for name, data in {**worker.said, **(worker.last_words or {})}.items():
                 words = self._last_words.setdefault(name, [])
                 words.append(Offered(number, worker.key, data, is_last=True))
                 del words[:-MAX_WORDS]
@@ -321,8 +355,10 @@ class Crew:
         task_status.started()
         while True:
             await trio.sleep(PING_SECONDS)
+            worker.pinged = trio.current_time()
             with trio.move_on_after(HANG_SECONDS) as scope, suppress(ChannelLost):
                 await worker.channel.call("ping")
+                worker.pinged = None
             if scope.cancelled_caught:
                 log.error("worker killed", worker=worker.number, error=f"it has not answered for {HANG_SECONDS:g} s")
                 worker.process.kill()

@@ -8,20 +8,22 @@ from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+import trio
 
 from tunnel.handler import Check, Offered, Page, PageAnswer, PageRequest, no_such_page
 from tunnel.plugins import Program
 from tunnel.workers.channel import ChannelLost
-from tunnel.workers.crew import Crew
+from tunnel.workers.crew import ASK_SECONDS, Crew
 
 Checks = Mapping[str, Mapping[str, Any]]  #: by name: {"ok": whether it holds, "reason": text}
 Told = TypeVar("Told", bound="OfWorker")
 
 
 class CrewView:
-    """`tunnel.handler.Workers`. refresh: asks them anew for what the supervisor shows of them."""
+    """`tunnel.handler.Workers`. refresh: asks them anew for what the supervisor shows of them, and for what else they
+    offer under these names."""
 
-    def __init__(self, crew: Crew, refresh: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, crew: Crew, refresh: Callable[..., Awaitable[None]]) -> None:
         self._crew = crew
         self._refresh = refresh
 
@@ -38,10 +40,9 @@ class CrewView:
         return [worker.key for worker in self._crew.ready]
 
     async def ask(self, name: str) -> list[Offered]:
+        await self._refresh(name)
         found = [
-            Offered(worker.number, worker.key, offers[name])
-            for worker, offers in await self._crew.ask("offers", [name])
-            if name in offers
+            Offered(worker.number, worker.key, worker.said[name]) for worker in self._crew.ready if name in worker.said
         ]
         return [*found, *self._crew.last_words(name)]
 
@@ -57,10 +58,11 @@ class OfWorker(Protocol):
 
 
 class Whole(Generic[Told]):
-    """The workers as one program. said: by number, what each said at the last `refresh`.
+    """The workers as one program. said: by number, what each that is ready has said last.
 
-    part: under which name they say it, and `kind` what it is. own: the supervisor's checks, in place of the workers' of
-    the same names. is_ending: whether it is about to end, when nobody serves any more.
+    part: under which name they say it, and `kind` what it is. retire: is given the last word of each that has ended.
+    own: the supervisor's checks, in place of the workers' of the same names. is_ending: whether it is about to end,
+    when nobody serves any more.
     """
 
     def __init__(
@@ -69,21 +71,28 @@ class Whole(Generic[Told]):
         crew: Crew,
         part: str,
         kind: type[Told],
+        retire: Callable[[Told], None],
         own: Mapping[str, Check] = MappingProxyType({}),
         is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         self.said: list[tuple[int, Told]] = []
-        self._program, self._crew, self._part, self._kind = program, crew, part, kind
+        self._program, self._crew, self._part, self._retire = program, crew, part, retire
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._answering: set[int] = set()  # who serve, as far as one can see: one that stands still may not
         self._own, self._is_ending = own, is_ending
         program.workers = CrewView(crew, self.refresh)
         program.checks.update(self._checks())
 
-    async def refresh(self) -> None:
-        """Ask them anew; what is said and the checks are of this moment then."""
+    async def refresh(self, *names: str) -> None:
+        """Ask them anew, for what they offer under these names too; what is said and the checks are of this moment
+        then."""
+        self._answering = {worker.number for worker in await self._crew.look([self._part, *names])}
+        for word in self._crew.last_words(self._part):
+            self._retire(self._decoder.decode(word.data))
         self.said = [
-            (worker.number, msgspec.msgpack.decode(offers[self._part], type=self._kind))
-            for worker, offers in await self._crew.ask("offers", [self._part])
-            if self._part in offers
+            (worker.number, self._decoder.decode(worker.said[self._part]))
+            for worker in self._crew.ready
+            if self._part in worker.said
         ]
         self._program.checks.clear()
         self._program.checks.update(self._checks())
@@ -91,7 +100,7 @@ class Whole(Generic[Told]):
     def _checks(self) -> dict[str, Check]:
         """Ready means: one of the workers is. What is not well with another shows in the reasons."""
         checks: dict[str, Check] = {**self._own, "workers": self._check_workers}
-        said = [(number, one.checks) for number, one in self.said]
+        said = [(number, one.checks) for number, one in self.said if number in self._answering]
         for name in dict.fromkeys(name for _, one in said for name in one):
             checks.setdefault(name, partial(unite, name, said))
         return checks
@@ -99,8 +108,8 @@ class Whole(Generic[Told]):
     def _check_workers(self) -> tuple[bool, str]:
         if self._is_ending():
             return False, "shutting down"
-        is_served = any(is_ready(one.checks) for _, one in self.said)
-        return is_served, f"{len(self._crew.ready)} of {self._crew.count} workers serve"
+        answering = [one for number, one in self.said if number in self._answering]
+        return any(is_ready(one.checks) for one in answering), f"{len(answering)} of {self._crew.count} workers serve"
 
 
 class WorkerPages(dict[str, Page]):
@@ -120,8 +129,9 @@ class WorkerPages(dict[str, Page]):
         wanted = [part[7:] for part in request.query.split("&") if part.startswith("worker=")]
         chosen = [one for one in ready if not wanted or str(one.number) == wanted[0]]
         try:
-            answer = await chosen[0].channel.call("page", [request.path, request.query, request.headers])
-        except (IndexError, ChannelLost):
+            with trio.fail_after(ASK_SECONDS):
+                answer = await chosen[0].channel.call("page", [request.path, request.query, request.headers])
+        except (IndexError, ChannelLost, trio.TooSlowError):
             return PageAnswer(503, b"no such worker is there now\n")
         return PageAnswer(*answer) if answer else no_such_page(self)
 

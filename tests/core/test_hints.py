@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tunnel.core.hints import MAX_PEEK, alpn_names, wanted_worker, worker_of
+from tunnel.core.hints import MAX_NAMES, MAX_PEEK, alpn_names, wanted_worker, worker_of
 from tunnel.net import Socket
 
 
@@ -48,6 +48,16 @@ def test_the_alpn_name_of_a_client_hello() -> None:
     assert worker_of(client_hello("x-tunnel-worker/")) is None
     assert worker_of(client_hello("http/1.1")) is None
     assert worker_of(client_hello()) is None
+
+
+def test_so_many_names_and_no_empty_ones() -> None:
+    """A record has room for 16,000."""
+    names = [f"p{at}" for at in range(MAX_NAMES - 1)]
+    assert worker_of(client_hello(*names, "x-tunnel-worker/3", "z")) == 3
+    assert worker_of(client_hello(*names, "z", "x-tunnel-worker/3")) is None
+    assert len(alpn_names(client_hello(*names, *names))) == MAX_NAMES
+    whole = client_hello("http/1.1", "x", "x-tunnel-worker/3")
+    assert alpn_names(whole.replace(b"\x01x\x11", b"\0x\x11")) == [b"http/1.1"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tunnel.net import Socket
 
 ALPN = b"x-tunnel-worker/"
 MAX_PEEK = 16 * 1024 + 5  #: a record of TLS, the longest that is looked at
+MAX_NAMES = 16  #: ALPN names that are looked at
 _HANDSHAKE, _CLIENT_HELLO, _ALPN_EXTENSION = 22, 1, 16
 _QUERY = re.compile(rb"GET [^\s?]*\?(?:[^\s]*&)?worker=(\d{1,4})(?:&[^\s]*)? HTTP/1")
 
@@ -87,11 +88,12 @@ def alpn_names(record: bytes) -> list[bytes]:
 
 
 def _names(data: bytes) -> list[bytes]:
-    names = []
-    while data:
-        size = data[0]
-        names.append(data[1 : 1 + size])
-        data = data[1 + size :]
+    names: list[bytes] = []
+    at = 0
+    while at < len(data) and data[at] and len(names) < MAX_NAMES:  # an empty name is none (RFC 7301, 3.1)
+        end = at + 1 + data[at]
+        names.append(data[at + 1 : end])
+        at = end
     return names
 
 

@@ -21,7 +21,7 @@ def test_two_agents_of_one_name_do_not_overwrite_each_other() -> None:
     reports.end("acme", "laptop", "c3")
     assert texts(reports) == {"b": (b"of b", True)}
     reports.end("acme", "laptop", "c2")
-    assert texts(reports) == {"b": (b"of b", False)}  # the last of the name stays for a day
+    assert texts(reports) == {"b": (b"", False)}  # the last of the name stays for a day, but nothing of what it said
     reports.begin("acme", "laptop", "c4", "c")
     assert texts(reports) == {"c": (b"", True)}
 

@@ -67,6 +67,8 @@ class Reports:
         report.connected, report.at = False, self._clock()
         if any(one.connected for one in reports.values()):
             del reports[instance]
+        else:
+            report.text = b""  # nobody asks what one that is gone has said: it is kept for a day only to be listed
 
     def all(self) -> list[AgentReport]:
         now = self._clock()

@@ -36,7 +36,18 @@ def test_what_may_be_missing_and_what_is_unknown() -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"{}", b"null", b"[]", b"\xff", b'{"reason":1,"text":""}', b"[" * 50_000, b'{"reason":"\xff","text":""}'],
+    [
+        b'{"new":' + b"[" * 50_000,
+        b'{"new":' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+        b"",
+        b"{}",
+        b"null",
+        b"[]",
+        b"\xff",
+        b'{"reason":1,"text":""}',
+        b"[" * 50_000,
+        b'{"reason":"\xff","text":""}',
+    ],
 )
 @pytest.mark.parametrize("kind", [Hello, Welcome, RefusedMessage])
 def test_what_is_not_such_a_message_is_refused_without_quoting_it(kind: type, payload: bytes) -> None:

@@ -336,7 +336,7 @@ class Gate:
         if frames.VERSION not in hello.versions:
             raise Refused(
                 "version",
-                f"this core speaks link protocol {frames.VERSION}, the agent {hello.versions}: "
+                f"this core speaks link protocol {frames.VERSION}, and the agent does not: "
                 f"install the agent of release {__version__}",
             )
         if self.is_draining:

@@ -86,7 +86,7 @@ def decode(kind: type[T], payload: bytes) -> T:
     """Raises WireError when the payload is not such a message; the text never quotes it."""
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise WireError(f"a {kind.__name__} message could not be read") from None
 
 

@@ -89,6 +89,28 @@ async def test_the_head_as_the_service_gets_it() -> None:
         assert heads[1] == b"GET / HTTP/1.1\r\nHost: a.localhost\r\ntraceparent: mine\r\n\r\n"
 
 
+async def test_what_a_hostile_core_says_of_a_request_brings_nothing_into_it() -> None:
+    heads: list[bytes] = []
+
+    async def look(peer: Peer) -> None:
+        while True:
+            heads.append(await peer.head())
+            await peer.send(HELLO)
+
+    async with rig(look) as app:
+        for bad in (
+            b"b3: 1\nX-Injected: yes", b"b3: 1\rX-Injected: yes", b"b3: 1\n\nGET /smuggled HTTP/1.1\nHost: admin\n\nx",
+            b"transfer-encoding: chunked", b"content-length: 5", b"host: other", b"cookie: a", b"x y:z: 1", b"b3: a\0b",
+            b"request-id: a\nb", b": a", b"b3", b"b3:1", b"b3:  1", b"B3: 1",
+        ):  # fmt: skip
+            await app.ask(context=b"request-id: r-1\r\n" + bad + b"\r\ntracestate: \r\nx-b3-traceid: a b\r\n")
+            assert heads.pop() == b"GET / HTTP/1.1\r\nHost: a.localhost\r\ntracestate: \r\nx-b3-traceid: a b\r\n\r\n"
+            visit, _ = await app.done()
+            assert visit.request_id == "r-1"
+            app.streams.clear()
+            app.locals.clear()
+
+
 @pytest.mark.parametrize("setting", ["local", "app.test:3000"])
 async def test_the_host_that_the_service_wants(setting: str) -> None:
     """In place of the visitor's, in every kind of request; the other fields still say what the visitor typed."""

@@ -24,6 +24,7 @@ from tunnel.errors import BY_CODE, OUTCOMES, Failure
 from tunnel.handler import Layer, wrap
 from tunnel.http.client import Service
 from tunnel.http.forwarded import Forwarded, read_forwarded
+from tunnel.http.heads import VALUE
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.workers import Cancellable
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
 log = get_logger("tunnel.agent")
 
+#: what a context may bring into requests, for it comes from the core and nobody else has looked at it
+_CONTEXT_LINE = re.compile(
+    rb"(request-id|traceparent|tracestate|baggage|b3|x-b3-(?:traceid|spanid|parentspanid|sampled|flags)): ("
+    + VALUE
+    + rb")"
+)
 _USUAL_CONTEXT = re.compile(rb"request-id: ([!-~]*)\r\n(?:traceparent: ([!-~]*)\r\n)?")
 NO_TEXT = b"OK\r\n"
 
@@ -228,9 +235,11 @@ def _read_context(visit: ServedStream, context: bytes) -> None:
         if traceparent is not None:
             visit.headers["traceparent"] = traceparent.decode("ascii")
         return
-    for line in context.decode("latin-1").split("\r\n"):
-        name, found, value = line.partition(": ")
+    for line in context.split(b"\r\n"):
+        if (match := _CONTEXT_LINE.fullmatch(line)) is None:
+            continue
+        name, value = match[1].decode("ascii"), match[2].decode("latin-1")
         if name == "request-id":
             visit.request_id = value
-        elif found:
+        else:
             visit.headers[name] = value

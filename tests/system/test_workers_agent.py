@@ -6,11 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from crewing import Visitors, pids, wait_links
-from running import RunningAgent, RunningCore, poll
+from running import Program, RunningAgent, RunningCore, address, poll
 from service import Service
 from visiting import Connection
 from watching import get, run_agent, sample, samples
@@ -140,6 +141,22 @@ def test_it_stops_politely(
     assert len(agent.find("draining")) == len(agent.find("stopped")) == 1
     for visitor in waiting:
         visitor.close()
+
+
+def test_it_stops_before_it_has_found_a_core(ending: ExitStack) -> None:
+    agent = Program(
+        "agent",
+        ["-m", "tunnel.agent", "-log-json", "-server=127.0.0.1:1", "-tls=false", "-local=9",
+         "-metrics-addr=127.0.0.1:0", TWO],
+        {"AGENT_TOKEN": "tt_x"},
+    )  # fmt: skip
+    ending.callback(agent.close)
+    metrics = address(agent.wait_for("metrics and health")["url"])
+    agent.wait_for("connection failed", timeout=30)
+    poll(lambda: sample(metrics, "agent_workers_active") == 2, "both are there", 20)
+    agent.terminate()
+    assert agent.wait(10) == 0
+    assert not agent.find("crashed") and not agent.find("worker ended")
 
 
 def test_its_workers_end_without_it(start_core: Start, start_agent: StartAgent, start_service: StartService) -> None:

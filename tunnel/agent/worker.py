@@ -32,6 +32,16 @@ def work() -> int:
         return 2
 
 
+class _Up(trio.TaskStatus[None]):
+    """Has the supervisor told of the first link, if there ever is one."""
+
+    def __init__(self, nursery: trio.Nursery, member: Member) -> None:
+        self._nursery, self._member = nursery, member
+
+    def started(self, value: None = None) -> None:
+        self._nursery.start_soon(self._member.tell, "up")
+
+
 async def _work(place: Place) -> int:
     member = Member(place)
     code = 0
@@ -52,9 +62,8 @@ async def _work(place: Place) -> int:
                 nursery.start_soon(member.tell, "ready")
             else:
                 await member.tell("ready")  # until the first one has a link
-            async with open_pair() as running:
-                await running.start(agent.run)
-                await member.tell("up")
+            async with open_pair() as telling:
+                await agent.run(task_status=_Up(telling, member))
         except Stopped as exc:
             code = 1
             await member.tell("stopped", [str(exc), exc.reason])

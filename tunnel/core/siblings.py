@@ -190,7 +190,11 @@ class Siblings:
         try:
             refused = await self._channel.call("admit", [account_id, instance, connection_id, limit, most])
         except ChannelLost as exc:
+            self.drop(connection_id)
             raise Refused("unavailable", str(exc)) from exc
+        except BaseException:  # given up: it may be counted by now, and nobody is to use it
+            self.drop(connection_id)
+            raise
         if refused is not None:
             raise Refused(*refused)
 

@@ -308,6 +308,45 @@ async def test_a_shaped_download_is_not_taken_for_a_silent_service() -> None:
         assert request.stream.failure is None
 
 
+@pytest.mark.parametrize("how", ["no body", "a page of ours", "trailers only", "an interim answer first"])
+async def test_a_small_body_passes_its_accounts_bandwidth_whatever_the_answer(
+    how: str, autojump_clock: trio.abc.Clock
+) -> None:
+    async def agent(stream: Stream) -> None:
+        if how == "a page of ours":
+            stream.reset("timeout", "it took too long")
+            return
+        if how == "an interim answer first":
+            respond(stream, b"", False, status=103)
+        if how == "trailers only":
+            respond(stream, b"", False, length=UNKNOWN)
+            stream.finish(b"X-End: 1\r\n")
+        else:
+            respond(stream, status=204, length=NO_BODY)
+
+    async with core() as app:
+        slow = Account("slow", "slow", Limits(bandwidth_bytes_per_second=1000))
+        await app.agent(agent, account=slow)
+        began = trio.current_time()
+        visitor = app.visitor()
+        await visitor.send(head("POST", "/", "app.example.com", "Content-Length: 9000") + bytes(9000))
+        assert (await visitor.answer("POST")).status == (
+            504 if how == "a page of ours" else 200 if "trailers" in how else 204
+        )
+        assert 8 < trio.current_time() - began < 10
+
+
+async def test_a_visitor_who_leaves_while_its_answer_is_put_off_holds_nothing_up() -> None:
+    async with core() as app:
+        await app.agent(hello, account=Account("slow", "slow", Limits(bandwidth_bytes_per_second=100)))
+        visitor = app.visitor()
+        await visitor.send(head("POST", "/", "app.example.com", "Content-Length: 9000") + bytes(9000))
+        await until(lambda: app.door.visitors and (request := app.only_visitor().request) and request.gone is not None)
+        visitor.socket.abort()
+        app.tick(1)
+        assert (await app.finished()).outcome == "visitor_aborted"
+
+
 async def test_internal_errors_are_ours(caplog: pytest.LogCaptureFixture) -> None:
     async with core() as app:
         app.names.broken = OSError(errno.EIO, "the store is on fire")

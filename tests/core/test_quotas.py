@@ -193,6 +193,19 @@ def test_a_pause_buys_a_quarter_of_a_second(make: Any, ticks: Any) -> None:
     assert account.take_bytes(0, 0) == pytest.approx(1.0)
 
 
+def test_who_comes_while_much_is_owed_is_refused_and_adds_nothing(make: Any, ticks: Any) -> None:
+    account = make(bandwidth_bytes_per_second=1000)
+    account.take_bytes(9000, 1000)
+    account.admit_request()
+    assert account.take_bytes(1000, 0) == pytest.approx(10.75)
+    failure = refused(account)
+    assert (failure.quota, failure.text) == ("bandwidth", "The limit of 1000 bytes a second is reached.")
+    assert failure.retry_after == pytest.approx(0.75)
+    assert account.exceeded == {"connection": 0, "bandwidth": 1, "requests": 0}
+    ticks.now += 0.76
+    account.admit_request()
+
+
 def test_small_debts_are_kept_not_waited_for(make: Any) -> None:
     account = make(bandwidth_bytes_per_second=1_000_000)
     account.take_bytes(250_000, 0)

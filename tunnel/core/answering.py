@@ -12,7 +12,7 @@ from time import monotonic
 import trio
 
 from tunnel.core.joining import join
-from tunnel.core.request import FOREVER, Request, RequestStream, pause
+from tunnel.core.request import FOREVER, Request, RequestStream, owed, pause
 from tunnel.core.visitor import BODY, RAW
 from tunnel.errors import Failure
 from tunnel.http.heads import check_relayed, check_trailers, is_among, upgrade_of
@@ -53,6 +53,8 @@ class Answerer:
             response = await self._final(request, stream)
             self._note(request, response)
         assert isinstance(response, Response)
+        if delay := owed(request):
+            await pause(request, delay)
         if response.status == 101:
             await self._upgraded(visit, response)
             return
@@ -78,7 +80,7 @@ class Answerer:
         if status == 101:
             return False
         if has_no_body(request.method.encode(), status):
-            data = self._compose(request, response, bodiless=True)
+            data, visit.delay = self._compose(request, response, bodiless=True), owed(request)
         elif stream.ended and not stream.trailers and stream.inbox_bytes <= SMALL_BODY:
             data, visit.delay = self._whole(request, stream, response)
         else:
@@ -99,8 +101,8 @@ class Answerer:
         """What `answer_nowait` could not send, now or at all."""
         request = visit.request
         if visit.delay:
+            await pause(request, visit.delay)  # still in the phase in which we look whether the visitor is there
             request.visitor.begin(BODY, self._idle_timeout)
-            await pause(request, visit.delay)
         request.head_written = True
         request.visitor.phase = BODY
         await self._write_rest(request, visit.unsent, 0)
@@ -239,6 +241,8 @@ class Answerer:
 
     async def write_last(self, request: Request, data: bytes) -> None:
         """An answer of our own, head and body."""
+        if delay := owed(request):
+            await pause(request, delay)
         request.visitor.begin(BODY, self._idle_timeout)
         await self._write_head(request, data)
 

@@ -382,7 +382,9 @@ class Exchanger:
         if visit.body and not request.bytes_in:  # not again on a second link
             request.bytes_in = len(visit.body)
             assert request.account is not None
-            request.account.take_bytes(request.bytes_in, 0)  # what it owes is waited for with the answer
+            delay = request.account.take_bytes(request.bytes_in, 0)
+            if delay:
+                request.owed_until = monotonic() + delay  # waited for with the answer
         request.stream = stream  # type: ignore[assignment]  # the link's own kind
         visit.stream_id = stream.id
         request.marks["opened"] = monotonic()

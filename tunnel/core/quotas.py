@@ -22,6 +22,9 @@ from tunnel.handler import QuotaStatistics
 BURST = 0.25
 #: shorter waits are not asked for; the debt stays, so the rate holds
 MIN_WAIT = 0.005
+#: seconds of an account's bandwidth that may be owed before its next requests are refused: nobody waits for longer, but
+#: for what those under way add
+MAX_DEBT = 10.0
 #: months other than the present one whose use is kept in mind
 MONTHS = 2
 #: links of one agent at one process of the core: as many as it may have workers
@@ -176,6 +179,7 @@ class Account:
         self._requests_paid = self._bytes_paid = -math.inf
         self._is_limited = (
             limits.requests_per_second is not None
+            or limits.bandwidth_bytes_per_second is not None
             or limits.requests_per_month is not None
             or limits.bandwidth_bytes_per_month is not None
         )
@@ -265,10 +269,14 @@ class Account:
         month = limits.bandwidth_bytes_per_month
         if month is not None and self.month_bytes >= month:
             raise self._fail("bandwidth", f"The limit of {month} bytes a month is reached.", self._month_end - wall)
+        now = self._monotonic()
+        bandwidth = limits.bandwidth_bytes_per_second
+        if bandwidth is not None and self._bytes_paid - now > MAX_DEBT:
+            text = f"The limit of {bandwidth} bytes a second is reached."
+            raise self._fail("bandwidth", text, self._bytes_paid - now - MAX_DEBT)
         rate = limits.requests_per_second
         if rate is None:
             return
-        now = self._monotonic()
         burst = limits.requests_burst if limits.requests_burst is not None else 2 * rate
         paid = max(self._requests_paid, now) + self._request_cost
         wait = paid - now - max(1.0, burst) * self._request_cost

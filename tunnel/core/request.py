@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import trio
@@ -47,6 +48,8 @@ class Request(RequestVisit, kw_only=True):
     opened: RequestStream | None = None  # then: its stream, of which they know too
     reading: bool = False  # waits for the visitor's body
     writing: bool = False  # waits for the visitor to take bytes
+    owed_until: float = 0.0  # its body was small, and passes its account's bandwidth only then (monotonic seconds)
+    gone: trio.Event | None = None  # for a `pause`: it was aborted
 
     @property
     def is_waiting_for_100(self) -> bool:
@@ -56,6 +59,8 @@ class Request(RequestVisit, kw_only=True):
     def abort(self, text: str) -> None:
         """The visitor is gone: end the work at the agent."""
         self.aborted = text
+        if self.gone is not None:
+            self.gone.set()
         if self.stream is not None:
             self.stream.reset("visitor_aborted", text)
         self.visitor.socket.abort()
@@ -119,6 +124,18 @@ def make_stream(request: Request, protocol: str, agent: AgentLink, tunnel: Tunne
 
 
 async def pause(request: Request, delay: float) -> None:
-    """Wait, seconds, as the account's bandwidth asks; that is nobody's time-out."""
+    """Wait, seconds, as the account's bandwidth asks; that is nobody's time-out. Raises trio.BrokenResourceError when
+    the visitor leaves."""
     request.visitor.deadline += delay
-    await trio.sleep(delay)
+    if request.gone is None:
+        request.gone = trio.Event()
+    if not request.aborted:
+        with trio.move_on_after(delay):
+            await request.gone.wait()
+    if request.aborted:
+        raise trio.BrokenResourceError(request.aborted)
+
+
+def owed(request: Request) -> float:
+    """Seconds for which its answer, whatever it is, still has to wait for what its own body owes."""
+    return max(0.0, request.owed_until - monotonic()) if request.owed_until else 0.0

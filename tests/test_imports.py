@@ -19,7 +19,7 @@ BOTH = {"tunnel.core", "tunnel.agent"}  # programs that run a core and an agent 
 SHARED = {
     "tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.net", "tunnel.plugins", "tunnel.config",
     "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify", "tunnel.workers",
-    "tunnel.front", "tunnel.interrupts", "tunnel.listening", "tunnel.observers", "tunnel.ready",
+    "tunnel.front", "tunnel.interrupts", "tunnel.listening", "tunnel.observers", "tunnel.ready", "tunnel.tls",
 }  # fmt: skip
 
 ARROWS: dict[str, set[str]] = {
@@ -31,7 +31,8 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.notify": set(),
     "tunnel.sample": set(),
     "tunnel.log": set(),
-    "tunnel.net": set(),
+    "tunnel.tls": set(),
+    "tunnel.net": {"tunnel.tls"},
     "tunnel.listening": {"tunnel.errors", "tunnel.net"},
     "tunnel.config": {"tunnel", "tunnel.errors"},
     "tunnel.wire": {"tunnel.errors"},

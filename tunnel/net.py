@@ -1,8 +1,7 @@
 """Sockets on Trio: dial, and a stream that tries before it waits. (Listening: tunnel/listening.py.)
 
 On loopback and on busy links the bytes are usually there already, so `recv` and `send` go to the kernel first and only
-then wait (`trio.lowlevel.wait_readable`). Plain sockets and `ssl.SSLSocket` go through the same code: a non-blocking
-SSLSocket is faster than an SSL object with memory buffers and needs no second class.
+then wait (`trio.lowlevel.wait_readable`). Plain sockets and those under TLS (tunnel/tls.py) go through the same code.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
+
+from tunnel.tls import TlsSocket
 
 RECV_SIZE = 64 * 1024
 TLS_RECORD = 16 * 1024  #: bytes in a record at most (RFC 8446, 5.1)
@@ -234,7 +235,7 @@ class Socket(trio.abc.HalfCloseableStream):
         """End our direction. Over TLS that sends close_notify: False where the kernel has no room for it now."""
         self._ended = True
         try:
-            if isinstance(self.sock, ssl.SSLSocket):
+            if isinstance(self.sock, TlsSocket):
                 # The first call sends our close_notify and then wants the other's, which we need not wait for.
                 self.sock.unwrap()
             else:
@@ -320,7 +321,7 @@ class Socket(trio.abc.HalfCloseableStream):
         """Whether a read may find something: bytes, the end, or under TLS a message that is none for us."""
         if self.has_rest:
             return True
-        if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+        if isinstance(self.sock, TlsSocket) and self.sock.has_waiting:
             return True
         if not hasattr(select, "poll"):
             return True
@@ -347,7 +348,7 @@ class Socket(trio.abc.HalfCloseableStream):
 
     async def handshake(self) -> None:
         """The TLS handshake; nothing on a plain socket. Raises ssl.SSLError, trio.BrokenResourceError."""
-        if not isinstance(self.sock, ssl.SSLSocket):
+        if not isinstance(self.sock, TlsSocket):
             return
         while True:
             try:
@@ -451,21 +452,14 @@ def socket_of(number: int) -> Socket:
 def with_tls(stream: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> Socket:
     """The same connection under TLS; `handshake()` comes next.
 
-    Raises trio.BrokenResourceError when the other end has reset it already; the connection is closed then. ssl would
-    look for the peer itself, and forget to close what it has made of the socket when there is none.
+    Raises trio.BrokenResourceError when the other end has reset it already; the connection is closed then.
     """
     try:
         stream.sock.getpeername()
-        wrapped = context.wrap_socket(
-            stream.sock,
-            server_side=server_side,
-            do_handshake_on_connect=False,
-            server_hostname=None if server_side else server_name,
-        )
     except OSError as exc:
         stream.close()
         raise trio.BrokenResourceError(str(exc)) from exc
-    return Socket(wrapped)
+    return Socket(TlsSocket(stream.sock, context, server_side=server_side, server_name=server_name))
 
 
 def address_text(address: Any) -> str:

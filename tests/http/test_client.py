@@ -16,6 +16,7 @@ from tunnel.errors import Failure
 from tunnel.http import client
 from tunnel.http.client import IDLE_TIMEOUT, MAX_IDLE, SWEEP, Service
 from tunnel.net import Socket, dial
+from tunnel.tls import TlsSocket
 
 
 class Clock:
@@ -230,7 +231,7 @@ def server_context(authority: trustme.CA, name: str) -> ssl.SSLContext:
 async def test_tls_to_loopback_takes_any_certificate(authority: trustme.CA, clock: Clock) -> None:
     async with service(server_context(authority, "some.example")) as (made, accepted):
         socket = await made.connect()
-        assert isinstance(socket.sock, ssl.SSLSocket)
+        assert isinstance(socket.sock, TlsSocket)
         await (await reach(accepted, 1)).send_all(b"hello")
         with trio.fail_after(10):
             assert await socket.recv() == b"hello"

@@ -12,6 +12,7 @@ import trio_websocket
 from tunnel.config import AgentSettings
 from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.net import Socket, dial, reason_of, with_tls
+from tunnel.tls import TlsSocket
 
 
 def tls_context(settings: AgentSettings, worker: int | None = None) -> ssl.SSLContext | None:
@@ -67,8 +68,8 @@ async def secure(socket: Socket, context: ssl.SSLContext, host: str, settings: A
         raise
     if settings.server_fingerprint:
         sock = secured.sock
-        assert isinstance(sock, ssl.SSLSocket)
-        found = hashlib.sha256(sock.getpeercert(binary_form=True) or b"").hexdigest()
+        assert isinstance(sock, TlsSocket)
+        found = hashlib.sha256(sock.getpeercert() or b"").hexdigest()
         if not hmac.compare_digest(found, plain_fingerprint(settings.server_fingerprint)):
             secured.close()
             raise TunnelError(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import random
 import socket as stdlib_socket
-import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +144,7 @@ class Siblings:
         data = head_bytes(request.head) + visitor.buffer
         message = [number, visitor.address, visitor.proto, data, visitor.hops + 1]
         try:
-            if not isinstance(visitor.socket.sock, ssl.SSLSocket):
+            if visitor.socket.is_plain:
                 self._channel.tell("visitor", message, [os.dup(visitor.socket.sock.fileno())])
                 visitor.socket.close()
                 return True

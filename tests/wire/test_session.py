@@ -580,3 +580,30 @@ def test_numbers_grow_with_gaps_allowed(pair: Pair) -> None:
     assert all(before < after for before, after in pairwise(numbers))
     with pytest.raises(WireError):
         pair.agent.receive(frames.frame(frames.OPEN, 999, frames.pack_open(OPEN)))
+
+
+@pytest.mark.parametrize(
+    ("stream_window", "link_window"),
+    [(2**20, 2**25), (2**20, 2**22), (2**20, 2**21), (2**20, 2**20), (2**22, 2**23), (2**17, 2**17), (2**16, 2**16)],
+)
+@pytest.mark.parametrize("stopped", [0, 1, 3])
+def test_large_bodies_arrive_whatever_the_windows(
+    pair: Pair, stream_window: int, link_window: int, stopped: int
+) -> None:
+    """Also past others whose consumers have stopped."""
+    for end in (pair.core, pair.agent):
+        end.set_windows(stream_window, link_window)
+    pairs = [pair.open() for _ in range(stopped + 1)]
+    for _, there in pairs:
+        pair.agent.respond(there, OK)
+    for _, there in pairs[:stopped]:
+        pair.agent.send_data(there, b"x" * min(FLOOR // 2, pair.agent.sendable(there)))
+    stream, there = pairs[-1]
+    sent = taken = 0
+    while taken < 3 * link_window:
+        sent += fill(pair.agent, there, 3 * link_window - sent)
+        pair.flow()
+        part = pair.core.next_part(stream)
+        assert part, f"{taken} of {3 * link_window} bytes, then both wait"
+        taken += len(part)
+        pair.flow()

@@ -288,8 +288,8 @@ class Session:
     def _set_short(self, is_short: bool) -> None:
         """While little is left of the link's window every bit of credit counts, else few frames do."""
         self._is_short = is_short
-        self._return_at = EARLY if is_short else self._window.stream // 4
-        self._link_return_at = EARLY_LINK if is_short else self._window.link // 8
+        self._return_at = EARLY if is_short else self._window.step
+        self._link_return_at = min(EARLY_LINK, self._window.link // 8) if is_short else self._window.link // 8
 
     # Taking what came -----------------------------------------------------------------------------------------
 

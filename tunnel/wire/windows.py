@@ -29,6 +29,12 @@ class Windows(NamedTuple):
         return self.link // 2
 
     @property
+    def step(self) -> int:
+        """A stream's credit goes back in steps of this: no more than its share while the link's window is not short,
+        or the sender waits for credit that the receiver does not give back yet."""
+        return max(EARLY, min(self.stream // 4, self.link // 64))
+
+    @property
     def short(self) -> int:
         """A receiver with less than this left gives credit back early (a sender's share may be small by now)."""
         return self.kept + self.link // 16

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from tunnel import __version__
-from tunnel.interrupts import quietly
+from tunnel.interrupts import leave, quietly
 
 USAGE = """\
 Usage: python -m tunnel up [PORT or URL]    try it: core and agent in one, on this machine
@@ -53,4 +53,4 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from tunnel.log import Logger
@@ -12,6 +14,12 @@ if TYPE_CHECKING:
 ADVICE = "a second signal ends it at once"
 PERIOD = 5.0  #: seconds between two words on a drain
 INTERRUPTED = 130  #: exit code, as a shell gives it to a program that SIGINT has ended
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. A Ctrl-C too many, while the interpreter puts things away, changes nothing of how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 class Terminal:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunnel.interrupts import ADVICE, quietly
+from tunnel.interrupts import ADVICE, leave, quietly
 from tunnel.workers import VARIABLE
 
 if TYPE_CHECKING:
@@ -133,4 +133,4 @@ async def _serve(agent: Agent | Supervisor, log: Logger) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

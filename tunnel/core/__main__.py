@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tunnel.interrupts import quietly
+from tunnel.interrupts import leave, quietly
 from tunnel.workers import VARIABLE
 
 if TYPE_CHECKING:
@@ -144,4 +144,4 @@ async def _serve(core: Core | Supervisor) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

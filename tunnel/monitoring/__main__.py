@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from tunnel.interrupts import quietly
+from tunnel.interrupts import leave, quietly
 
 USAGE = """\
 Usage: python -m tunnel.monitoring up [PORT or URL]    a tunnel on this machine, with Prometheus and Alertmanager
@@ -37,4 +37,4 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -181,6 +181,8 @@ UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout",
 
 #: with these an agent says that nothing of the request was given to the local service (SPEC.md, Outcomes in RESET)
 UNSENT = frozenset({"local_refused", "overloaded", "no_tunnel"})
+#: what an agent can know; with any other outcome it has merely given the stream up, and blames nobody else for that
+OF_AGENTS = UNSENT | {"ok", "bad_request", "local_broken", "timeout", "link_lost"}
 
 #: why the core refuses a link: the label of tunnel_authentication_failures_total, and what the agent is told
 REFUSALS = (

@@ -504,7 +504,7 @@ async def test_a_bug_costs_one_stream(caplog: pytest.LogCaptureFixture) -> None:
         return layered
 
     async with rig(polite, layers=[faulty]) as app:
-        assert (await fails(app.ask(context=b"request-id: r-bug\r\n"))).outcome == "internal"
+        assert (await fails(app.ask(context=b"request-id: r-bug\r\n"))).outcome == "link_lost"
         assert (await app.ask())[1] == b"hello"
     assert "stream broke" in caplog.text
 

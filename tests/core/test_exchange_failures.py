@@ -232,13 +232,17 @@ async def test_a_head_that_is_broken_off_and_a_connection_that_says_nothing() ->
 
 
 @pytest.mark.parametrize(
-    "outcome", ["local_refused", "local_broken", "timeout", "internal", "no_tunnel", "draining", "link_lost"]
+    ("said", "outcome"),
+    [
+        *((one, one) for one in ("local_refused", "local_broken", "timeout", "no_tunnel", "link_lost")),
+        *((one, "link_lost") for one in ("internal", "draining", "quota", "visitor_aborted", "no_agent")),
+    ],
 )
-async def test_what_the_agent_says_went_wrong(outcome: str) -> None:
+async def test_what_the_agent_says_went_wrong(said: str, outcome: str) -> None:
     async with core() as app:
 
         async def fail(stream: Stream) -> None:
-            stream.reset(outcome, "localhost:3000: it was so")
+            stream.reset(said, "localhost:3000: it was so")
 
         await app.agent(fail)
         assert b"localhost:3000: it was so" in (await refused(app, head(), outcome)).body

@@ -57,7 +57,7 @@ async def test_a_body_that_is_held_goes_along_and_counts_once() -> None:
         assert (made.account.bytes_in, (await made.finished()).bytes_in) == (5, 5)
 
 
-@pytest.mark.parametrize("outcome", ["local_broken", "internal", "timeout", "draining"])
+@pytest.mark.parametrize("outcome", ["local_broken", "link_lost", "timeout"])
 async def test_what_may_have_reached_the_service_stays_with_its_failure(outcome: str) -> None:
     async with core() as made:
         agents = await make(made, outcome)

@@ -451,6 +451,21 @@ def test_a_reset_overtakes_and_drops_what_is_queued_but_ok_follows_it(pair: Pair
     pair.check_credit()
 
 
+@pytest.mark.parametrize("code", range(20))
+def test_what_an_agent_can_know_is_believed(pair: Pair, code: int) -> None:
+    """And nothing else, or it could blame the visitor, or the core, for what it does itself."""
+    stream, there = pair.open()
+    pair.agent.reset(there, code, "why")
+    pair.flow()
+    known = ("ok", "bad_request", "no_tunnel", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
+    is_known = code in {OUTCOMES[name].code for name in known}
+    assert stream.failure == (code if is_known else OUTCOMES["link_lost"].code, "why")
+    stream, there = pair.open()
+    pair.core.reset(stream, code, "why")
+    pair.flow()
+    assert there.failure == (code, "why")
+
+
 def test_late_frames_of_a_stream_that_is_over_are_dropped(pair: Pair) -> None:
     stream, there = pair.open()
     pair.agent.respond(there, OK, b"late body")

@@ -11,7 +11,7 @@ from tunnel.agent.backoff import NETWORK_CAP, REFUSAL_CAP
 from tunnel.agent.client import CONNECT_TIMEOUT
 from tunnel.config import AgentSettings, CoreSettings
 from tunnel.core.gate import MAX_TUNNELS
-from tunnel.errors import ASKED_REFUSALS, FINAL_REFUSALS, LOAD_REFUSALS, OUTCOMES, REFUSALS
+from tunnel.errors import ASKED_REFUSALS, FINAL_REFUSALS, LOAD_REFUSALS, OF_AGENTS, OUTCOMES, REFUSALS
 from tunnel.http import heads, response
 from tunnel.link import link, transport
 from tunnel.wire import control, frames, session, states
@@ -109,6 +109,11 @@ def test_the_outcome_codes() -> None:
     for row in rows("Outcomes in RESET"):
         told |= {name: int(code) for code, name in zip(row[::2], row[1::2], strict=True)}
     assert told == {name: row.code for name, row in OUTCOMES.items()}
+
+
+def test_the_outcomes_that_an_agent_can_know() -> None:
+    said = SPEC.partition("From an agent a core believes")[2].partition("which an agent can know")[0]
+    assert set(said.split("`")[1::2]) == OF_AGENTS
 
 
 def test_the_refusals() -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from weakref import WeakSet
 
-from tunnel.errors import OUTCOMES, LocalWireError, WireError
+from tunnel.errors import OF_AGENTS, OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, states
 from tunnel.wire.frames import END, HEADER, Open, Response
 from tunnel.wire.held import Held
@@ -25,6 +25,8 @@ BULK_PER_MESSAGE = 64 * 1024  #: bulk in one message; more waits for the next, b
 
 LAST_ID = 0xFFFFFFFF  #: the greatest number of a stream
 SPARE_IDS = 1 << 20  #: that a link has left when it is given up for want of them: far more than it takes until then
+
+_FROM_AGENTS = frozenset(OUTCOMES[name].code for name in OF_AGENTS)
 
 # Kinds of event: (kind, stream or None, value).
 OPENED, ANSWERED, BODY, FAILED, CONTROL = "opened", "answered", "body", "failed", "control"
@@ -240,7 +242,10 @@ class Session:
             if not payload:
                 raise WireError("a RESET frame is cut off")
             text = payload[1 : 1 + frames.MAX_TEXT].decode("utf-8", "replace")
-            self._mark_failed(stream, payload[0], text)
+            code = payload[0]
+            if self._opens and code not in _FROM_AGENTS:
+                code = OUTCOMES["link_lost"].code
+            self._mark_failed(stream, code, text)
             self._forget_pending(stream)
             events.append((FAILED, stream, None))
 

@@ -114,6 +114,8 @@ def test_bounds(outcome: str) -> None:
     assert read(one * fit + b"0\r\n\r\n", outcome)[0] == b"x" * fit
     assert refusal(one * (fit + 1) + b"0\r\n\r\n", outcome)
     assert refusal(b"0\r\nA: " + b"a" * MAX_TRAILERS + b"\r\n\r\n", outcome)
+    assert refusal(b"0\r\n" + b"A:\r\n" * (MAX_TRAILERS // 4 - 1) + b"\r\n", outcome)
+    assert len(read(b"0\r\n" + b"A:\r\n" * (MAX_TRAILERS // 5) + b"\r\n", outcome)[1]) == MAX_TRAILERS // 5 * 5
     assert refusal(b"0\r\n" + b"A: b\r\n" * (MAX_TRAILERS // 6 + 1) + b"\r\n", outcome, 100)
 
 

@@ -530,7 +530,7 @@ TO_AGENT = {
     "cut open": frames.frame(frames.OPEN, 2, b"x"),
     "response to the acceptor": frames.frame(frames.RESPONSE, 1, frames.pack_response(OK)),
     "long data": frames.frame(frames.DATA, 1, bytes(MAX_DATA + 1)),
-    "long trailers": frames.frame(frames.TRAILERS, 1, bytes(frames.MAX_HEAD + 1)),
+    "long trailers": frames.frame(frames.TRAILERS, 1, bytes(frames.MAX_TRAILERS + 1)),
     "data after the end": frames.frame(frames.DATA, 1, b"", END) + frames.frame(frames.DATA, 1, b"x"),
     "end after the end": frames.frame(frames.DATA, 1, b"", END) + frames.frame(frames.TRAILERS, 1),
     "empty reset": frames.frame(frames.RESET, 1),

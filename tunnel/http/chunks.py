@@ -141,6 +141,8 @@ class Chunks:
                 raise self._failure("framing in a trailer")  # to a reader that takes trailers for fields
             lines = map(_normal, block.split(b"\r\n")[:-1])
             self.trailers = b"".join(line for line in lines if check_trailers(line))
+            if len(self.trailers) > MAX_TRAILERS:  # as they travel, with a space in each line
+                raise self._failure("too many trailer fields")
         self.rest = data[end + 2 :]
         self.ended = True
         self._state = self._is_over

@@ -48,6 +48,7 @@ MAX_MESSAGE = 1024 * 1024
 MAX_FRAMES = 4096  #: in one message: each costs work, however small it is
 MAX_DATA = 64 * 1024  #: one DATA frame; larger bodies are cut and interleaved
 MAX_HEAD = 128 * 1024  #: request or response head in a frame
+MAX_TRAILERS = 16 * 1024
 MAX_CONTEXT = 16 * 1024
 MAX_TEXT = 1024  #: reason text in RESET and GOAWAY
 MAX_INTERIMS = 32  #: interim responses of a stream that wait to be taken

@@ -159,7 +159,7 @@ class Session:
             stream.inn = states.after_receiving(stream.inn, states.INTERIM)
             if body or flags & END:
                 raise WireError("an interim RESPONSE has a body or an end")
-            waiting = sum(len(one.head) for one in stream.interims)
+            waiting = sum(len(one.head) for one in stream.interims) + len(response.head)
             if (
                 len(stream.interims) >= frames.MAX_INTERIMS or waiting > frames.MAX_HEAD
             ):  # the local service's doing, so it costs this stream only
@@ -227,7 +227,7 @@ class Session:
 
     def _receive_trailers(self, events: list[Event], stream_id: int, payload: bytes) -> None:
         stream = self._find(stream_id)
-        if len(payload) > frames.MAX_HEAD:
+        if len(payload) > frames.MAX_TRAILERS:
             raise WireError("a TRAILERS frame is too long")
         if stream is not None:
             stream.inn = states.after_receiving(stream.inn, states.FINISH)
@@ -407,7 +407,7 @@ class Session:
 
     def send_trailers(self, stream: Stream, fields: bytes) -> None:
         """End our half with trailer fields. Raises LocalWireError."""
-        if len(fields) > frames.MAX_HEAD:
+        if len(fields) > frames.MAX_TRAILERS:
             raise LocalWireError("trailer fields are longer than the link carries")
         stream.out = states.after_sending(stream.out, states.FINISH)
         self._queue_in_order(stream, frames.frame(frames.TRAILERS, stream.id, fields))

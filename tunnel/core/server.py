@@ -100,7 +100,7 @@ class Core:
         self._inherited = inherit(os.environ) if member is None else _handed(member)
         self._member = member
         self._siblings = None if member is None else Siblings(member, self.registry, member.orders["count"])
-        self._held = Held(self._part(settings.max_buffer))
+        self._held = Held(self._part(settings.max_buffer), monotonic)
         self._is_handed_over = False  # a successor goes on: agents are with it, kept connections have a moment
         self._told = trio.Event()  # the supervisor wants no more to be accepted
         self._is_closed = trio.Event()  # nothing is accepted any more

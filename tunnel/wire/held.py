@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Protocol
 from weakref import WeakSet
 
@@ -21,6 +20,10 @@ from tunnel.wire.windows import FLOOR
 LOOK = 1.0  #: seconds from one look at all streams to the next
 STOPPED = 2  #: stands for a stream that did not move from one look to the next, nor since
 BATCH = 32  #: streams chosen at once: choosing takes a look at all
+
+
+def _standing() -> float:
+    return 0.0
 
 
 class Holder(Protocol):
@@ -34,12 +37,13 @@ class Holder(Protocol):
 class Held:
     """Bytes held now, and the most there may be (0: any number). `refused`: streams given up because of it.
 
-    alarm: from here on `check` wants to be called with each part that comes (0: never).
+    alarm: from here on `check` wants to be called with each part that comes (0: never). clock: seconds; where it stands
+    still it is not seen whose reader has stopped.
     """
 
     __slots__ = ("_clock", "_looked", "alarm", "bytes", "holders", "most", "refused")
 
-    def __init__(self, most: int = 0, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, most: int = 0, clock: Callable[[], float] = _standing) -> None:
         self.bytes = 0
         self.most = most
         self.alarm = most - most // 4

@@ -118,7 +118,8 @@ def test_rooms_have_no_cycles() -> None:
 
 def test_the_wire_touches_nothing() -> None:
     allowed = {
-        "__future__", "collections", "collections.abc", "dataclasses", "heapq", "msgspec", "struct", "typing", "weakref",
+        "__future__", "collections", "collections.abc", "dataclasses", "heapq", "msgspec", "struct", "typing",
+        "weakref",
     }  # fmt: skip
     for module, path in modules():
         if room_of(module) == "tunnel.wire":

@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 import trio
 from inprocess import until
-from linking import socket_pair
+from linking import OPEN, socket_pair
 
 from tunnel.core.database import StoreError
 from tunnel.core.gate import MAX_TUNNELS, Gate
 from tunnel.core.limits import Rate, no_refusals
-from tunnel.core.quotas import Account, Limits
+from tunnel.core.quotas import MAX_LINKS_EACH, Account, Limits
 from tunnel.core.registry import Registry
 from tunnel.core.reports import Reports
 from tunnel.core.tokens import Grant
@@ -276,6 +276,48 @@ async def test_a_go_away_of_the_agent_takes_its_names_out_of_service() -> None:
         link.close("done")
         await until(lambda: app.links)
         assert app.links[0].outcome == "ok"
+
+
+@pytest.mark.parametrize(("streams", "lasts"), [(0, 5), (1, 30)])
+async def test_a_link_whose_agent_said_go_away_and_keeps_it_is_ended(
+    streams: int, lasts: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with rig() as app:
+        link, _ = await app.welcomed()
+        (agent,) = app.registry.links.values()
+        for _ in range(streams):
+            agent.link.session.open(OPEN)
+        began = trio.current_time()
+        link.session.control(frames.GOAWAY, control.pack_goaway("the agent stops"))
+        with trio.fail_after(60):
+            await link.ended.wait()
+        assert lasts <= trio.current_time() - began < lasts + 1
+        assert link.end_reason == "closed by the other end (1000 the agent said GOAWAY and had time to finish)"
+        await until(lambda: app.links)
+        assert app.links[0].outcome == "ok" and not app.registry.links
+
+
+async def test_links_that_only_finish_what_they_have_are_bounded_too() -> None:
+    async with rig() as app:
+        account = app.accounts.accounts["acme"] = Account("acme", "acme", Limits(max_connections=1))
+        for number in range(MAX_LINKS_EACH):
+            link, _ = await app.welcomed()
+            link.session.control(frames.GOAWAY, control.pack_goaway("the agent stops"))
+            await until(lambda: account.links == 0)
+            assert account.attached == number + 1
+        said = await app.refused()
+        assert said.reason == "connection_quota" and "still finishing" in said.text
+        assert account.exceeded["connection"] == 1
+
+
+async def test_each_link_that_is_closed_hears_why_also_where_another_serves_its_names() -> None:
+    async with rig() as app:
+        links = [(await app.welcomed())[0] for _ in range(3)]
+        app.gate.close_links("the core is shutting down")
+        with trio.fail_after(10):
+            for link in links:
+                await link.ended.wait()
+                assert link.end_reason == "closed by the other end (1000 the core is shutting down)"
 
 
 async def test_a_lost_link_is_lost() -> None:

@@ -48,6 +48,8 @@ log = get_logger("tunnel.core")
 
 MAX_TUNNELS = 100  #: tunnels one agent may ask for
 MAX_INSTANCE = 128  #: characters of an agent's instance that are kept
+FAREWELL = 5.0  #: seconds that an agent which said GOAWAY, and has no streams, has to close its link itself
+PARTING = 2.0  #: seconds for a polite close to leave
 MAX_LINK_NAME = 32  #: of what tells its links apart
 
 
@@ -107,6 +109,7 @@ class Gate:
         stream_window: int = frames.STREAM_WINDOW,
         link_window: int = frames.LINK_WINDOW,
         siblings: Siblings | None = None,
+        drain_timeout: float = 30.0,
     ) -> None:
         self.is_draining = False
         self.protocol_errors = 0
@@ -136,6 +139,7 @@ class Gate:
         self._max_link_queue = max_link_queue
         self._windows = (stream_window, link_window)
         self._siblings = siblings
+        self._drain_timeout = drain_timeout
         self._round_trips: deque[float] = deque(maxlen=10_000)
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
@@ -228,6 +232,8 @@ class Gate:
                 agent = connect.agent
                 assert agent is not None
                 await self._handle_link(agent.visit)
+                with trio.move_on_after(PARTING):  # its last words are on the way
+                    await agent.link.ended.wait()
                 nursery.cancel_scope.cancel()
         except Refused as exc:
             assert connect is not None
@@ -370,6 +376,7 @@ class Gate:
             link_name,
         )
         attached.agent, agent.is_welcomed = agent, False
+        account.check_parting()
         if siblings is None:
             account.admit_link(instance)
         else:
@@ -480,6 +487,17 @@ class Gate:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await self._accounts.release([tunnel.name for tunnel in emptied], agent.account.id)
 
+    async def _see_off(self, link: Link) -> None:
+        """End the link of an agent that said GOAWAY and does not do it: it serves nobody, and is one more to keep."""
+        with trio.move_on_after(self._drain_timeout):
+            while True:
+                await trio.sleep(FAREWELL)
+                if not link.session.streams:
+                    break
+        link.close("the agent said GOAWAY and had time to finish")
+        await trio.sleep(PARTING)
+        link.end("the agent does not read")
+
     async def _attached(self, visit: _Attached) -> None:
         """The innermost handler of a link visit: until the link ends."""
         agent = visit.agent
@@ -503,6 +521,8 @@ class Gate:
                 elif kind == frames.GOAWAY:
                     # The agent finishes what it has; new requests go to others or find no agent.
                     visit.state = "draining"
+                    if link.nursery is not None and not agent.withdrawn:
+                        link.nursery.start_soon(self._see_off, link)
                     await self._withdraw(agent)
         except trio.EndOfChannel:
             visit.outcome = "ok" if self.is_draining or agent.withdrawn else "link_lost"

@@ -209,6 +209,14 @@ class Account:
             self.exceeded["connection"] += 1
             raise Refused("connection_quota", f"this agent already has {MAX_LINKS_EACH} links here, as many as it may")
 
+    def check_parting(self) -> None:
+        """Raises Refused("connection_quota") when many of its links only finish what they have: there may be as many
+        as it may have agents, each of which has dialled again, or is one with a link to each worker."""
+        parting = self.attached - self.links
+        if parting >= max(self.link_limit, MAX_LINKS_EACH):
+            self.exceeded["connection"] += 1
+            raise Refused("connection_quota", f"{parting} links of the account are still finishing what they have")
+
     def add_link(self, agent: str = "") -> None:
         """Count a link that has been admitted elsewhere."""
         self.links += 1

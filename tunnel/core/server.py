@@ -430,6 +430,7 @@ class Core:
                 link_window=settings.link_window,
                 max_link_queue=settings.max_link_queue or math.inf,
                 siblings=siblings,
+                drain_timeout=settings.drain_timeout,
             )
             await background.start(accounts.run, gate.recheck)
             if self._member is None:

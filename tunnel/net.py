@@ -20,6 +20,10 @@ import trio
 
 from tunnel.tls import TlsSocket
 
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
 RECV_SIZE = 64 * 1024
 TLS_RECORD = 16 * 1024  #: bytes in a record at most (RFC 8446, 5.1)
 RECORDS = 16  #: that are read in a row before others have their turn
@@ -304,6 +308,15 @@ class Socket(trio.abc.HalfCloseableStream):
         except OSError:
             return GONE
         return HERE if plain else HALF_CLOSED
+
+    def count_unread(self) -> int:
+        """Bytes that the kernel holds because the other end has not taken them yet; 0 where it does not say."""
+        if sys.platform == "win32":
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
 
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used again: the other end closed it or said something unasked."""

@@ -8,6 +8,7 @@ import pytest
 import trio
 from inprocess import Answer, Caller, Core, body_of, core, head, opened, respond, until, without_tls
 from linking import socket_pair
+from trio.testing import wait_all_tasks_blocked
 
 from tunnel.core.quotas import Account, Limits
 from tunnel.errors import OUTCOMES, Failure
@@ -460,6 +461,38 @@ async def test_a_visitor_who_takes_nothing_is_cut_off() -> None:
         request = await app.finished()
         assert (request.outcome, request.status) == ("visitor_aborted", 499)
         assert not agent.link.session.streams
+
+
+@without_tls
+@pytest.mark.parametrize("is_half_closed", [False, True])
+async def test_a_visitor_who_reads_slowly_is_not_cut_off(is_half_closed: bool) -> None:
+    """The kernel takes nothing more of us until much of what it holds is gone."""
+
+    async def flood(stream: Stream) -> None:
+        respond(stream, end=False, length=100_000_000)
+        for _ in range(1000):
+            await stream.send(b"x" * 100_000)
+
+    async with core() as app:
+        await app.agent(flood)
+        caller = app.visitor()
+        app.sockets[-1].sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, 65_536)
+        await caller.send(head())
+        await until(lambda: app.door.visitors and (request := app.only_visitor().request) and request.writing)
+        if is_half_closed:
+            caller.socket.shutdown()
+        await wait_all_tasks_blocked(0.01)
+        for seconds in (1, 2.5, 8):
+            app.tick(seconds)
+        taken = 0
+        while taken < 300_000:
+            taken += len(await caller.socket.recv())
+        await wait_all_tasks_blocked(0.01)
+        for seconds in (32, 45, 60):
+            app.tick(seconds)
+        assert not app.requests and not app.only_visitor().request.aborted  # type: ignore[union-attr]
+        app.tick(63)
+        assert (await app.finished()).outcome == "visitor_aborted"
 
 
 # The visitor leaves -----------------------------------------------------------------------------------------------

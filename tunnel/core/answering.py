@@ -260,7 +260,7 @@ class Answerer:
 
     async def _write_rest(self, request: Request, data: bytes, sent: int) -> None:
         visitor = request.visitor
-        request.writing = True
+        request.writing, visitor.unread = True, -1
         visitor.deadline = monotonic() + self._idle_timeout
         try:
             # In slices, so that the deadline moves on as long as the visitor takes something.
@@ -268,7 +268,8 @@ class Answerer:
             while rest:
                 await visitor.socket.send(bytes(rest[:COALESCE]))
                 rest = rest[COALESCE:]
-                visitor.deadline = monotonic() + self._idle_timeout
+                visitor.wrote = monotonic()
+                visitor.deadline = visitor.wrote + self._idle_timeout
         finally:
             request.writing = False
 

@@ -57,6 +57,7 @@ class Visitor:
         "served",
         "socket",
         "task",
+        "unread",
         "wrote",
     )
 
@@ -73,6 +74,7 @@ class Visitor:
         self.half_since = 0.0
         self.probed = False
         self.wrote = 0.0
+        self.unread = -1  # bytes of ours that it had not taken at the last look, while we wait for that
         self.known: Known | None = None  # what its last head said, where the next may say it again
         self.guest: str | None = None  # for whom a trusted proxy asks now, as counted by tunnel.core.forwarding
         self.task: Task | None = None  # waits while requests are served without it (tunnel/core/quick.py)
@@ -92,6 +94,8 @@ class Visitor:
         self.half_since, self.probed = 0.0, False
 
     def tick(self, now: float) -> None:
+        if self.request is not None and self.request.writing:
+            self._note_taking(now)
         if now > self.deadline:
             self.deadline = float("inf")
             self._expire()
@@ -102,6 +106,16 @@ class Visitor:
             if is_mute and request.is_waiting_for_100 and now - request.started > CONTINUE_AFTER:
                 self._ask_for_body(request)
             self._look(request, now)
+
+    def _note_taking(self, now: float) -> None:
+        """The kernel holds megabytes, and takes more only when much of that is gone: who reads slowly, but reads, is
+        seen by what is left of it."""
+        unread = self.socket.count_unread()
+        if unread != self.unread:
+            if self.unread >= 0:
+                self.wrote = now
+                self.deadline = max(self.deadline, now + self.limit)
+            self.unread = unread
 
     def _ask_for_body(self, request: Request) -> None:
         """Send the 100 that the local service does not: some visitors wait for it for ever (RFC 9110, 10.1.1)."""
@@ -130,7 +144,8 @@ class Visitor:
 
         Only something written tells the two apart. While nothing of the answer is written, an interim response is
         (RFC 9110, 15.2: clients ignore it): if the visitor is gone, it comes back as a reset. Within a body there is
-        nothing to write, so silence decides; an event stream's reader never half-closes.
+        nothing to write, so silence decides; an event stream's reader never half-closes. While we wait for the visitor
+        to take something, that is what would come back.
         """
         peer = self.socket.peer()
         if peer == HERE:
@@ -150,5 +165,5 @@ class Visitor:
                     self.socket.send_nowait(CONTINUE)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     request.abort("the visitor closed the connection")
-        elif request.event_stream or now - max(self.wrote, self.half_since) > SILENT_GRACE:
+        elif request.event_stream or (not request.writing and now - max(self.wrote, self.half_since) > SILENT_GRACE):
             request.abort("the visitor closed the connection")

@@ -6,7 +6,7 @@ attribute `tunnel.outcome`, the log field, the error page's code and the header 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class TunnelError(Exception):
@@ -175,6 +175,25 @@ _ROWS = (
 
 OUTCOMES: dict[str, Outcome] = {row.name: row for row in _ROWS}
 BY_CODE: dict[int, Outcome] = {row.code: row for row in _ROWS}
+
+#: how an answer words an outcome where another limit than the usual one was reached, by the word of LIMITS
+BY_LIMIT = {
+    "connections": replace(
+        OUTCOMES["overloaded"], title="The server has as many connections as it may.", advice="Try again in a moment."
+    ),
+    "connections_per_address": replace(
+        OUTCOMES["overloaded"],
+        side="visitor",
+        title="This address has as many connections, or requests at a time, as it may.",
+        advice="Close others, or try again in a moment.",
+        blames="visitor (all who come from this address together)",
+    ),
+    "buffer": replace(
+        OUTCOMES["overloaded"],
+        title="The server holds as much as it may of what others have not read yet.",
+        advice="Try again in a moment.",
+    ),
+}
 
 #: outcomes counted as tunnel_upstream_errors_total{reason}: the request failed past the core
 UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")

@@ -135,10 +135,11 @@ async def test_requests_of_a_connection() -> None:
         assert (await app.visitor().get()).status == 200
 
 
-async def _refused(caller: Caller) -> None:
+async def _refused(caller: Caller, says: bytes = b"The server has as many connections as it may.") -> None:
     answer = await caller.answer()
     assert (answer.status, answer.outcome) == (503, "overloaded")
     assert answer.fields[b"connection"] == b"close" and b"retry-after" in answer.fields
+    assert says in answer.body and b"agent" not in answer.body
     assert await caller.rest() == b""
 
 
@@ -149,7 +150,7 @@ async def test_connections_in_all_and_of_one_address() -> None:
         callers = [app.visitor("192.0.2.1") for _ in range(2)]
         for caller in callers:
             assert (await caller.get()).status == 200
-        await _refused(app.visitor("192.0.2.1"))
+        await _refused(app.visitor("192.0.2.1"), b"Side: visitor (all who come from this address together)")
         other = app.visitor("192.0.2.2")
         assert (await other.get()).status == 200
         await _refused(app.visitor("192.0.2.3"))
@@ -220,7 +221,7 @@ async def test_a_balancer_comes_for_many_and_each_of_them_has_the_limit() -> Non
             await caller.send(announced(f"203.0.113.{number // 2}"))
             assert (await caller.get()).status == 200
         await callers[6].send(announced("203.0.113.1"))
-        await _refused(callers[6])
+        await _refused(callers[6], b"This address has as many connections")
         await callers[7].send(b"PROXY UNKNOWN\r\n")  # the balancer asks for itself
         await callers[8].send(announced("192.0.2.9"))
         for caller in callers[7:]:

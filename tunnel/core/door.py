@@ -159,7 +159,9 @@ class Door:
             socket.close()
             return
         self._refused += 1
-        _, head, body = make_answer("overloaded", request_id=make_request_id(), detail=REASONS[limit], close=True)
+        _, head, body = make_answer(
+            "overloaded", request_id=make_request_id(), detail=REASONS[limit], close=True, limit=limit
+        )
         try:
             socket.send_nowait(head + body)
             socket.shutdown()

@@ -59,6 +59,7 @@ class Refuser:
             status=failure.status,
             http_version=request.http_version,
             close=not request.keep_alive,
+            limit=failure.limit,
         )
         head = head[:-2] + self._answerer.timing(request) + b"\r\n"
         if request.http_version == "1.0":

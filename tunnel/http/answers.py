@@ -20,7 +20,7 @@ from http import HTTPStatus
 import h11
 import msgspec
 
-from tunnel.errors import OUTCOMES, Outcome
+from tunnel.errors import BY_LIMIT, OUTCOMES, Outcome
 
 HTML, JSON, TEXT = "html", "json", "text"
 
@@ -58,6 +58,7 @@ def answer(
     status: int = 0,
     http_version: str = "1.1",
     close: bool = False,
+    limit: str = "",
 ) -> tuple[int, bytes, bytes]:
     """(status, head, body) of the answer for an outcome; write head + body as they are.
 
@@ -65,9 +66,9 @@ def answer(
     detail: the particular cause, one line. retry_after: seconds; 429 and 503 always carry at least 1.
     status: where it differs from the table's. http_version: the request's; after 1.0 the connection closes.
     close: say so; the caller closes. The body is empty for HEAD; head and body are empty for a visitor who has left.
-    Raises KeyError for an unknown outcome.
+    limit: which one was reached, where it is not the outcome's usual one. Raises KeyError for an unknown outcome.
     """
-    row = OUTCOMES[outcome]
+    row = BY_LIMIT.get(limit) or OUTCOMES[outcome]
     code = status or row.status
     if code == 499:
         return code, b"", b""
@@ -210,16 +211,15 @@ def _station(name: str, row: Outcome) -> str:
 
 
 @lru_cache(maxsize=256)
-def _html_parts(name: str, code: int) -> tuple[str, str, str]:
+def _html_parts(row: Outcome, code: int) -> tuple[str, str, str]:
     """What surrounds the cause and host, and the request id."""
-    row = OUTCOMES[name]
     title, phrase = escape(row.title), _reason(code).decode()
     before = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="robots" content="noindex">\n'
         f"<title>{code} {title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<p class="code">{code} {phrase} · <code>{name}</code></p>\n<h1>{title}</h1>\n'
+        f'<p class="code">{code} {phrase} · <code>{row.name}</code></p>\n<h1>{title}</h1>\n'
         f'<ol aria-label="The way of the request">\n'
         + "\n".join(_station(station, row) for station in _STATIONS)
         + "\n</ol>\n<dl>\n"
@@ -232,7 +232,7 @@ def _html_parts(name: str, code: int) -> tuple[str, str, str]:
 
 
 def _html(row: Outcome, code: int, values: dict[str, str]) -> bytes:
-    before, between, after = _html_parts(row.name, code)
+    before, between, after = _html_parts(row, code)
     cause, host = values["detail"], values["host"]
     shown = f"<dt>Cause</dt><dd>{escape(cause)}</dd>\n" if cause else ""
     if host:

@@ -101,12 +101,12 @@ async def test_a_failure_has_the_other_ends_words(pair: Linked) -> None:
         await there.receive()
 
 
-async def test_a_code_that_nobody_knows_means_internal(pair: Linked) -> None:
+async def test_a_code_that_nobody_knows_means_that_the_agent_gave_up(pair: Linked) -> None:
     stream, there = await pair.open()
     pair.agent.session.reset(there, 200, "?")
     with pytest.raises(Failure) as caught:
         await stream.answer()
-    assert caught.value.outcome == "internal"
+    assert caught.value.outcome == "link_lost"
 
 
 async def test_what_came_before_the_failure_is_read_first(pair: Linked) -> None:

@@ -161,6 +161,25 @@ async def test_connections_in_all_and_of_one_address() -> None:
         assert not app.requests[-1].error
 
 
+async def test_the_log_says_that_visitors_are_turned_away_and_not_for_each(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines() -> list[str]:
+        return [one.getMessage() for one in caplog.records if "turned away" in one.getMessage()]
+
+    async with core() as app:
+        app.door._shares._most_each = 1
+        await app.agent(answer)
+        assert (await app.visitor().get()).status == 200
+        for _ in range(5):
+            await _refused(app.visitor(), b"This address")
+        assert len(lines()) == 1
+        monkeypatch.setattr(door, "TOLD_EVERY", 0.0)
+        await _refused(app.visitor(), b"This address")
+        assert len(lines()) == 2
+        assert app.door._untold == {}
+
+
 async def test_when_all_places_are_taken_a_waiting_connection_of_a_crowd_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

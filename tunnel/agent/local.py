@@ -8,7 +8,6 @@ the long way beside them.
 
 from __future__ import annotations
 
-import re
 from time import monotonic
 
 import trio
@@ -21,7 +20,7 @@ from tunnel.http.chunks import Chunks
 from tunnel.http.client import Service
 from tunnel.http.forwarded import local_head
 from tunnel.http.heads import check_trailers, is_among, upgrade_of
-from tunnel.http.response import MAX_HEAD, Answer, find_head, parse_answer
+from tunnel.http.response import EVENT_STREAM, MAX_HEAD, Answer, find_head, parse_answer
 from tunnel.link.stream import RawStream, Stream
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
@@ -34,7 +33,6 @@ log = get_logger("tunnel.agent")
 #: methods that may be sent again when a kept connection turns out to be dead (RFC 9110, 9.2.2)
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 _ALERT = b"\x15\x03"  # how TLS says that it did not understand (RFC 8446, 5.1 and 6)
-_EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
 
 
 class LocalExchanger:
@@ -279,7 +277,7 @@ class LocalExchanger:
                 self._keep(local)
             return
         self._respond(local, answer, b"", False)
-        if _EVENT_STREAM.search(answer.head):
+        if EVENT_STREAM.search(answer.head):
             local.marks["event"] = local.marks["first_byte"]  # it may go on all day: durations end here
         if answer.chunked:
             clean = await self._relay_chunks(local, socket, answer)

@@ -6,7 +6,6 @@ part.
 
 from __future__ import annotations
 
-import re
 from time import monotonic
 
 import trio
@@ -16,12 +15,11 @@ from tunnel.core.request import FOREVER, Request, RequestStream, owed, pause
 from tunnel.core.visitor import BODY, RAW
 from tunnel.errors import Failure
 from tunnel.http.heads import check_relayed, check_trailers, is_among, upgrade_of
-from tunnel.http.response import has_no_body
+from tunnel.http.response import EVENT_STREAM, has_no_body
 from tunnel.link.stream import RawStream, Stream
 from tunnel.wire import frames
 from tunnel.wire.frames import NO_BODY, SMALL_BODY, UNKNOWN, Response
 
-_EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")
 COALESCE = 64 * 1024  #: small parts that wait together are written together, up to so many bytes
 
 
@@ -205,7 +203,7 @@ class Answerer:
         assert account is not None
         head = self._compose(request, response, bodiless=False)
         chunked = response.length == UNKNOWN and request.http_version == "1.1"
-        request.event_stream = _EVENT_STREAM.search(response.head) is not None
+        request.event_stream = EVENT_STREAM.search(response.head) is not None
         idle = FOREVER if request.event_stream else self._idle_timeout
         first_event = request.event_stream
         if not stream.inbox:

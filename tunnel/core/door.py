@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 import ssl
+from collections import Counter
 from itertools import islice
 from time import monotonic
 from typing import Any, Protocol
@@ -33,15 +34,17 @@ REASONS = {
     "connections": "too many connections are open",
     "connections_per_address": "too many connections are open from this address",
 }
+TOLD_EVERY = 60.0  #: seconds between two lines of the log about the same limit
 LINGER = 1.0  #: seconds to let a visitor read an answer that came before its body was read
 
 
 class TooMany(TunnelError):
     """A connection that is one too many for its address. limit: a word of LIMITS."""
 
-    def __init__(self, limit: str) -> None:
+    def __init__(self, limit: str, address: str) -> None:
         super().__init__(REASONS.get(limit, limit))
         self.limit = limit
+        self.address = address
 
 
 class Serving(Protocol):
@@ -86,6 +89,8 @@ class Door:
         self._rate = rate or Rate(0)
         self._quick = quick
         self._refused = 0  # connections that are being told so
+        self._told: dict[str, float] = {}  # when the log had a line about this limit
+        self._untold: Counter[str] = Counter()  # refusals since
 
     async def accept(self, listener: stdlib_socket.socket, nursery: trio.Nursery) -> None:
         """Take visitors from a listener until cancelled; their connections are tasks of `nursery`."""
@@ -118,6 +123,7 @@ class Door:
             await self._welcome(socket, host, address, place)
         except TooMany as exc:
             place.leave()
+            self._note_refusal(exc)
             await self._turn_away(socket, exc.limit)
         except Exception as exc:  # a bug costs this one connection
             log.error("connection broke", error=exc)
@@ -135,7 +141,7 @@ class Door:
         if not limit and self._tls is not None and not is_proxy and not self._rate.take(host):
             limit = "handshakes"
         if limit:
-            raise TooMany(limit)
+            raise TooMany(limit, host)
 
     def _make_room(self, host: str) -> bool:
         """Where all places are taken: close a connection that waits for a request, of an address with many more of them
@@ -151,6 +157,16 @@ class Door:
         self._refusals["connections"] += 1
         crowded.socket.close()
         return True
+
+    def _note_refusal(self, refusal: TooMany) -> None:
+        """No request of theirs was read, so there is no record of it; a crowd must not fill the log either."""
+        limit, now = refusal.limit, monotonic()
+        self._untold[limit] += 1
+        if now - self._told.get(limit, -TOLD_EVERY) >= TOLD_EVERY:
+            self._told[limit] = now
+            log.warning(
+                "visitors turned away", limit=limit, remote=refusal.address, connections=self._untold.pop(limit)
+            )
 
     async def _turn_away(self, socket: Socket, limit: str) -> None:
         """Say why, if that costs little: not under TLS, and not to many at a time."""

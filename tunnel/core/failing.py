@@ -37,8 +37,8 @@ class Refuser:
         if request.head_written:
             # Too late for another answer: break this one off so that nobody takes it for complete.
             request.keep_alive = False
-            if request.status == 101 or row.name == "visitor_aborted":
-                request.status = request.status if request.status == 101 else row.status
+            if row.name == "visitor_aborted" and request.status != 101:
+                request.status = row.status
             request.visitor.socket.abort()
             return
         request.status = failure.status or row.status

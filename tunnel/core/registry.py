@@ -79,8 +79,8 @@ class Tunnel:
                     return one
                 second = second or one
         if second is None:
-            is_full = any(len(one.link.session.streams) - one.probes < one.max_streams for one in links)
-            raise Failure("overloaded", retry_after=1, limit="link_buffer" if is_full else "link_streams")
+            has_free_streams = any(len(one.link.session.streams) - one.probes < one.max_streams for one in links)
+            raise Failure("overloaded", retry_after=1, limit="link_buffer" if has_free_streams else "link_streams")
         return second
 
 

@@ -31,7 +31,8 @@ IDLE, HEAD, ANSWER, BODY, RAW = "idle", "head", "answer", "body", "raw"
 class Visitor:
     """One connection. The sweeper calls `tick`; whatever it decides, it does by closing or by failing the stream.
 
-    phase and deadline (monotonic seconds) are set by the connection's task; `limit` is how many seconds that left.
+    phase and deadline (monotonic seconds) are set by who serves it: its task, or tunnel/core/quick.py; the deadline
+    moves on here too. `limit` is how many seconds `begin` left.
     `half_since` is when the visitor was first seen to have ended its direction, 0 while it has not.
     """
 

@@ -20,6 +20,8 @@ NO_BODY, UNKNOWN = -1, -2  # lengths that are no number, as the link has them (t
 
 MAX_HEAD = 64 * 1024
 
+EVENT_STREAM = re.compile(rb"(?i)\ncontent-type: text/event-stream")  #: in a head as the link carries it
+
 _NORMAL = re.compile(
     rb"HTTP/1\.([01]) ([1-9]\d\d)(?: |(?=\r))([\t -~\x80-\xff]*\r\n"
     rb"(?:" + TOKEN + rb": (?:[!-~\x80-\xff]+(?:[\t ]+[!-~\x80-\xff]+)*)?\r\n)*)\r\n"

@@ -189,7 +189,7 @@ async def test_changes_are_noticed(accounts: Accounts, admin: Admin, wall: Any) 
 
 async def test_a_token_runs_out_while_it_is_used(accounts: Accounts, admin: Admin, wall: Any) -> None:
     account = await admin.account()
-    _, token = await admin.token(account.id, wall.now + 5)
+    record, token = await admin.token(account.id, wall.now + 5)
     await accounts.watch(lambda: None)
     grant = await accounts.authenticate(token, "a")
     changes: list[int] = []
@@ -201,6 +201,7 @@ async def test_a_token_runs_out_while_it_is_used(accounts: Accounts, admin: Admi
     found = accounts.check(grant)
     assert changes == [1]
     assert found is not None and found.reason == "expired"
+    assert record.id in str(found) and record.prefix not in str(found)  # as `token list` has it; that would be masked
 
 
 async def test_what_changes_during_a_load_is_not_missed(store: Store, admin: Admin, wall: Any) -> None:

@@ -174,9 +174,9 @@ class Accounts:
 
     def _check_token(self, record: TokenRecord) -> Refused | None:
         if record.revoked_at is not None:
-            return Refused("revoked", f"the token {record.prefix}… was revoked")
+            return Refused("revoked", f"the token {_shown(record)} was revoked")
         if record.expires_at is not None and record.expires_at <= self._wall():
-            return Refused("expired", f"the token {record.prefix}… has expired")
+            return Refused("expired", f"the token {_shown(record)} has expired")
         return None
 
     def check(self, grant: Grant) -> Refused | None:
@@ -416,3 +416,8 @@ def _apply(account: Account, record: AccountRecord) -> None:
     account.is_disabled = record.is_disabled
     if account.limits != record.limits:
         account.set_limits(record.limits)
+
+
+def _shown(token: TokenRecord) -> str:
+    """As `token list` knows it: its first characters would be masked in the log."""
+    return f"{token.id} ({token.name})" if token.name else token.id

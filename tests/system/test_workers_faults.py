@@ -180,3 +180,18 @@ def is_closed(sock: socket.socket) -> bool:
         return False
     except OSError:
         return True
+
+
+def test_a_reload_that_all_processes_hear_of_loses_none(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    """As `systemctl kill -s HUP` does it: to every process of the unit."""
+    core, service = start_core(TWO), start_service()
+    start_agent(core, service.url, "-subdomain=app")
+    was, seen = pids(core), core.mark()
+    for pid in (*was.values(), core.pid):
+        os.kill(pid, signal.SIGHUP)
+    core.wait_for("certificates read again", after=seen)
+    with Connection(core.public, "app.localhost") as visitor:
+        assert visitor.ask("GET /echo").status == 200
+    assert pids(core) == was and not core.find("worker ended", after=seen)

@@ -101,17 +101,24 @@ class Member:
     async def watch_end(
         self, end: Callable[[], None], nursery: trio.Nursery, *, task_status: trio.TaskStatus[None]
     ) -> None:
-        """`end` is called at the first signal, and when the supervisor is gone. The second signal ends the nursery."""
+        """`end` is called at the first signal, and when the supervisor is gone. The second signal ends the nursery.
+
+        A SIGHUP to all processes is the supervisor's, who tells the workers what follows from it.
+        """
+        hangup = getattr(signal, "SIGHUP", None)
 
         async def watch_supervisor() -> None:
             await self.is_alone.wait()
             end()
 
         nursery.start_soon(watch_supervisor)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        known = (signal.SIGTERM, signal.SIGINT, *([hangup] if hangup is not None else []))
+        with trio.open_signal_receiver(*known) as signals:
             task_status.started()
             is_ending = False
-            async for _ in signals:
+            async for number in signals:
+                if number == hangup:
+                    continue
                 if is_ending:
                     nursery.cancel_scope.cancel()
                 is_ending = True

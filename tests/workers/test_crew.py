@@ -76,6 +76,19 @@ async def test_a_worker_that_ends_is_replaced_however_many_there_are() -> None:
         await trio.to_thread.run_sync(lambda: None)
 
 
+async def test_one_that_says_no_more_and_does_not_end_is_killed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(crews, "HANG_SECONDS", 0.3)
+    crew = make_crew(1)
+    async with running(crew):
+        was = crew.living[0]
+        monkeypatch.setattr(was.process, "poll", lambda: None)  # its channel ends with it, but it seems to go on
+        os.kill(was.pid, signal.SIGKILL)
+        await until(lambda: crew.get(0) not in (None, was))
+    assert [one.getMessage() for one in caplog.records] == ["worker killed", "worker ended"]
+
+
 async def test_a_replacement_that_can_not_be_started_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     crew = make_crew(2)
     async with running(crew):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 
 import pytest
@@ -56,7 +57,7 @@ def test_they_go_where_our_own_records_go() -> None:
         get_logger("tunnel.core").info("ours")
         write_lines(marked(b'{"msg":"theirs"}\n', 1, True))
     finally:
-        setup("info", json=False, stream=io.StringIO())
+        logging.getLogger().removeHandler(setup("info", json=False, stream=io.StringIO()))
         handler.close()
     ours, theirs = out.getvalue().splitlines()
     assert json.loads(ours)["msg"] == "ours" and json.loads(theirs) == {"msg": "theirs", "worker": 1}

@@ -337,12 +337,18 @@ class Crew:
         return parting
 
     async def _reap(self, worker: Worker) -> None:
-        """Its channel has ended, so it is about to end: looked at now and then, which takes no thread for each."""
+        """Its channel has ended, so it is about to end: looked at now and then, which takes no thread for each. One
+        that does not, whatever holds it, keeps its place from the next for HANG_SECONDS at most."""
         pause = 0.005
-        while (code := worker.process.poll()) is None:
-            await trio.sleep(pause)
-            pause = min(MAX_PAUSE, 2 * pause)
-        worker.code = code
+        with trio.move_on_after(HANG_SECONDS):
+            while (code := worker.process.poll()) is None:
+                await trio.sleep(pause)
+                pause = min(MAX_PAUSE, 2 * pause)
+            worker.code = code
+            return
+        log.error("worker killed", worker=worker.number, error=f"it has not ended within {HANG_SECONDS:g} s")
+        worker.process.kill()
+        worker.code = worker.process.wait()
 
     async def _watch(self, worker: Worker, task_status: trio.TaskStatus[None]) -> None:
         with trio.move_on_after(START_SECONDS) as scope:

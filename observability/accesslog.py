@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from observability.logqueue import QueueHandler
-from tunnel.handler import Ended, Layer, LocalVisit, Observer, RequestVisit, Visit, monotonic
+from tunnel.handler import Ended, Layer, LocalVisit, Observer, RequestVisit, Visit, monotonic, path_of
 
 MAX_PATH = 2048  # characters of a path that are logged
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -89,11 +89,9 @@ def duration_text(seconds: float) -> str:
     return f"{int(seconds * 1000)}ms"
 
 
-def path_of(target: str) -> str:
-    """The path of a request target: no query, no scheme and authority (which may hold a password), not too long."""
-    path = target.partition("?")[0]
-    if not path.startswith("/") and "://" in path:
-        path = "/" + path.partition("://")[2].partition("/")[2]
+def path_in(target: str) -> str:
+    """The path of a request target, not too long."""
+    path = path_of(target)
     return path if len(path) <= MAX_PATH else path[:MAX_PATH] + "..."
 
 
@@ -193,7 +191,7 @@ class AccessLog:
         return frame
 
     def _path(self, target: str) -> str:
-        path = path_of(target)
+        path = path_in(target)
         text = _quoted(path) if self._is_harmless(path) else ""
         if len(self._paths) >= _MOST_KEPT:
             self._paths.clear()
@@ -240,7 +238,7 @@ class AccessLog:
                 "request",
                 visit.method,
                 visit.host,
-                path_of(visit.target),
+                path_in(visit.target),
                 visit.status,
                 outcome,
                 duration_text(seconds),
@@ -274,7 +272,7 @@ class AccessLog:
                 msg="local request",
                 method=visit.method,
                 host=visit.address,
-                path=path_of(visit.target),
+                path=path_in(visit.target),
                 status=visit.status,
                 outcome=visit.outcome or ("internal" if error else ""),
                 duration=duration_text(visit.ended - visit.started),

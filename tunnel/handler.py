@@ -111,6 +111,14 @@ class Fields(list[tuple[bytes, bytes]]):
         self.agent: str | None = None
 
 
+def path_of(target: str) -> str:
+    """The path of a request's target: no query, no fragment, and nothing of an authority, which may hold a password."""
+    path = target.partition("?")[0].partition("#")[0]
+    if not path.startswith("/") and "://" in path:
+        path = "/" + path.partition("://")[2].partition("/")[2]
+    return path
+
+
 class RequestVisit(Visit):
     """A visitor's HTTP request at the core, first byte of its head to last byte of the answer.
 

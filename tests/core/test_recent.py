@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from inprocess import core, respond
 
-from tunnel.core.recent import KEPT, MAX_NAME, MAX_TEXT, Recent, RecentRequests, path_of, together
+from tunnel.core.recent import KEPT, MAX_NAME, MAX_TEXT, Recent, RecentRequests, together
 from tunnel.errors import Failure
-from tunnel.handler import RequestVisit, StreamVisit
+from tunnel.handler import RequestVisit, StreamVisit, path_of
 
 HOSTILE = "\"><script>alert(1)</script><!--' onload=x \x00\x1b[2J\u202egnp.exe\u2028&amp;"
 CHOSEN = ("request_id", "method", "host", "target", "agent_id")

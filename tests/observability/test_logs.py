@@ -231,8 +231,8 @@ def test_duration_text(seconds: float, text: str) -> None:
         ("/" + "x" * 5000, "/" + "x" * 2047 + "..."),
     ],
 )  # fmt: skip
-def test_path_of(target: str, path: str) -> None:
-    assert accesslog.path_of(target) == path
+def test_path_in(target: str, path: str) -> None:
+    assert accesslog.path_in(target) == path
 
 
 async def test_local_requests_of_the_agent() -> None:

@@ -15,7 +15,7 @@ from time import time
 import msgspec
 
 from tunnel.errors import OUTCOMES, Failure
-from tunnel.handler import RequestVisit, StreamVisit, Visit, monotonic
+from tunnel.handler import RequestVisit, StreamVisit, Visit, monotonic, path_of
 from tunnel.log import CONTROL, redact
 
 KEPT = 50  #: of each kind
@@ -152,14 +152,6 @@ def _describe(visit: RequestVisit) -> FailedRequest:
 
 def _milliseconds(visit: Visit) -> float:
     return round(((visit.ended or monotonic()) - visit.started) * 1000, 2)
-
-
-def path_of(target: str) -> str:
-    """A request target's path: no query, no fragment, and nothing of an authority, which may hold a password."""
-    path = target.partition("?")[0].partition("#")[0]
-    if not path.startswith("/") and "://" in path:
-        path = "/" + path.partition("://")[2].partition("/")[2]
-    return path
 
 
 def harmless(text: str, most: int) -> str:

@@ -619,7 +619,7 @@ async def test_a_first_token_that_no_agent_could_use_is_not_named_again(
 
 def test_the_agents_command_is_ready_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-m", "tunnel.core"])
-    place = Path("/home/me/Application Support/tunnel/default.token")
+    place = Path("/data/Application Support/tunnel/default.token")
     assert shlex.split(agent_command("localhost:8443", place, "sha256:ab")) == [
         ".venv/bin/python", "-m", "tunnel.agent", "-server", "localhost:8443", "-token-file", str(place),
         "-server-fingerprint", "sha256:ab", "-local", "http://localhost:3000",

@@ -40,14 +40,9 @@ def _main(argv: Sequence[str] | None) -> int:
         settings = load_agent(given, os.environ)
     except ConfigError as exc:
         from tunnel.config.asked import asks_for_json
+        from tunnel.log import complain
 
-        if asks_for_json(given, os.environ, "agent"):
-            from tunnel.log import get_logger, setup
-
-            setup("info", True)
-            get_logger("tunnel.agent").error("can't start", error=str(exc))
-        else:
-            print(f"tunnel agent: {exc}", file=sys.stderr)
+        complain("tunnel agent", exc, asks_for_json(given, os.environ, "agent"))
         return 2
     import trio  # after the flags: `--help` is not to wait for it
 

@@ -48,14 +48,9 @@ def _main(argv: Sequence[str] | None) -> int:
             )
     except ConfigError as exc:
         from tunnel.config.asked import asks_for_json
+        from tunnel.log import complain
 
-        if asks_for_json(given, os.environ, "core"):
-            from tunnel.log import get_logger, setup
-
-            setup("info", True)
-            get_logger("tunnel.core").error("can't start", error=str(exc))
-        else:
-            print(f"tunnel core: {exc}", file=sys.stderr)
+        complain("tunnel core", exc, asks_for_json(given, os.environ, "core"))
         return 2
     import trio  # after the flags: `--help` is not to wait for it
 

@@ -42,6 +42,7 @@ __all__ = [
     "Sink",
     "SyncHandler",
     "TextFormatter",
+    "complain",
     "get_logger",
     "one_line",
     "redact",
@@ -113,6 +114,15 @@ def setup(level: str = "info", json: bool = False, stream: TextIO | None = None)
         logging.getLogger(name).setLevel(number)
     _take_over_streams(json)
     return handler
+
+
+def complain(program: str, exc: Exception, as_json: bool) -> None:
+    """Say why a program ("tunnel core") can't start whose settings, how it is to log among them, can't be used."""
+    if as_json:
+        setup(json=True)
+        get_logger(program.replace(" ", ".")).error("can't start", error=str(exc))
+    else:
+        print(f"{program}: {exc}", file=sys.stderr)
 
 
 def _take_over_streams(yes: bool) -> None:

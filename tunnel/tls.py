@@ -39,6 +39,7 @@ class TlsSocket(socket.socket):
         self._owed = 0  # bytes that are in them, though `send` did not say so
         self._silent = 0  # bytes read since the last data
         self._has_ended = False
+        self._is_up = False  # data has come and no end, so that OpenSSL waits for nothing but more
         self._early = b""  # data that was read while our end was said
 
     def do_handshake(self) -> None:
@@ -67,19 +68,23 @@ class TlsSocket(socket.socket):
         if self._early:
             data, self._early = self._early[:size], self._early[size:]
             return data
+        if self._is_up and not (self._incoming.pending or self._has_ended or self._tls.pending()):
+            self._bite(MOST_SILENT)  # first: OpenSSL has nothing, and says so at a price
         while True:
             try:
                 data = self._tls.read(size)
             except ssl.SSLWantReadError:
-                self._flush_quietly()
+                if self._outgoing.pending:
+                    self._flush_quietly()
                 self._bite(MOST_SILENT)
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                self._is_up = False
                 return b""
             except ssl.SSLError:
                 self._flush_quietly()  # an alert
                 raise
             else:
-                self._silent = 0
+                self._silent, self._is_up = 0, bool(data)
                 return data
 
     def _bite(self, most: int) -> None:
@@ -102,10 +107,11 @@ class TlsSocket(socket.socket):
     def send(self, data: Any, flags: int = 0) -> int:
         """How many bytes are on their way, a record's at most. Until the kernel has taken all of a record, its last
         byte counts as not sent: it has to be offered again, first of what is sent next."""
-        self._flush()
+        if self._unsent or self._outgoing.pending:
+            self._flush()
         sent = self._owed
         if len(data) > sent:
-            sent += self._write(memoryview(data)[sent:])
+            sent += self._write(memoryview(data)[sent:] if sent else data)
             self._flush_quietly()
         self._owed = 0
         if self._unsent:
@@ -115,7 +121,7 @@ class TlsSocket(socket.socket):
             sent -= 1
         return sent
 
-    def _write(self, data: memoryview) -> int:
+    def _write(self, data: bytes | memoryview) -> int:
         while True:
             try:
                 return self._tls.write(data)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -232,17 +233,77 @@ async def test_a_client_that_does_not_read_is_left(patient_clock: MockClock, cap
     assert not caplog.records
 
 
-async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
-    async with serving() as port:
-        async with await trio.open_tcp_stream("127.0.0.1", port) as first:
-            await first.send_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert await first.receive_some()
-            async with await trio.open_tcp_stream("127.0.0.1", port) as second:
-                assert await everything(second) == b""
-            await first.send_eof()
-            assert await everything(first) == b""
+async def hold(port: int, nursery: trio.Nursery, text: bytes, source: str = "127.0.0.1") -> trio.SocketStream:
+    """A connection from this address that has sent this, until the nursery ends."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=source)
+
+    async def close_at_the_end() -> None:
+        async with stream:
+            await trio.sleep_forever()
+
+    nursery.start_soon(close_at_the_end)
+    if text:
+        await stream.send_all(text)
+    return stream
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"GET /hello HTTP/1.1\r\nHost",
+        b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /hello HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+        b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+    ids=["silent", "half a head", "kept", "lingering", "not reading"],
+)
+async def test_who_keeps_the_server_waiting_gives_way(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(server, "LINGER_TIMEOUT", math.inf)
+    async with serving() as port, trio.open_nursery() as held:
+        first = await hold(port, held, text)
+        for _ in range(20):
+            await hold(port, held, text)
+            with trio.fail_after(5):
+                assert (await ask(port, "GET /hello HTTP/1.1\nHost: a\n\n")).endswith(b"hello\n")
+        with suppress(trio.BrokenResourceError):
+            await everything(first)  # it ends
+        held.cancel_scope.cancel()
+
+
+async def test_a_crowd_gives_way_and_not_who_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 5)
+    async with serving() as port, trio.open_nursery() as held:
+        request = b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n"
+        scraper = await hold(port, held, request, "127.0.0.2")
+        assert (await scraper.receive_some()).endswith(b"hello\n")
+        for _ in range(20):
+            await hold(port, held, b"", "127.0.0.3")
         assert (await ask(port, "GET /hello HTTP/1.1\nHost: a\n\n")).endswith(b"hello\n")
+        with trio.fail_after(5):
+            await scraper.send_all(request)
+            assert (await scraper.receive_some()).endswith(b"hello\n")
+        held.cancel_scope.cancel()
+
+
+async def test_who_is_being_answered_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    going_on = trio.Event()
+
+    async def later(request: PageRequest) -> PageAnswer:
+        await going_on.wait()
+        return PageAnswer(200, b"late\n")
+
+    monkeypatch.setitem(PAGES, "/later", later)
+    async with serving() as port, trio.open_nursery() as held:
+        waiting = [await hold(port, held, b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(2)]
+        async with await trio.open_tcp_stream("127.0.0.1", port) as third:
+            assert await everything(third) == b""
+        going_on.set()
+        for stream in waiting:
+            assert (await stream.receive_some()).endswith(b"late\n")
+        held.cancel_scope.cancel()
 
 
 async def test_pages_may_be_added_while_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:

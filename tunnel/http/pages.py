@@ -1,8 +1,9 @@
 """A small server for the program's own pages: metrics, health, status. GET and HEAD, nothing else.
 
 It is not on the public side, yet in a cluster anybody may reach its port: heads are bounded, every wait has a
-time-out, connections are limited, and a request with a body is answered without reading it. A page that raises gives
-500 and one line of log, and the next request finds the server as it was.
+time-out, connections are limited and silent ones give way (tunnel/http/places.py), and a request with a body is
+answered without reading it. A page that raises gives 500 and one line of log, and the next request finds the server as
+it was.
 
 One task a connection. Pages are looked up for every request, so the caller may add some while it serves.
 """
@@ -18,9 +19,10 @@ import trio
 
 from tunnel.handler import Page, PageAnswer, PageRequest, no_such_page
 from tunnel.http.hosts import is_fitting
+from tunnel.http.places import Place, Places
 
 MAX_HEAD = 16 * 1024  # bytes of a request's head
-MAX_CONNECTIONS = 256  # a scraper or two, some probes, a browser; what comes beyond is closed at once
+MAX_CONNECTIONS = 256  # a scraper or two, some probes, a browser
 HEAD_TIMEOUT = 10.0  # seconds from the first byte of a head to its last, and to the first byte on a new connection
 IDLE_TIMEOUT = 75.0  # seconds between requests: more than a scrape interval of a minute
 PAGE_TIMEOUT = 30.0  # seconds for a page to be made
@@ -53,39 +55,37 @@ class _Server:
     def __init__(self, pages: Mapping[str, Page], bound: str) -> None:
         self._pages = pages
         self._bound = bound
-        self._connections = 0
+        self._places = Places(MAX_CONNECTIONS)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """One connection to its end. Never raises: one visitor's trouble is nobody else's."""
-        if self._connections >= MAX_CONNECTIONS:
-            return
-        self._connections += 1
         try:
-            await self._requests(stream)
+            with Place(self._places, _address_of(stream)) as place:
+                if place.is_given:
+                    await self._requests(stream, place)
         except (trio.BrokenResourceError, trio.TooSlowError):
             pass  # the client has gone, or does not read
         except Exception as exc:
             _report("page connection failed", exc)
-        finally:
-            self._connections -= 1
 
-    async def _requests(self, stream: trio.SocketStream) -> None:
+    async def _requests(self, stream: trio.SocketStream, place: Place) -> None:
         conn = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         patience = HEAD_TIMEOUT
         while True:
             try:
-                request = await _receive_request(conn, stream, patience)
+                request = await _receive_request(conn, stream, place, patience)
             except h11.RemoteProtocolError as exc:
-                await _send(conn, stream, _line(exc.error_status_hint, "this is no valid request"), False, True)
-                await _linger(stream)
+                answer = _line(exc.error_status_hint, "this is no valid request")
+                await _send(conn, stream, place, answer, False, True)
+                await _linger(stream, place)
                 return
             if request is None:
                 return
             unread = _has_unread_body(conn)
             answer = await self._answer(request)
-            await _send(conn, stream, answer, request.method == b"HEAD", unread)
+            await _send(conn, stream, place, answer, request.method == b"HEAD", unread)
             if unread:
-                await _linger(stream)
+                await _linger(stream, place)
             if conn.our_state is not h11.DONE or conn.their_state is not h11.DONE:
                 return
             conn.start_next_cycle()
@@ -114,14 +114,24 @@ class _Server:
         return answer
 
 
-async def _receive_request(conn: h11.Connection, stream: trio.SocketStream, patience: float) -> h11.Request | None:
+def _address_of(stream: trio.SocketStream) -> str:
+    try:
+        address: str = stream.socket.getpeername()[0]
+    except OSError:  # it has gone already
+        return ""
+    return address
+
+
+async def _receive_request(
+    conn: h11.Connection, stream: trio.SocketStream, place: Place, patience: float
+) -> h11.Request | None:
     """The next request, or None when the client is done. Raises h11.RemoteProtocolError, TooSlowError."""
     event = conn.next_event()
     if event is h11.NEED_DATA:
-        with trio.fail_after(patience):
+        with place.waiting(patience):
             conn.receive_data(await stream.receive_some(RECEIVE))
         event = conn.next_event()
-    with trio.fail_after(HEAD_TIMEOUT):
+    with place.waiting(HEAD_TIMEOUT):
         while event is h11.NEED_DATA:
             conn.receive_data(await stream.receive_some(RECEIVE))
             event = conn.next_event()
@@ -153,18 +163,18 @@ def _head(answer: PageAnswer, close: bool) -> h11.Response:
 
 
 async def _send(
-    conn: h11.Connection, stream: trio.SocketStream, answer: PageAnswer, head_only: bool, close: bool
+    conn: h11.Connection, stream: trio.SocketStream, place: Place, answer: PageAnswer, head_only: bool, close: bool
 ) -> None:
     data = conn.send(_head(answer, close)) or b""
     if not head_only:
         data += conn.send(h11.Data(data=answer.body)) or b""
     data += conn.send(h11.EndOfMessage()) or b""
-    with trio.fail_after(SEND_TIMEOUT):
+    with place.waiting(SEND_TIMEOUT):
         await stream.send_all(data)
 
 
-async def _linger(stream: trio.SocketStream) -> None:
-    with trio.move_on_after(LINGER_TIMEOUT):
+async def _linger(stream: trio.SocketStream, place: Place) -> None:
+    with place.waiting(LINGER_TIMEOUT):
         await stream.send_eof()
         while await stream.receive_some(RECEIVE):
             pass

@@ -19,7 +19,8 @@ BOTH = {"tunnel.core", "tunnel.agent"}  # programs that run a core and an agent 
 SHARED = {
     "tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.net", "tunnel.plugins", "tunnel.config",
     "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify", "tunnel.workers",
-    "tunnel.front", "tunnel.interrupts", "tunnel.listening", "tunnel.observers", "tunnel.ready", "tunnel.tls",
+    "tunnel.front", "tunnel.interrupts", "tunnel.listening", "tunnel.observers", "tunnel.openfiles", "tunnel.ready",
+    "tunnel.tls",
 }  # fmt: skip
 
 ARROWS: dict[str, set[str]] = {
@@ -28,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.handler": set(),
     "tunnel.tuning": set(),
     "tunnel.interrupts": {"tunnel.log"},
+    "tunnel.openfiles": {"tunnel.log"},
     "tunnel.notify": set(),
     "tunnel.sample": set(),
     "tunnel.log": set(),

@@ -83,7 +83,10 @@ def main_of(
         options = parser.parse_args(argv)
         import trio  # after the flags: `--help` is not to wait for it
 
+        from tunnel.openfiles import raise_limit
+
         up = make(options)
+        raise_limit()
         trio.run(up.run)
     except ConfigError as exc:
         print(f"{name}: {exc}", file=sys.stderr)

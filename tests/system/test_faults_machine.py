@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from crewing import pids
 from running import RunningAgent, RunningCore, clean_environment, poll
 from service import Service
 from visiting import Connection
@@ -69,6 +70,54 @@ def test_agent_out_of_files(start_core: Start, start_agent: StartAgent, start_se
     assert not agent.find("link ended")
     resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, before)
     assert status_of(core) == 200
+
+
+def test_as_many_files_as_the_system_allows(start_core: Start, start_agent: StartAgent, ending: ExitStack) -> None:
+    """Shells and containers start programs with 1,024, far below what they may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as lowered:
+        lowered.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        core = start_core("-workers=2", "-log-level=debug")
+        agent = start_agent(core, "http://127.0.0.1:1", "-workers=2", "-log-level=debug")
+    most = hard if 0 < hard < 2**20 else 2**20
+    for program in (core, agent):
+        for pid in (program.pid, *pids(program).values()):
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (most, hard)
+        [said] = program.find("more files may be open")
+        assert (said["before"], said["allowed"], said["level"]) == (1024, most, "DEBUG")
+        assert not program.find("fewer files may be open than the limits allow connections")
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "needed", "advice"),
+    [
+        ("tunnel.core", ["-public-addr=127.0.0.1:0", "-agent-addr=127.0.0.1:0", "-dashboard-addr=", "-max-attaching=50",
+                         "-max-connections=50"], 10_700, "or set -max-visitors=100"),
+        ("tunnel.agent", ["-server=127.0.0.1:1", "-max-retries=0"], 1300, "serves 500 requests at a time"),
+    ],
+    ids=["core", "agent"],
+)  # fmt: skip
+def test_limits_that_the_system_does_not_allow_are_named(
+    module: str, flags: list[str], needed: int, advice: str, tmp_path: Path
+) -> None:
+    data = [f"-data-dir={tmp_path}"] if module == "tunnel.core" else []
+    program = subprocess.Popen(
+        ["sh", "-c", 'ulimit -n 800 && exec "$@"', "sh", sys.executable, "-m", module, "-log-json", "-metrics-addr=",
+         *flags, *data],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean_environment(AGENT_TOKEN="tt_none"),
+    )  # fmt: skip
+    try:
+        assert program.stdout is not None
+        record = next(one for one in map(json.loads, program.stdout) if one["level"] == "WARNING")
+        assert record["msg"] == "fewer files may be open than the limits allow connections"
+        assert (record["allowed"], record["needed"]) == (800, needed)
+        assert record["advice"].startswith("allow more before the start") and record["advice"].endswith(advice)
+        program.terminate()
+        assert not [one for one in map(json.loads, program.stdout) if one.get("needed")], "said again"
+    finally:
+        program.kill()
+        program.communicate()
 
 
 @pytest.mark.parametrize("output", ["full disk", "stopped reader"])

@@ -54,6 +54,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
     import trio  # after the flags: `--help` is not to wait for it
 
+    from tunnel.core.capacity import make_room_for_files
     from tunnel.core.certificates import ignore_odd_names
     from tunnel.core.database import StoreError
     from tunnel.core.server import Core
@@ -65,6 +66,7 @@ def _main(argv: Sequence[str] | None) -> int:
     log = get_logger("tunnel.core")
     if hidden:
         log.warning(SHOWN, names=hidden)
+    make_room_for_files(settings, log)
     core: Core | Supervisor
     try:
         if settings.workers > 1:

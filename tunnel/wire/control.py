@@ -10,6 +10,7 @@ from tunnel.errors import WireError
 from tunnel.wire.frames import LINK_WINDOW, MAX_TEXT, PING_BODY, PONG_BODY, STREAM_WINDOW
 
 WORKERS = "workers"  #: capability: a link to each worker of a core
+MAX_STREAMS = 1000  #: that an agent takes on one link if it does not say otherwise
 
 
 class TunnelRequest(msgspec.Struct):
@@ -33,7 +34,7 @@ class Hello(msgspec.Struct):
     token: str
     tunnels: list[TunnelRequest]
     instance: str = ""
-    max_streams: int = 1000
+    max_streams: int = MAX_STREAMS
     capabilities: list[str] = []
     link: str = ""
 

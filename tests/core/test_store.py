@@ -231,6 +231,42 @@ async def test_a_cancelled_read_is_left_behind_and_a_cancelled_write_ends(store:
     assert await store.query("account.default", records.count_accounts) == 1
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_program_that_ends_does_not_wait_for_a_write_that_hangs(
+    sqlite_store: Store, is_cancelled: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    go, begun = threading.Event(), threading.Event()
+    failures: list[str] = []
+
+    def hang(conn: sa.Connection) -> None:
+        begun.set()
+        assert go.wait(30)
+
+    async def write() -> None:
+        try:
+            await sqlite_store.query("usage.add", hang, write=True)
+        except StoreError as exc:
+            failures.append(str(exc))
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            while not begun.is_set():
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(write)  # waits for its turn
+            await trio.lowlevel.checkpoint()
+            began = trio.current_time()
+            sqlite_store.end_by(began + 2)
+            sqlite_store.end_by(began + 60)  # the first word counts
+            if is_cancelled:
+                nursery.cancel_scope.cancel()
+        assert trio.current_time() - began == pytest.approx(2)
+        assert len(failures) == (1 if is_cancelled else 2)
+        assert all("did not answer before this program had to end" in text for text in failures)
+    finally:
+        go.set()
+
+
 async def test_writers_do_not_collide(store: Store) -> None:
     def work(conn: sa.Connection) -> None:
         records.read_revision(conn)  # reads first: the case that fails at once with a plain BEGIN

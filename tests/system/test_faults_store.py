@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 from running import Program, RunningAgent, RunningCore, poll
 from service import Service
-from watching import ask, get, status_of
+from watching import Relay, ask, get, status_of
 
 pytestmark = pytest.mark.system
 
@@ -103,6 +104,30 @@ def test_a_database_that_goes_and_comes_back(
     core.wait_for("store answers again", timeout=15)
     late.wait_ready(timeout=20)
     poll(lambda: _used(core) >= 20, "the use of the outage is written", 20, 0.5)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_core_ends_in_time_though_its_database_hangs(
+    postgresql: Any, start_core: Start, start_agent: StartAgent, start_service: StartService, signals: int
+) -> None:
+    """It takes connections and says nothing: nothing tells that from one that is slow but time."""
+    service, url = start_service(), postgresql.database()
+    with Relay(("127.0.0.1", postgresql.port)) as relay:
+        through = url.replace(f":{postgresql.port}/", f":{relay.address[1]}/")
+        core = start_core("-drain-timeout=20s", environment={"TUNNEL_DATABASE_URL": through})
+        start_agent(core, service.url, "-subdomain=app")
+        relay.hold()
+        assert [ask(core, "POST /echo", body=b"x" * 100).status for _ in range(20)] == [200] * 20
+        core.wait_for("store unreachable", timeout=15)
+        began = time.monotonic()
+        for _ in range(signals):
+            core.terminate()
+            time.sleep(0.2)
+        assert core.wait(15) == 0
+        assert time.monotonic() - began < 6
+        lost = core.find("usage is lost")
+        assert [(one["requests"], one["bytes_in"], one["bytes_out"]) for one in lost] == [(20, 2000, 2000)]
+        assert "did not answer" in lost[0]["error"]
 
 
 def test_a_database_that_takes_no_writes(

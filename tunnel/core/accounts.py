@@ -371,6 +371,21 @@ class Accounts:
         """
         await self._usage.flush()
 
+    async def flush_last(self) -> None:
+        """Bring the rest to the store, at the program's end. If that fails, say in the log what is lost."""
+        try:
+            await self.flush()
+        except StoreError as exc:
+            lost = self._usage.unwritten()
+            if lost:
+                log.error(
+                    "usage is lost",
+                    requests=lost.requests,
+                    bytes_in=lost.bytes_in,
+                    bytes_out=lost.bytes_out,
+                    error=str(exc),
+                )
+
     def _evict(self) -> None:
         """Forget accounts that nobody uses: no links for a while, draining ones neither, and everything written."""
         now = self._monotonic()

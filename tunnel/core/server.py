@@ -70,6 +70,8 @@ MAX_HEAD = 96 * 1024  #: the largest -max-head: with our own fields it must fit 
 DRAIN_POLL = 0.02  #: seconds
 CUT_OFF_TIME = 0.5  #: seconds that requests have to be answered with "draining" at the deadline
 STORE_PAUSE = 2.0  #: seconds between tries to open the store
+LAST_WRITES = 3.0  #: seconds that the store has at most for what is written last, within the drain's time
+LEAST_WRITES = 1.0  #: and at least, also beyond it, or after a second signal
 FORGET_INTERVAL = 10.0  #: seconds between looks for names whose hold is over
 
 Address = tuple[str, int]
@@ -298,13 +300,12 @@ class Core:
         try:
             yield store
         finally:
-            with trio.CancelScope(shield=True), trio.move_on_after(3):
+            store.end_by(trio.current_time() + LAST_WRITES)
+            with trio.CancelScope(shield=True):
                 if self._accounts is not None:
-                    try:
-                        await self._accounts.flush()
-                    except StoreError as exc:
-                        log.error("usage of the last seconds is lost", error=str(exc))
-                await store.close()
+                    await self._accounts.flush_last()
+                with trio.move_on_after(1):
+                    await store.close()
 
     async def _serve(
         self, background: trio.Nursery, layers: Sequence[Layer], store: Store, task_status: trio.TaskStatus[None]
@@ -395,6 +396,7 @@ class Core:
         background.start_soon(self._sweeper.run)
         background.start_soon(self._forget_names)
         background.start_soon(self._prober.run)
+        background.start_soon(hurry, store)
         self._program.checks.update(
             listeners=self._check_listeners, store=accounts.is_ready, draining=self._check_draining
         )
@@ -467,7 +469,10 @@ class Core:
             self._is_closed.set()
             if self._successor is not None:
                 await self._successor.go()
+            began = trio.current_time()
             await self._finish(exchanger, door, gate)
+            left = began + settings.drain_timeout - trio.current_time()
+            store.end_by(trio.current_time() + min(LAST_WRITES, max(LEAST_WRITES, left)))
             plain_door.close_idle()
             handlers.cancel_scope.cancel()
         self._program.settle()  # so that this is the log's last line
@@ -612,6 +617,14 @@ async def reach(store: Store, seconds: float, draining: trio.Event) -> bool:
             with trio.move_on_after(min(left, STORE_PAUSE)):
                 await draining.wait()
     return False
+
+
+async def hurry(store: Store) -> None:
+    """When all is cancelled, as by a second signal, what the store still writes has a moment."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        store.end_by(trio.current_time() + LEAST_WRITES)
 
 
 def check_settings(settings: CoreSettings) -> None:

@@ -6,11 +6,13 @@ made. Threads are bounded by the store's own limiters: one writer for SQLite (mo
 readers; on PostgreSQL both share one.
 
 Cancellation: a read is abandoned (its thread ends by itself), so an authentication's time-out holds while the
-database hangs. A write is waited for: its transaction has then ended one way or the other.
+database hangs. A write is waited for: its transaction has then ended one way or the other. Only a program that ends
+does not wait for ever: `end_by`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +61,9 @@ class Store:
             self._readers, self._writers = trio.CapacityLimiter(READERS), trio.CapacityLimiter(1)
         else:
             self._readers = self._writers = trio.CapacityLimiter(READERS * 2)
+        self._threads = trio.CapacityLimiter(math.inf)  # of those that write, which `_writers` counts
+        self._until = math.inf
+        self._writing: set[trio.CancelScope] = set()
 
     @property
     def system(self) -> str:
@@ -72,6 +77,13 @@ class Store:
     async def close(self) -> None:
         """Close the idle connections. A query after that opens new ones."""
         await trio.to_thread.run_sync(self.database.close)
+
+    def end_by(self, until: float) -> None:
+        """The program ends: from then on (trio's clock) no write is waited for, those under way neither. They raise
+        StoreError, and whether they have come to anything is not known."""
+        self._until = min(self._until, until)
+        for scope in self._writing:
+            scope.deadline = self._until
 
     async def query(
         self,
@@ -105,11 +117,10 @@ class Store:
 
     async def _run(self, visit: _Query) -> None:
         try:
-            visit.result = await trio.to_thread.run_sync(
-                visit.work,
-                abandon_on_cancel=not visit.write,
-                limiter=self._writers if visit.write else self._readers,
-            )
+            if visit.write:
+                await self._write(visit)
+            else:
+                visit.result = await trio.to_thread.run_sync(visit.work, abandon_on_cancel=True, limiter=self._readers)
         except trio.Cancelled:
             visit.outcome = "visitor_aborted"
             raise
@@ -118,3 +129,16 @@ class Store:
             visit.error = str(exc)
             raise
         visit.outcome = "ok"
+
+    async def _write(self, visit: _Query) -> None:
+        async with self._writers:
+            with trio.CancelScope(shield=True, deadline=self._until) as scope:
+                self._writing.add(scope)
+                try:
+                    visit.result = await trio.to_thread.run_sync(
+                        visit.work, abandon_on_cancel=True, limiter=self._threads
+                    )
+                finally:
+                    self._writing.discard(scope)
+        if scope.cancelled_caught:
+            raise StoreError(f"the store {self.database.name} did not answer before this program had to end")

@@ -50,6 +50,15 @@ class UsageWriter:
             if self._batch is not None:
                 await self._write(self._batch)
 
+    def unwritten(self) -> Use:
+        """What the store has not confirmed, to be said of a program that ends. Nothing is counted any more."""
+        batches = [self._batch, self._cut()]
+        total = Use()
+        for batch in batches:
+            for use in batch.use.values() if batch is not None else ():
+                total.add(use)
+        return total
+
     def _cut(self) -> _Batch | None:
         use: dict[tuple[str, str], Use] = {}
         wall = self._wall()

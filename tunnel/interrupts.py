@@ -16,6 +16,18 @@ PERIOD = 5.0  #: seconds between two words on a drain
 INTERRUPTED = 130  #: exit code, as a shell gives it to a program that SIGINT has ended
 
 
+HANGUP = getattr(signal, "SIGHUP", None)  #: a terminal that was closed; shell and kernel may both say so
+
+
+def endings() -> list[signal.Signals]:
+    """The signals that end a program which has no other use for SIGHUP. Who started it with `nohup` has had that
+    ignored, and it stays so."""
+    known = [signal.SIGTERM, signal.SIGINT]
+    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+        known.append(HANGUP)
+    return known
+
+
 def leave(code: int) -> NoReturn:
     """End the process. A Ctrl-C too many, while the interpreter puts things away, changes nothing of how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 import trio
 
@@ -136,19 +136,25 @@ async def show_lines(feed: Feed, stream: TextIO) -> None:
 
 
 async def show_live(feed: Feed, console: Console) -> None:
-    """Keep a status at the foot of the terminal, until cancelled."""
+    """Keep a status at the foot of the terminal, until cancelled or the terminal is closed."""
     from rich.live import Live
 
-    with Live(render(feed), console=console, auto_refresh=False) as live:
+    live = Live(render(feed), console=console, auto_refresh=False)
 
-        def write(lines: list[Finished | str]) -> bool:
-            said = "\n".join(line for line in lines if isinstance(line, str))
-            if said:  # above the status
-                console.print(said, markup=False, highlight=False, soft_wrap=True)
-            live.update(render(feed), refresh=True)
-            return True
+    def show(lines: list[Finished | str]) -> None:
+        said = "\n".join(line for line in lines if isinstance(line, str))
+        if said:  # above the status
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
+        live.update(render(feed), refresh=True)
 
-        await _show(feed, write)
+    def write(lines: list[Finished | str]) -> bool:
+        return attempt(console.file, lambda: show(lines))
+
+    if attempt(console.file, lambda: live.start(refresh=True)):
+        try:
+            await _show(feed, write)
+        finally:
+            attempt(console.file, live.stop)
 
 
 async def _show(feed: Feed, write: Callable[[list[Finished | str]], bool]) -> None:
@@ -164,17 +170,29 @@ async def _show(feed: Feed, write: Callable[[list[Finished | str]], bool]) -> No
 
 
 def write_lines(stream: TextIO, *lines: str) -> bool:
-    """False when nobody reads any more (`… | head -1`): that is no reason to end, nor to complain at exit."""
-    try:
+    """False when nobody reads any more."""
+
+    def write() -> None:
         stream.write("".join(f"{line}\n" for line in lines))
         stream.flush()
-    except BrokenPipeError:
-        if stream is sys.stdout:
+
+    return attempt(stream, write)
+
+
+def attempt(stream: IO[str], write: Callable[[], object]) -> bool:
+    """False when nobody reads this stream any more (`… | head -1`, a terminal that was closed).
+
+    That is no reason to end, nor to complain at exit, where Python tries once more to write what is left.
+    """
+    try:
+        write()
+    except OSError:
+        if stream in (sys.stdout, sys.stderr):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)
         return False
-    except (OSError, ValueError):
+    except ValueError:  # closed by us
         return False
     return True
 

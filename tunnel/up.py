@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -71,7 +70,7 @@ def make_parser(prog: str = "python -m tunnel up", description: str = DESCRIPTIO
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 after Ctrl-C or SIGTERM, 1 when something failed, 2 when the command line is wrong."""
+    """Exit code 0 after Ctrl-C, SIGTERM or SIGHUP, 1 when something failed, 2 when the command line is wrong."""
     return main_of("tunnel up", make_parser(), argv, Up)
 
 
@@ -146,9 +145,15 @@ class Up:
         """The first signal lets open requests finish for a moment; the second ends all now."""
         import trio
 
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        from tunnel.interrupts import HANGUP, endings
+
+        with trio.open_signal_receiver(*endings()) as signals:
             task_status.started()
-            async for _ in signals:
+            is_ending = False
+            async for number in signals:
+                if is_ending and number == HANGUP:
+                    continue
+                is_ending = True
                 if not self._is_up or self._core is None or self._agent is None:
                     nursery.cancel_scope.cancel()
                     return

@@ -96,7 +96,7 @@ def test_a_tunnel_that_is_watched(tmp_path: Path) -> None:
         assert {"prometheus", "prometheus-aler"} == native.children.keys()  # 15 characters and no more
         children = native.children.values()
         began = time.monotonic()
-        assert native.end() == 0, native.err.read_text()
+        assert native.end(signal.SIGHUP) == 0, native.err.read_text()  # its terminal is closed; SIGINT: below
         assert time.monotonic() - began < 15
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
         assert len(native.err.read_text().splitlines()) == 4
@@ -134,6 +134,16 @@ def check_counts(native: Native, prometheus: str) -> None:
         return float(result[0]["value"][1]) if result else 0
 
     poll(lambda: count() == 3, "three requests are counted", BOUND, 0.1)
+
+
+def test_it_is_ended_while_it_starts(tmp_path: Path) -> None:
+    with running(tmp_path) as native:
+        poll(lambda: native.children, "the first child", BOUND)
+        children = native.children.values()
+        assert native.end() == 0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        assert "Traceback" not in native.err.read_text()
+    assert native.out.read_text() == ""
 
 
 def test_a_child_that_dies_ends_it_with_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from running import poll
+from service import Service
 
 pytestmark = pytest.mark.system
 
@@ -121,6 +124,70 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             up.process.send_signal(signal.SIGINT)
             time.sleep(0.05)
         assert up.process.returncode == 0
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
+def test_open_requests_are_finished(signals: list[int], tmp_path: Path) -> None:
+    """A terminal that is closed may say so twice, by its shell and by the kernel."""
+    service = Service()
+    try:
+        with running(tmp_path, str(service.port)) as up, contextlib.closing(up.connect()) as connection:
+            connection.request("GET", "/hold", headers={"Host": urlsplit(up.url).netloc})
+            service.wait_request("/hold")
+            for number in signals:
+                up.process.send_signal(number)
+                poll(lambda: is_refusing(up), "no new connections")
+            service.release.set()
+            assert connection.getresponse().read() == b"held"
+            assert up.process.wait(BOUND) == 0
+            assert up.err.read_text() == ""
+    finally:
+        service.close()
+
+
+def is_refusing(up: Up) -> bool:
+    try:
+        socket.create_connection(("localhost", urlsplit(up.url).port), timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_it_outlives_its_terminal_where_that_was_asked_for(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does for its child
+    try:
+        with running(tmp_path) as up:
+            up.process.send_signal(signal.SIGHUP)
+            assert up.get("/")[0] == 200
+            assert up.end() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_its_terminal_is_closed(kind: str, tmp_path: Path) -> None:
+    """It has nowhere to write any more, with a live status or without, and drains all the same."""
+    service = Service()
+    screen, terminal = pty.openpty()
+    command = ["setsid", "--ctty", *COMMAND, f"-data-dir={tmp_path}", str(service.port)]
+    environment = {**os.environ, "TERM": kind}
+    up = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    try:
+        seen = read_terminal(screen, b"status ")
+        url = urlsplit(seen.split()[0].decode())
+        with contextlib.closing(http.client.HTTPConnection("localhost", url.port, timeout=BOUND)) as connection:
+            connection.request("GET", "/hold", headers={"Host": url.netloc})
+            service.wait_request("/hold")
+            os.close(screen)
+            time.sleep(0.3)  # what it writes meanwhile goes nowhere
+            service.release.set()
+            assert connection.getresponse().read() == b"held"
+        assert up.wait(BOUND) == 0
+    finally:
+        up.kill()
+        up.wait()
+        service.close()
 
 
 def test_a_service_of_ones_own(tmp_path: Path) -> None:

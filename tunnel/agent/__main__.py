@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunnel.interrupts import ADVICE, leave, quietly
+from tunnel.interrupts import ADVICE, HANGUP, endings, leave, quietly
 from tunnel.workers import VARIABLE
 
 if TYPE_CHECKING:
@@ -93,29 +92,21 @@ def is_open_to_others(path: str) -> bool:
 
 
 async def _serve(agent: Agent | Supervisor, log: Logger) -> None:
-    """The first SIGTERM, SIGINT or SIGHUP lets open requests finish; a second SIGTERM or SIGINT ends all now.
-
-    SIGHUP is a terminal that was closed: shell and kernel may both send it, so the second one says nothing new. Who
-    started us with `nohup` has had it ignored, and it stays so.
-    """
+    """The first SIGTERM, SIGINT or SIGHUP lets open requests finish; a second SIGTERM or SIGINT ends all now."""
     import trio
 
     from tunnel.link.tasks import open_pair
     from tunnel.notify import Notifier
 
-    hangup = getattr(signal, "SIGHUP", None)
-    known = [signal.SIGTERM, signal.SIGINT]
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        known.append(hangup)
     systemd = Notifier(os.environ)
     async with open_pair() as nursery:
 
         async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
-            with trio.open_signal_receiver(*known) as signals:
+            with trio.open_signal_receiver(*endings()) as signals:
                 task_status.started()
                 stopping = False
                 async for number in signals:
-                    if stopping and number == hangup:
+                    if stopping and number == HANGUP:
                         continue
                     if stopping:
                         nursery.cancel_scope.cancel()

@@ -58,7 +58,7 @@ def make_monitoring_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0 after Ctrl-C or SIGTERM, 1 when something failed, 2 when the command line is wrong."""
+    """Exit code 0 after Ctrl-C, SIGTERM or SIGHUP, 1 when something failed, 2 when the command line is wrong."""
     return main_of(NAME, make_monitoring_parser(), argv, make_up)
 
 

@@ -20,7 +20,7 @@ SHARED = {
     "tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.net", "tunnel.plugins", "tunnel.config",
     "tunnel.wire", "tunnel.link", "tunnel.http", "tunnel.tuning", "tunnel.notify", "tunnel.workers",
     "tunnel.front", "tunnel.interrupts", "tunnel.listening", "tunnel.observers", "tunnel.openfiles", "tunnel.ready",
-    "tunnel.tls",
+    "tunnel.tls", "tunnel.trust",
 }  # fmt: skip
 
 ARROWS: dict[str, set[str]] = {
@@ -34,6 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.sample": set(),
     "tunnel.log": set(),
     "tunnel.tls": set(),
+    "tunnel.trust": set(),
     "tunnel.net": {"tunnel.tls"},
     "tunnel.listening": {"tunnel.errors", "tunnel.net"},
     "tunnel.config": {"tunnel", "tunnel.errors"},
@@ -41,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "tunnel.front": set(),
     "tunnel.ready": {"tunnel.net", "tunnel.front"},
     "tunnel.link": {"tunnel.wire", "tunnel.errors", "tunnel.net", "tunnel.ready"},
-    "tunnel.http": {"tunnel.errors", "tunnel.net", "tunnel.handler"},
+    "tunnel.http": {"tunnel.errors", "tunnel.net", "tunnel.handler", "tunnel.trust"},
     "tunnel.workers": {"tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.link", "tunnel.plugins"},
     "tunnel.observers": {"tunnel.handler"},
     "tunnel.plugins": {"tunnel", "tunnel.errors", "tunnel.handler", "tunnel.log", "tunnel.observers"},

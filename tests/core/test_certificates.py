@@ -1,5 +1,6 @@
 """Certificates of a listener: chosen by name, read again, kept when the new ones are bad, and nothing below TLS 1.2."""
 
+import datetime
 import logging
 import socket
 import ssl
@@ -17,10 +18,11 @@ from tunnel.errors import ConfigError
 CA = trustme.CA()
 
 
-def write(directory: Path, *names: str, cert: str = "fullchain.pem", key: str = "privkey.pem") -> Pair:
-    """A new certificate for these names, as certbot keeps it unless other file names are given."""
+def write(directory: Path, *names: str, cert: str = "fullchain.pem", key: str = "privkey.pem", year: int = 0) -> Pair:
+    """A new certificate for these names, as certbot keeps it unless other file names are given; for this year only."""
     directory.mkdir(parents=True, exist_ok=True)
-    issued = CA.issue_cert(*names)
+    begin, end = (datetime.datetime(each, 1, 1, tzinfo=datetime.UTC) if year else None for each in (year, year + 1))
+    issued = CA.issue_cert(*names, not_before=begin, not_after=end)
     pair = Pair(directory / cert, directory / key)
     pair.cert.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
     pair.key.write_bytes(issued.private_key_pem.bytes())
@@ -163,7 +165,10 @@ async def test_what_is_bad_keeps_its_old_one(tmp_path: Path, caplog: pytest.LogC
     assert [(one["file"], one["listener"]) for one in errors] == [
         (str(default.cert), "public"), (str(live / "a/fullchain.pem"), "public")
     ]  # fmt: skip
-    assert "KEY_VALUES_MISMATCH" in errors[1]["error"]
+    assert "is not PEM" in errors[0]["error"] and "is not the key of the certificate" in errors[1]["error"]
+    assert {record.getMessage() for record in caplog.records if record.levelno == logging.ERROR} == {
+        "can't use a certificate; the old one stays"
+    }
     for path in (live / "a", live / "b"):
         for file in path.iterdir():
             file.unlink()
@@ -184,9 +189,51 @@ def test_expiry_and_names(tmp_path: Path) -> None:
 def test_starts_that_fail(tmp_path: Path) -> None:
     pair = write(tmp_path, "a.example")
     pair.key.write_text("no key")
-    with pytest.raises(ConfigError, match=r"^-agent-cert, -agent-key: can't use .*fullchain.pem with .*privkey.pem"):
+    with pytest.raises(ConfigError, match=r"^-agent-cert, -agent-key: .*privkey.pem is not PEM"):
         Certificates("agent", pair)
-    assert Certificates("public", None, [tmp_path / "missing"]).expiry is None
+    with pytest.raises(ConfigError, match=r"^can't use a certificate of the core's own .*; remove .*chain.pem and "):
+        Certificates("agent", pair, is_ours=True)
+    (tmp_path / "live").mkdir()
+    for directory, said in (
+        (tmp_path / "missing", "missing does not exist$"),
+        (pair.cert, "is a file, and a directory is wanted"),
+        (tmp_path / "live", "there is no NAME.crt or NAME.pem with its NAME.key in .*live"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^-public-cert-dir: .*{said}"):
+            Certificates("public", None, [directory])
+    for name in ("a", "b"):
+        write(tmp_path / "live" / name, "a.example").key.write_text("no key")
+    with pytest.raises(ConfigError, match=r"privkey.pem is not PEM.* \(1 more can't be used\)$"):
+        Certificates("public", None, [tmp_path / "live"])
+
+
+@pytest.mark.parametrize(
+    ("names", "is_for_others"),
+    [
+        (("*.t.example",), False),
+        (("app.t.example",), False),  # one tunnel, and its name
+        (("t.example",), True),
+        (("www.example", "*.other.example"), True),
+    ],
+)
+def test_a_certificate_for_other_names_than_the_tunnels(
+    names: tuple[str, ...], is_for_others: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Certificates("public", write(tmp_path, *names), base_domain="t.example")
+    Certificates("agent", write(tmp_path, *names))
+    said = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    advice = "browsers will warn those who open NAME.t.example: get one for *.t.example, or correct -base-domain"
+    expected = {"listener": "public", "names": sorted(names), "advice": advice}
+    assert said == ([expected] if is_for_others else [])
+
+
+def test_a_certificate_of_another_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for year, said in ((2001, "certificate has expired"), (9001, "certificate is not valid yet")):
+        Certificates("public", write(tmp_path, "a.example", year=year))
+        [record] = caplog.records
+        assert record.getMessage() == said
+        assert record.fields["advice"]  # type: ignore[attr-defined]
+        caplog.clear()
 
 
 def test_what_counts_as_a_pair(tmp_path: Path) -> None:

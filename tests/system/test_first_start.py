@@ -1,5 +1,7 @@
-"""The first start from a checkout makes an environment of its own (scripts/environment): stopped by Ctrl-C it says so in
-one line, and what was half made does not stand in the next start's way."""
+"""The first start from a checkout makes an environment of its own (scripts/environment).
+
+Stopped by Ctrl-C it says so in one line, and what was half made does not stand in the next start's way.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from running import clean_environment, poll
 pytestmark = pytest.mark.system
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-START = 'set -eu; root=$1; shift; . "$root/scripts/environment"; make_venv "$root/.venv"; install_into "$root/.venv" "$@"'
+START = (
+    'set -eu; root=$1; shift; . "$root/scripts/environment"; make_venv "$root/.venv"; install_into "$root/.venv" "$@"'
+)
 BOUND = 60.0
 
 

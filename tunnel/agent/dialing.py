@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ssl
+from pathlib import Path
 
 import trio
 import trio_websocket
@@ -13,6 +14,13 @@ from tunnel.config import AgentSettings
 from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.net import Socket, dial, reason_of, with_tls
 from tunnel.tls import TlsSocket
+from tunnel.trust import EXPIRED, NOT_YET, WRONG_ADDRESS, WRONG_NAME, explain_authorities, explain_refusal
+
+_DATES = "renew it at the core (-agent-cert), or give -server-fingerprint, which does not look at dates"
+_NAMES = "dial it (-server) by a name that it is for, or give -server-fingerprint"
+_TRUST = "give -server-fingerprint (the core prints it at its start) or -ca-cert"
+#: what to do, by OpenSSL's code
+_ADVICE = {EXPIRED: _DATES, NOT_YET: _DATES, WRONG_NAME: _NAMES, WRONG_ADDRESS: _NAMES}
 
 
 def tls_context(settings: AgentSettings, worker: int | None = None) -> ssl.SSLContext | None:
@@ -30,7 +38,7 @@ def tls_context(settings: AgentSettings, worker: int | None = None) -> ssl.SSLCo
         try:
             context = ssl.create_default_context(cafile=settings.ca_cert or None)
         except (OSError, ssl.SSLError) as exc:
-            raise ConfigError(f"-ca-cert: can't read {settings.ca_cert} ({exc.strerror or exc})") from exc
+            raise ConfigError(f"-ca-cert: {explain_authorities(Path(settings.ca_cert), exc)}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if worker is not None:
         context.set_alpn_protocols(["http/1.1", f"x-tunnel-worker/{worker}"])
@@ -54,8 +62,8 @@ async def secure(socket: Socket, context: ssl.SSLContext, host: str, settings: A
     except ssl.SSLCertVerificationError as exc:
         secured.close()
         raise TunnelError(
-            f"the core's certificate is not trusted ({exc.verify_message}); give -server-fingerprint (the core prints "
-            "it at its start) or -ca-cert"
+            f"the core's certificate is not trusted: {explain_refusal(exc, host, settings.ca_cert)}; "
+            f"{_ADVICE.get(exc.verify_code, _TRUST)}"
         ) from exc
     except (ssl.SSLError, trio.BrokenResourceError) as exc:
         secured.close()

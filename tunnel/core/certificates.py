@@ -21,6 +21,7 @@ from tunnel.config import CoreSettings
 from tunnel.core.certificate import ensure_certificate
 from tunnel.errors import ConfigError
 from tunnel.log import get_logger
+from tunnel.trust import explain_pair, explain_reading
 
 log = get_logger("tunnel.core")
 
@@ -50,11 +51,20 @@ class Loaded:
 class Certificates:
     """listener: "agent" or "public", in logs and metrics and as the beginning of the flags (-agent-cert).
 
+    is_ours: the default was made by the core itself. base_domain: whose names a certificate should be for, if any.
     default: for names that no other certificate is for; without one such handshakes are refused. directories: where
     more of them are (`pairs_in`). Raises ConfigError when the default, or all of them, can't be used.
     """
 
-    def __init__(self, listener: str, default: Pair | None, directories: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        listener: str,
+        default: Pair | None,
+        directories: Sequence[Path] = (),
+        *,
+        is_ours: bool = False,
+        base_domain: str = "",
+    ) -> None:
         self.listener = listener
         self.context: ssl.SSLContext
         #: hears of names (lower case) that visitors ask for and no certificate is for, within the handshake
@@ -63,17 +73,25 @@ class Certificates:
         self._default = default
         self._default_names: frozenset[str] = frozenset()
         self._directories = directories
+        self._base_domain = base_domain
         self._loaded: dict[Pair, Loaded] = {}
         self._lock = trio.Lock()
         if default is not None:
             try:
                 self._loaded[default] = read_pair(default)
             except ValueError as exc:
-                raise ConfigError(
-                    f"-{listener}-cert, -{listener}-key: can't use {default.cert} with {default.key} ({exc})"
-                ) from exc
+                if is_ours:
+                    advice = f"remove {default.cert} and {default.key}, and the core makes new ones"
+                    raise ConfigError(f"can't use a certificate of the core's own ({exc}); {advice}") from exc
+                raise ConfigError(f"-{listener}-cert, -{listener}-key: {exc}") from exc
         found, problems = self._read()
         self._install(found)
+        if not found:
+            reasons = [reason for _, reason in problems]
+            more = f" ({len(reasons) - 1} more can't be used)" if len(reasons) > 1 else ""
+            where = " and ".join(map(str, directories))
+            nothing = f"there is no NAME.crt or NAME.pem with its NAME.key in {where}, nor NAME/fullchain.pem"
+            raise ConfigError(f"-{listener}-cert-dir: {(reasons or [nothing])[0]}{more}")
         self._complain(problems)
 
     @property
@@ -130,7 +148,7 @@ class Certificates:
             try:
                 pairs += pairs_in(directory)
             except OSError as exc:
-                problems.append((Pair(directory, directory), exc.strerror or str(exc)))
+                problems.append((Pair(directory, directory), explain_reading(directory, exc)))
                 pairs += [pair for pair in self._loaded if directory in pair.cert.parents]
         found: dict[Pair, Loaded] = {}
         for pair in pairs:
@@ -170,13 +188,22 @@ class Certificates:
             log.error(message, listener=self.listener, file=str(pair.cert), error=reason)
         now = time.time()
         for pair, loaded in self._loaded.items():
+            about: dict[str, Any] = {"listener": self.listener, "file": str(pair.cert)}
             if loaded.expiry < now:
-                log.warning(
-                    "certificate has expired",
-                    listener=self.listener,
-                    file=str(pair.cert),
-                    expired=_date(loaded.expiry),
-                )
+                advice = "put a new one in its place, then send the core a SIGHUP"
+                log.warning("certificate has expired", **about, expired=_date(loaded.expiry), advice=advice)
+            elif loaded.begin > now:
+                advice = f"it begins at {_date(loaded.begin)}; is this machine's clock right?"
+                log.warning("certificate is not valid yet", **about, advice=advice)
+        self._complain_of_names()
+
+    def _complain_of_names(self) -> None:
+        """Where no certificate is for any name below the base domain, browsers warn every visitor."""
+        below = "." + self._base_domain
+        names = sorted({name for loaded in self._loaded.values() for name in loaded.names})
+        if self._base_domain and self._loaded and not any(name.endswith(below) for name in names):
+            advice = f"browsers will warn those who open NAME{below}: get one for *{below}, or correct -base-domain"
+            log.warning("no certificate is for the tunnels' names", listener=self.listener, names=names, advice=advice)
 
 
 def for_agents(settings: CoreSettings, data_dir: Path) -> Certificates | None:
@@ -185,7 +212,7 @@ def for_agents(settings: CoreSettings, data_dir: Path) -> Certificates | None:
         return None
     if settings.agent_cert:
         return Certificates("agent", _pair(settings.agent_cert, settings.agent_key))
-    return Certificates("agent", Pair(*ensure_certificate(data_dir)))
+    return Certificates("agent", Pair(*ensure_certificate(data_dir)), is_ours=True)
 
 
 def for_visitors(settings: CoreSettings, issued: Path | None = None) -> Certificates | None:
@@ -196,16 +223,13 @@ def for_visitors(settings: CoreSettings, issued: Path | None = None) -> Certific
     if not settings.public_tls:
         return None
     default = _pair(settings.public_cert, settings.public_key) if settings.public_cert else None
+    is_ours = issued is not None and default is None
+    base_domain = "" if issued is not None else settings.base_domain  # else they come when somebody asks for them
     directories = [Path(settings.public_cert_dir)] if settings.public_cert_dir else []
     if issued is not None:
         default = default or Pair(*ensure_certificate(issued.parent, "self-signed"))
         directories.append(issued)
-    made = Certificates("public", default, directories)
-    if made.expiry is None:
-        raise ConfigError(
-            f"-public-cert-dir: there is no certificate with its key in {settings.public_cert_dir} that can be used"
-        )
-    return made
+    return Certificates("public", default, directories, is_ours=is_ours, base_domain=base_domain)
 
 
 def _pair(cert: str, key: str) -> Pair:
@@ -254,7 +278,7 @@ def wildcard_of(name: str) -> str:
 
 
 def read_pair(pair: Pair) -> Loaded:
-    """A server's context from files. Raises ValueError with the reason in a few words."""
+    """A server's context from files. Raises ValueError that says which of them is wrong, and what to do."""
     from cryptography import x509  # late: only where there is TLS
     from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -263,7 +287,7 @@ def read_pair(pair: Pair) -> Loaded:
         context.load_cert_chain(pair.cert, pair.key, password=lambda: b"")
         leaf = x509.load_pem_x509_certificate(pair.cert.read_bytes())
     except (OSError, ValueError) as exc:
-        raise ValueError(getattr(exc, "reason", None) or getattr(exc, "strerror", None) or str(exc)) from exc
+        raise ValueError(explain_pair(pair.cert, pair.key, exc)) from exc
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         dns = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))

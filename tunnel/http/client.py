@@ -11,6 +11,7 @@ import trio
 
 from tunnel.errors import Failure
 from tunnel.net import OUR_OWN_TROUBLE, Socket, dial, is_localhost, reason_of, with_tls
+from tunnel.trust import explain_refusal
 
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
@@ -123,6 +124,8 @@ class Service:
         """Why there is no TLS; a service that speaks plain HTTP answers in it, or closes the connection."""
         if isinstance(exc, ssl.SSLError) and exc.reason in _NO_TLS:
             return f"it does not speak TLS; give it as http://{self.address}"
+        if refusal := explain_refusal(exc, self.host):
+            return f"its certificate is not trusted: {refusal}"
         reason = reason_of(exc)
         if isinstance(exc, ssl.SSLEOFError | trio.BrokenResourceError):
             return f"{reason}; a service without TLS is given as http://{self.address}"

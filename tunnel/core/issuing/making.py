@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tunnel.core.issuing.ledger import Ledger
 from tunnel.core.private import make_private
 from tunnel.core.registry import Registry
 from tunnel.errors import ConfigError
+from tunnel.trust import explain_authorities
 
 CERTIFICATES = "certificates"
 
@@ -30,6 +32,11 @@ def place_for(settings: CoreSettings, data_dir: Path) -> Path | None:
         return None
     if importlib.util.find_spec("acme") is None:
         raise ConfigError("-acme-agree needs the package acme: pip install 'trio-tunnel[acme]'")
+    if authorities := settings.acme.ca_cert:
+        try:
+            ssl.create_default_context(cafile=authorities)
+        except (OSError, ssl.SSLError) as exc:
+            raise ConfigError(f"-acme-ca-cert: {explain_authorities(Path(authorities), exc)}") from exc
     where = settings.acme.directory.removeprefix("https://")
     place = data_dir / "acme" / re.sub(r"[^A-Za-z0-9.-]+", "-", where)[:100].strip(".")
     try:

@@ -143,6 +143,33 @@ async def test_the_host_that_the_service_wants(setting: str) -> None:
         assert seen in lines
 
 
+@pytest.mark.parametrize("setting", ["local", "app.test:3000", ""])
+async def test_redirects_to_the_host_that_the_service_was_given(setting: str) -> None:
+    """They lead the visitor to where it came from, in answers of any length; no other status is looked at."""
+
+    async def redirect(peer: Peer) -> None:
+        while True:
+            status = (await peer.head()).split(b" ")[1].removeprefix(b"/")
+            to = b"127.0.0.1:%d" % app.service.port if setting == "local" else b"app.test:3000"
+            length, body = (b"5", b"moved") if status != b"302" else (b"100000", b"x" * 100_000)
+            await peer.send(
+                b"HTTP/1.1 %b Found\r\nLocation: http://%b/in?a#b\r\nX: 1\r\nContent-Length: %b\r\n\r\n"
+                % (status, to, length) + body
+            )  # fmt: skip
+
+    async with rig(redirect) as app:
+        app.service = Service("127.0.0.1", app.service.port, False, setting)
+        own = b"http://127.0.0.1:%d" % app.service.port if setting == "local" else b"http://app.test:3000"
+        public = b"https://a.example" if setting else own
+        for status, to in ((200, own), (201, public), (301, public), (302, public), (308, public), (404, own)):
+            asked = (b"X-Forwarded-Proto: https", b"X-Forwarded-Host: a.example")
+            response, body = await app.ask(b"GET /%d" % status, *asked)
+            assert (response.status, response.head) == (status, b"Found\r\nLocation: %b/in?a#b\r\nX: 1\r\n" % to)
+            assert len(body) == (5 if status != 302 else 100_000)
+        if scripted.is_quick:
+            assert app.served_quickly
+
+
 @pytest.mark.parametrize(
     ("host", "port", "secure", "own"),
     [

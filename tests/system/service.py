@@ -16,6 +16,7 @@ Paths (a query sets the numbers):
     /echo                the body again, with X-Method; keeps the connection (also the answer for unknown paths)
     /head                the raw request head as text
     /status/NNN          that status, with a body where one is allowed
+    /redirect            302 to /echo of the Host that came, as an absolute URL
     /headers             odd case, two Set-Cookie, hop-by-hop fields (also one named by Connection)
     /gzip                a compressed body
     /download?size=N     N bytes with Content-Length; /chunked?parts=3&size=10; /close-delimited?size=N
@@ -281,6 +282,9 @@ class _Connection:
             self.send(f'HTTP/1.1 {status} Nothing\r\nETag: "x"\r\n\r\n'.encode())
         else:
             self.reply(f"status {status}\n".encode(), "Content-Type: text/plain", status=f"{status} Own Words")
+
+    def do_redirect(self, request: Received) -> None:
+        self.reply(b"", f"Location: http://{request.get('host')}/echo", status="302 Found")
 
     def do_headers(self, request: Received) -> None:
         self.reply(

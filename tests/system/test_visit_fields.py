@@ -127,6 +127,25 @@ def test_a_service_gets_the_host_that_it_wants(
             assert 'host="app.localhost"' in received.get("forwarded")
 
 
+@pytest.mark.parametrize("flags", [(), ("-host-header=local",), ("-host-header=app.test",)])
+def test_redirects_lead_to_where_the_visitor_came(
+    flags: tuple[str, ...],
+    start_core: Callable[..., RunningCore],
+    start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service],
+) -> None:
+    """Whatever Host the service gets; behind a proxy too."""
+    core, service = start_core("-trusted-proxies=127.0.0.1", "-agent-tls=false"), start_service()
+    start_agent(core, service.url, "-subdomain=app", *flags)
+    host = f"app.localhost:{core.public[1]}"
+    with Connection(core.public, "app.localhost") as visitor:
+        for _ in range(2):  # the second on a kept connection
+            assert visitor.ask("GET /redirect", f"Host: {host}")["location"] == f"http://{host}/echo"
+        proxied = ("Host: app.localhost", "X-Forwarded-Proto: https", "X-Forwarded-Host: www.example")
+        where = "https://www.example" if flags else "http://app.localhost"
+        assert visitor.ask("GET /redirect", *proxied)["location"] == f"{where}/echo"
+
+
 def test_trusted_proxies_are_believed(
     start_core: Callable[..., RunningCore],
     start_agent: Callable[..., RunningAgent],

@@ -226,12 +226,15 @@ class LocalExchanger:
     def _respond(self, local: LocalRequest, answer: Answer, body: bytes, end: bool) -> None:
         visit = local.visit
         now = monotonic()
+        head, redirects = answer.head, visit.service.redirects
+        if redirects is not None and (answer.status // 100 == 3 or answer.status == 201):
+            head = redirects.rewrite(head, local.head.fields)
         response = Response(
             answer.status,
             answer.length,
             int((now - visit.started) * 1e6),
             int((now - local.started) * 1e6),
-            answer.head,
+            head,
         )
         if end:
             local.marks["last_byte"] = visit.marks["last_byte"] = now

@@ -294,7 +294,8 @@ class AgentSettings(Settings, frozen=True, kw_only=True):
         Option(
             v.HOST_HEADER,
             SERVICES,
-            "Host that services get: local (their own address), or any name; empty: what the visitor typed",
+            "Host that services get: local (their own address), or any name, and redirects there lead visitors to the "
+            "public address; empty: what the visitor typed",
         ),
     ] = ""
     request_timeout: Annotated[

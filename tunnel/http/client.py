@@ -10,6 +10,7 @@ from time import monotonic
 import trio
 
 from tunnel.errors import Failure
+from tunnel.http.redirects import LOOPBACK, Redirects
 from tunnel.net import OUR_OWN_TROUBLE, Socket, dial, is_localhost, reason_of, with_tls
 from tunnel.trust import explain_refusal
 
@@ -38,10 +39,15 @@ class Service:
         self.scheme = "https" if secure else "http"
         own = self.address.removesuffix(":443" if secure else ":80")  # as a browser writes it
         self.host_header = own if host_header == "local" else host_header
+        self.redirects = self._make_redirects() if host_header else None
         self._tls = _tls_context(host) if secure else None
         self.has_answered = False  # ever, in the terms that it was given in; a 400 is no proof
         self._is_tls = False
         self._looked = -LOOK_AGAIN
+
+    def _make_redirects(self) -> Redirects:
+        names = LOOPBACK if _is_loopback(self.host) else ()
+        return Redirects(self.scheme, [self.host_header, self.address, *(f"{name}:{self.port}" for name in names)])
 
     def take_idle(self) -> Socket | None:
         """A kept connection that is still good, the most recently used first.

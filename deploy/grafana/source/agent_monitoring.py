@@ -147,8 +147,10 @@ def streams() -> list[Json]:
 def processes() -> list[Json]:
     return row(
         600, "The processes that answer the scrape (agents with job tunnel-agent)",
-        graph(601, "CPU", "Processor seconds a second. An agent has one CPU.",
-              [query(f"rate(process_cpu_seconds_total{{{DIRECT}}}{RATE})", "{{instance}}")], "percentunit", width=6,
+        graph(601, "CPU", """Processor seconds a second, as a share of what the agent can use: one processor, or one for each of
+              its -workers. Near 100 % everything waits.""",
+              [query(f"rate(process_cpu_seconds_total{{{DIRECT}}}{RATE}) / on (job, instance) (agent_workers{{{DIRECT}}} or up{{{DIRECT}}} > 0)",
+                     "{{instance}}")], "percentunit", width=6,
               steps=((None, "green"), (0.7, "yellow"), (0.9, "red"))),
         graph(602, "Run-loop lag", "How late the run loop woke a task, the worst of the last 15 seconds.",
               [query(f"trio_run_loop_lag_seconds{{{DIRECT}}}", "{{instance}}")], "s", width=6, steps=LAG),

@@ -165,8 +165,11 @@ def time_spent() -> list[Json]:
         text(404, "The phases of one request", "Where to read the exact phases of a single request.", """
 **visitor** (its head arrives) → **queue** (until a stream is open: names, quotas, an agent with room) → **link** → **agent** →
 **local** (the local service, to its answer's head) → **link** → **answer** (the head goes to the visitor) → **body**.
+A body that comes in parts is **upload**, before link. Of a request that got no answer, or half of one, **local** is what the agent had
+waited for the service; **remote** is link, agent and service together, where the agent could not say which of them it was: it does after
+0.2 s, so much more than that is a link or an agent that stands still.
 They are on each request's root span as `tunnel.phase.*_ms` and add up to its duration. `-tracing-server-timing` also sends core, link,
-agent and local milliseconds to the visitor, in the answer's `Server-Timing`, where browsers show them.""", height=3),
+agent and local milliseconds to the visitor, in the answer's `Server-Timing`, where browsers show them.""", height=4),
     )  # fmt: skip
 
 

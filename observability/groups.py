@@ -177,6 +177,12 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def redact(query: str) -> str:
-    """`a=1&b=2` → `a=REDACTED&b=REDACTED`. Names stay, and so does what has no `=`; `;` separates as `&` does."""
+    """`a=1&b=2&c` → `a=REDACTED&b=REDACTED&REDACTED`. Names stay; what has no `=` may be a name or a secret, and goes.
+    `;` separates as `&` does."""
     parts = query[:MAX_TEXT].replace(";", "&").split("&")
-    return clean("&".join(f"{part.partition('=')[0]}=REDACTED" if "=" in part else part for part in parts))
+    return clean("&".join(_redact_part(part) for part in parts))
+
+
+def _redact_part(part: str) -> str:
+    name, equals, _ = part.partition("=")
+    return f"{name}=REDACTED" if equals else "REDACTED" if name else ""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from observability import groups
 from observability.context import SpanContext
 from observability.groups import KNOWN_METHODS, Attributes, Common, clean
-from observability.phases import phases
+from observability.phases import NAMES, phases
 from observability.record import Record
 from tunnel.handler import ConnectVisit, LocalVisit, QueryVisit, RequestVisit, StreamVisit, Visit
 
@@ -179,9 +179,7 @@ class SpanBuilder:
 # What each kind of visit says ------------------------------------------------------------------------------------
 
 Said = tuple[str, int, tuple[Common, ...], Attributes]  #: a span's name and kind, its attributes: common and own
-PHASES = {
-    phase: f"tunnel.phase.{phase}_ms" for phase in ("visitor", "queue", "link", "agent", "local", "answer", "body")
-}
+PHASES = {phase: f"tunnel.phase.{phase}_ms" for phase in NAMES}
 
 
 def _request(visit: RequestVisit, ended: float, is_core: bool) -> Said:

@@ -46,9 +46,9 @@ NAMES = {method: name_and_kind(method, SERVER) for method in KNOWN_METHODS}
 LOCAL_NAMES = {method: name_and_kind(method, CLIENT) for method in KNOWN_METHODS}
 CORE_STREAM, AGENT_STREAM = name_and_kind("tunnel.stream", CLIENT), name_and_kind("agent.stream", SERVER)
 
-# An answered request has all phases and these marks, and they are written in one go.
+# An answered request has these phases and marks, and they are written in one go.
 _MARKS = ["head", "opened", "answered", "first_byte"]
-_PHASES = [before_double(ATTRIBUTE, name) for name in PHASES.values()]
+_PHASES = [before_double(ATTRIBUTE, name) for name in list(PHASES.values())[:7]]
 _EVENTS = [before_time(mark) for mark in _MARKS]
 _VISITOR, _QUEUE, _LINK, _AGENT, _LOCAL, _ANSWER, _BODY = _PHASES
 _HEAD, _OPENED, _ANSWERED, _FIRST_BYTE = _EVENTS
@@ -188,7 +188,7 @@ def encode_sizes(bytes_in: int, bytes_out: int, is_raw: bool) -> bytes:
 def answered_tail(visit: RequestVisit, ended: float, offset: int) -> bytes:
     """Phases and events of a request whose marks are all there and in order; otherwise b""."""
     marks = visit.marks
-    if list(marks) != _MARKS or visit.agent_us < 0:
+    if list(marks) != _MARKS or visit.agent_us < 0 or visit.stalled_us:
         return b""
     started = visit.started
     head, opened, answered, first_byte = marks.values()

@@ -122,12 +122,14 @@ def path_of(target: str) -> str:
 class RequestVisit(Visit):
     """A visitor's HTTP request at the core, first byte of its head to last byte of the answer.
 
-    Marks: "head" (request head read), "opened" (stream opened), "answered" (answer's head came from the agent),
+    Marks: "head" (request head read), "opened" (stream opened), "uploaded" (the last of a body that came in parts is on
+    its way), "answered" (answer's head came from the agent),
     "first_byte" (answer's head written), "upgraded" (101 written), "event" (first body byte of an event stream).
     `request_headers` are (name, value) byte pairs as the visitor sent them, in order.
     `cause` says in one line why it was turned away, where that is no failure (those have `error`); "" otherwise.
-    `agent_us` and `local_us` are the agent's and the local service's share up to the answer's head, microseconds,
-    -1 where unknown.
+    `agent_us` and `local_us` are the agent's and the local service's share up to the answer's head, or to the end of a
+    request that got none, microseconds, -1 where unknown. `stalled_us` is how long an answer that broke off had waited
+    for the local service then.
     """
 
     kind: ClassVar[str] = "request"
@@ -148,6 +150,7 @@ class RequestVisit(Visit):
     event_stream: bool = False
     agent_us: int = -1
     local_us: int = -1
+    stalled_us: int = 0
 
 
 class StreamVisit(Visit):

@@ -100,6 +100,16 @@ async def test_time_to_the_first_byte() -> None:
         assert counted(app) == {"first_byte_time": 1}
 
 
+async def test_time_to_the_first_byte_by_the_agents_clock() -> None:
+    async def late(stream: Stream) -> None:
+        stream.reset("timeout", "127.0.0.1:80 did not answer within 10 s (the agent's -request-timeout)")
+
+    async with core() as app:
+        await app.agent(late)
+        assert (await app.visitor().get()).status == 504
+        assert counted(app) == {"first_byte_time": 1}
+
+
 async def test_body_idle_time_of_the_request() -> None:
     async with core() as app:
         await app.agent(silence)

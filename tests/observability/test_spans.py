@@ -41,10 +41,10 @@ def test_a_request() -> None:
     expected = {
         "http.request.method": "GET",
         "http.method": "GET",
-        "http.url": "http://api.localhost/a%20b/c?token=REDACTED&x=REDACTED&flag",
+        "http.url": "http://api.localhost/a%20b/c?token=REDACTED&x=REDACTED&REDACTED",
         "url.scheme": "http",
         "url.path": "/a%20b/c",
-        "url.query": "token=REDACTED&x=REDACTED&flag",
+        "url.query": "token=REDACTED&x=REDACTED&REDACTED",
         "server.address": "api.localhost",
         "client.address": "192.0.2.7",
         "http.response.status_code": 200,
@@ -189,7 +189,8 @@ def test_what_visitors_choose_is_bounded_and_encodable() -> None:
         ("a=1&b=2", "a=REDACTED&b=REDACTED"),
         ("a=1;b=2", "a=REDACTED&b=REDACTED"),
         ("a=b=c", "a=REDACTED"),
-        ("flag&a=", "flag&a=REDACTED"),
+        ("secret", "REDACTED"),
+        ("secret&a=&&", "REDACTED&a=REDACTED&&"),
         ("=x", "=REDACTED"),
         ("a=%26b%3Dc", "a=REDACTED"),
     ],
@@ -312,8 +313,9 @@ def test_phases_of_a_whole_request() -> None:
         ({}, ["visitor"]),
         ({"head": 100.1}, ["visitor", "queue"]),
         ({"head": 100.1, "first_byte": 100.4}, ["visitor", "queue", "body"]),
-        ({"head": 100.1, "opened": 100.2}, ["visitor", "queue", "link"]),
-        ({"head": 100.1, "opened": 100.2, "first_byte": 100.3}, ["visitor", "queue", "link", "body"]),
+        ({"head": 100.1, "opened": 100.2}, ["visitor", "queue", "remote"]),
+        ({"head": 100.1, "opened": 100.2, "first_byte": 100.3}, ["visitor", "queue", "remote", "body"]),
+        ({"head": 100.1, "opened": 100.2, "uploaded": 100.3}, ["visitor", "queue", "upload", "remote"]),
         (
             {"head": 100.1, "opened": 100.2, "answered": 100.3, "upgraded": 100.4},
             ["visitor", "queue", "link", "answer", "body"],
@@ -326,13 +328,43 @@ def test_a_request_that_got_stuck_has_its_time_there(marks: dict[str, float], st
     assert sum(spent.values()) == pytest.approx(1000)
 
 
+def test_a_request_without_an_answer_has_the_shares_that_are_known() -> None:
+    marks = {"head": 100.0, "opened": 100.0, "first_byte": 101.0}  # a page of our own
+    spent = phases(timed(marks, 900_000, 800_000), 101.0)
+    assert {name: round(value) for name, value in spent.items()} == {
+        "visitor": 0, "queue": 0, "link": 100, "agent": 100, "local": 800, "body": 0,
+    }  # fmt: skip
+
+
+def test_a_visitor_who_sends_no_body_is_to_blame_for_the_wait() -> None:
+    visit = timed({"head": 100.1, "opened": 100.2})
+    visit.outcome = "request_timeout"
+    assert list(phases(visit, 101.0)) == ["visitor", "queue", "upload"]
+
+
+def test_an_answer_that_broke_off_had_waited_for_the_service() -> None:
+    visit = timed({"head": 100.0, "opened": 100.0, "answered": 100.1, "first_byte": 100.1}, 90_000, 80_000)
+    visit.stalled_us = 700_000
+    spent = phases(visit, 101.0)
+    assert {name: round(spent[name]) for name in ("link", "local", "body")} == {"link": 10, "local": 780, "body": 200}
+
+
+MARKS = ["head", "opened", "uploaded", "answered", "first_byte", "upgraded"]
+
+
 @given(
-    st.dictionaries(st.sampled_from(["head", "opened", "answered", "first_byte", "upgraded"]), st.floats(99, 103)),
+    st.dictionaries(st.sampled_from(MARKS), st.floats(99, 103)),
     st.integers(-1, 5_000_000),
     st.integers(-1, 5_000_000),
+    st.integers(0, 5_000_000),
+    st.sampled_from(["ok", "request_timeout"]),
     st.floats(100, 102),
 )
-def test_phases_add_up_whatever_the_marks_say(marks: dict[str, float], agent: int, local: int, ended: float) -> None:
-    spent = phases(timed(marks, agent, local), ended)
+def test_phases_add_up_whatever_the_marks_say(
+    marks: dict[str, float], agent: int, local: int, stalled: int, outcome: str, ended: float
+) -> None:
+    visit = timed(marks, agent, local)
+    visit.stalled_us, visit.outcome = stalled, outcome
+    spent = phases(visit, ended)
     assert sum(spent.values()) == pytest.approx((ended - 100) * 1e3, abs=1e-6)
     assert all(value >= -1e-6 for value in spent.values())

@@ -227,7 +227,7 @@ def test_the_tree_says_who_and_how_much(run: Run) -> None:
     assert request["tunnel.connection.id"] == stream["tunnel.connection.id"]
     assert request["tunnel.account.id"].startswith("default-")
     assert stream["tunnel.stream.id"] == agent["tunnel.stream.id"]
-    assert spans["POST", "S"].events == ["head", "opened", "answered", "first_byte"]
+    assert spans["POST", "S"].events == ["head", "opened", "uploaded", "answered", "first_byte"]
     [local] = [span for span in run.trace("plain") if (span.name, span.kind) == ("GET", "C")]
     assert local.events == ["connected", "first_byte", "last_byte"]
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, session
 from tunnel.wire.frames import END, HTTP, LINK_WINDOW, MAX_DATA, STREAM_WINDOW, UNKNOWN, Open, Response
-from tunnel.wire.session import ANSWERED, BODY, CONTROL, FAILED, OPENED, Session
+from tunnel.wire.session import ANSWERED, BODY, CONTROL, FAILED, OPENED, TOLD, Session
 from tunnel.wire.stream import Stream
 from tunnel.wire.windows import FLOOR
 
@@ -491,9 +491,42 @@ def test_late_frames_of_a_stream_that_is_over_are_dropped(pair: Pair) -> None:
 # Hostile ends --------------------------------------------------------------------------------------------------------
 
 
+def test_what_the_acceptor_waits_for_is_told(pair: Pair) -> None:
+    stream, there = pair.open(end=True)
+    pair.agent.tell_waiting(there, 1500, 1200)
+    pair.agent.tell_waiting(there, 2**40, 2**40)
+    most = frames.MOST_US
+    assert pair.core.receive(pair.agent.take()[0]) == [(TOLD, stream, (1500, 1200)), (TOLD, stream, (most, most))]
+    pair.agent.tell_waiting(there, 1, 1)
+    late = pair.agent.take()[0]
+    pair.core.reset(stream, ABORTED)
+    assert pair.core.receive(late) == []
+    pair.flow()
+    pair.agent.tell_waiting(there, 1, 1)  # of a stream that is over
+    assert not pair.agent.has_queued
+
+
+@pytest.mark.parametrize("size", [0, 7, 9])
+def test_a_wait_of_another_size_is_refused(pair: Pair, size: int) -> None:
+    stream, _ = pair.open()
+    with pytest.raises(WireError):
+        pair.core.receive(frames.frame(frames.WAITING, stream.id, bytes(size)))
+
+
+def test_the_opener_does_not_tell_of_waiting(pair: Pair) -> None:
+    stream, _ = pair.open()
+    with pytest.raises(WireError):
+        pair.agent.receive(frames.frame(frames.WAITING, stream.id, bytes(8)))
+
+
+def test_nobody_waits_on_a_stream_that_was_never_opened(pair: Pair) -> None:
+    with pytest.raises(WireError):
+        pair.core.receive(frames.frame(frames.WAITING, 999, bytes(8)))
+
+
 def test_unknown_types_are_skipped_whatever_their_stream(pair: Pair) -> None:
     _, there = pair.open()
-    message = frames.frame(14, 999, b"?") + frames.frame(6, there.id, b"x") + frames.frame(255, there.id, b"??", 0xFF)
+    message = frames.frame(15, 999, b"?") + frames.frame(6, there.id, b"x") + frames.frame(255, there.id, b"??", 0xFF)
     assert pair.agent.receive(message) == [(BODY, there, None)]
     assert pair.agent.frames_in == 4
     assert pair.agent.frames_bad == 0

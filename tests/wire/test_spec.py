@@ -68,6 +68,7 @@ def test_the_header_and_the_types() -> None:
         "RESPONSE": frames.RESPONSE_HEAD.size,
         "PING": frames.PING_BODY.size,
         "PONG": frames.PONG_BODY.size,
+        "WAITING": frames.WAITING_BODY.size,
     }
 
 
@@ -76,6 +77,7 @@ def test_the_header_and_the_types() -> None:
     [
         ("OPEN", [frames.OPEN_HEAD.format]),
         ("RESPONSE", [frames.RESPONSE_HEAD.format]),
+        ("WAITING", [frames.WAITING_BODY.format]),
         ("PING and PONG", [frames.PONG_BODY.format, frames.PING_BODY.format + "q"]),
     ],
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import trio
@@ -147,6 +148,7 @@ class Forwarder:
         except Failure as exc:
             visit.outcome = exc.outcome
             visit.error = exc.text if OUTCOMES[exc.outcome].failed else ""
+            visit.tell_waiting(monotonic())
             stream.reset(exc.outcome, exc.text)
         except trio.Cancelled:
             self.name_cancellation(visit)
@@ -164,6 +166,7 @@ class Forwarder:
         if visit.timed_out:
             visit.outcome = "timeout"
             visit.error = self.local.explain_timeout(visit)
+            visit.tell_waiting(monotonic())
             stream.reset("timeout", visit.error)
         elif stream.failure is not None:
             row = BY_CODE.get(stream.failure[0], OUTCOMES["link_lost"])
@@ -183,6 +186,7 @@ class Forwarder:
             local, handle = visit.local, self._go_on_local
             if local is None:
                 local, handle = make_local(visit, read_forwarded(visit.opened.head)), self._handle_local
+                visit.local = local
             try:
                 await handle(local)
             finally:

@@ -270,7 +270,7 @@ class LocalExchanger:
         """Pass any answer on, head and body; the connection is kept if it may be."""
         visit, socket = local.visit, local.socket
         assert socket is not None
-        visit.deadline = FOREVER
+        visit.deadline = visit.waits_since = FOREVER
         if answer.status == 101:
             await self._upgraded(local, socket, answer)
             return
@@ -340,10 +340,15 @@ class LocalExchanger:
                 return False
 
     async def _receive(self, local: LocalRequest, socket: Socket) -> bytes:
+        is_stream = "event" in local.marks  # nothing is wrong when it says nothing
+        local.visit.waits_since = FOREVER if is_stream else monotonic()
         try:
-            return await socket.recv()
+            part = await socket.recv()
         except trio.BrokenResourceError as exc:
             raise Failure("local_broken", f"{local.address} broke off within the answer ({exc})") from exc
+        if part:
+            local.visit.waits_since = FOREVER  # else it has ended, and was waited for until then
+        return part
 
     async def _upgraded(self, local: LocalRequest, socket: Socket, answer: Answer) -> None:
         visit = local.visit
@@ -400,9 +405,12 @@ class LocalExchanger:
         chunked = visit.opened.length == UNKNOWN
         while True:
             visit.deadline = FOREVER  # the visitor is waited for, and the core watches that
+            if not local.status:
+                visit.waits_since = FOREVER
             part = await stream.receive()
             if not local.status:
-                visit.deadline = monotonic() + self._limit(visit.opened)
+                visit.waits_since = now = monotonic()
+                visit.deadline = now + self._limit(visit.opened)
             if not part:
                 break
             local.bytes_in += len(part)

@@ -163,16 +163,23 @@ class Answerer:
         """
         if not self._server_timing:
             return b""
-        now = monotonic()
-        opened = request.marks.get("opened", now)
-        waited = request.marks.get("answered", now) - opened
-        agent = min(max(request.agent_us, 0) / 1e6, waited)
-        local = min(max(request.local_us, 0) / 1e6, agent)
-        core = now - request.started - waited
-        text = (
-            f"Server-Timing: core;dur={core * 1e3:.2f}, link;dur={(waited - agent) * 1e3:.2f}, "
-            f"agent;dur={(agent - local) * 1e3:.2f}, local;dur={local * 1e3:.2f}\r\n"
-        )
+        now, marks = monotonic(), request.marks
+        opened = marks.get("opened", now)
+        answered = marks.get("answered", now)
+        uploaded = marks.get("uploaded", opened)
+        waited = answered - uploaded
+        text = f"Server-Timing: core;dur={(now - request.started - (answered - opened)) * 1e3:.2f}"
+        if uploaded > opened:
+            text += f", upload;dur={(uploaded - opened) * 1e3:.2f}"
+        if request.agent_us < 0 and waited:  # no answer, and no word of where it is
+            text += f", {'upload' if request.outcome == 'request_timeout' else 'remote'};dur={waited * 1e3:.2f}\r\n"
+        else:
+            agent = min(max(request.agent_us, 0) / 1e6, waited)
+            local = min(max(request.local_us, 0) / 1e6, agent)
+            text += (
+                f", link;dur={(waited - agent) * 1e3:.2f}, agent;dur={(agent - local) * 1e3:.2f}, "
+                f"local;dur={local * 1e3:.2f}\r\n"
+            )
         if request.trace_id:
             text += f"traceresponse: 00-{request.trace_id}-{request.span_id}-{'01' if request.sampled else '00'}\r\n"
         return text.encode()

@@ -8,6 +8,7 @@ import trio
 from tunnel.core.answering import Answerer
 from tunnel.core.limits import Counts
 from tunnel.core.request import Request
+from tunnel.core.shares import note_shares
 from tunnel.errors import OUTCOMES, Failure
 from tunnel.http.answers import answer as make_answer
 
@@ -28,8 +29,11 @@ class Refuser:
         if row.name == "ok":
             row = OUTCOMES["link_lost"]  # the agent said "done" before it answered
         request.outcome = row.name
+        note_shares(request, row.name)
         if failure.limit:
             self._refusals[failure.limit] += 1
+        elif row.name == "timeout" and not (request.expired or request.head_written):  # by the agent's clock
+            self._refusals["first_byte_time"] += 1
         if row.failed:
             request.error = failure.text or row.title
         else:
@@ -85,6 +89,7 @@ class Refuser:
         request.keep_alive = False
         request.outcome = "draining"
         request.error = OUTCOMES["draining"].title
+        note_shares(request, "draining")
         if request.stream is not None:
             request.stream.reset("draining", "the core is shutting down")
         if request.method and not request.head_written:

@@ -33,6 +33,8 @@ class Uploader:
                 await self._pass_chunks(request, stream)
             else:
                 await self._pass_counted(request, stream, request.head.length or 0)
+            if "answered" not in request.marks:
+                request.marks["uploaded"] = monotonic()
         except Failure as exc:
             if exc.outcome != "ok":  # ok: answered early, nobody wants the rest
                 stream.reset(exc.outcome, exc.text)

@@ -25,7 +25,7 @@ from tunnel.net import limit_unsent
 from tunnel.ready import Ready
 from tunnel.wire import control, frames
 from tunnel.wire.held import Held
-from tunnel.wire.session import CONTROL, OPENED, Session
+from tunnel.wire.session import CONTROL, OPENED, TOLD, Session
 
 UNSENT = 128 * 1024  #: bytes of bulk the kernel may hold unsent, in front of urgent frames
 MAX_CONTROL = 64  #: control frames nobody has taken yet
@@ -109,6 +109,8 @@ class Link:
                         self.on_opened(stream)  # type: ignore[arg-type]  # made by `Stream` above
                 elif kind == CONTROL:
                     self._on_control(*value)  # type: ignore[misc]
+                elif kind == TOLD:
+                    stream.told = (self._last_heard, *value)  # type: ignore[union-attr, misc]
                 else:
                     stream.wake()  # type: ignore[union-attr]
         except WireError as exc:
@@ -286,6 +288,10 @@ class Link:
     def is_quiet(self, now: float) -> bool:
         """Whether a heartbeat is overdue: maybe the other end is gone."""
         return now - self._last_heard > 1.5 * self._heartbeat + 0.5
+
+    def alive_until(self, now: float) -> float:
+        """Until when the other end is known to have been there."""
+        return self._last_heard if self.is_quiet(now) else now
 
     def tick(self, now: float) -> None:
         """Called by the sweeper: heartbeats out, silence noticed."""

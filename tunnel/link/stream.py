@@ -29,6 +29,7 @@ class Stream(WireStream, kw_only=True):
     on_failure: Callable[[], object] | None = None  # called when it fails, for who waits on something else
     on_change: Callable[[], object] | None = None  # called instead of waking a task; it must not raise
     unsent: bool = False  # it failed before its OPEN had left: the other end never heard of it
+    told: tuple[float, int, int] | None = None  # the newest WAITING: when it came, and its agent and local µs
     _receiver: Task | None = None
     _sender: Task | None = None
 

@@ -18,9 +18,11 @@ VERSION = 1
 HELLO, WELCOME, REFUSED = 1, 2, 3
 OPEN, RESPONSE, DATA, TRAILERS, RESET, WINDOW = 4, 5, 6, 7, 8, 9
 PING, PONG, GOAWAY, REPORT = 10, 11, 12, 13
+WAITING = 14
 NAMES = {
     1: "HELLO", 2: "WELCOME", 3: "REFUSED", 4: "OPEN", 5: "RESPONSE", 6: "DATA", 7: "TRAILERS", 8: "RESET",
     9: "WINDOW", 10: "PING", 11: "PONG", 12: "GOAWAY", 13: "REPORT",
+    14: "WAITING",
 }  # fmt: skip
 
 END = 0x01  #: flag: the sender sends nothing more on this stream
@@ -38,6 +40,7 @@ OPEN_HEAD = struct.Struct("!BxHIqHI")  # protocol, tunnel, deadline ms, body len
 RESPONSE_HEAD = struct.Struct("!HxxqIII")  # status, body length, agent µs, local µs, head length
 RESET_HEAD = struct.Struct("!B")  # outcome code; text follows
 WINDOW_BODY = struct.Struct("!I")  # bytes of credit
+WAITING_BODY = struct.Struct("!II")  # agent µs, local µs
 PING_BODY = struct.Struct("!Qq")  # token, sender's wall clock in µs
 PONG_BODY = struct.Struct("!Qqq")  # token, the ping's wall clock, the answerer's wall clock, µs
 

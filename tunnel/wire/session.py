@@ -30,6 +30,7 @@ _FROM_AGENTS = frozenset(OUTCOMES[name].code for name in OF_AGENTS)
 
 # Kinds of event: (kind, stream or None, value).
 OPENED, ANSWERED, BODY, FAILED, CONTROL = "opened", "answered", "body", "failed", "control"
+TOLD = "told"  #: what a WAITING says: (agent µs, local µs)
 Event = tuple[str, Stream | None, object]
 
 
@@ -112,6 +113,8 @@ class Session:
                     self._receive_reset(events, stream_id, payload)
                 elif kind == frames.TRAILERS:
                     self._receive_trailers(events, stream_id, payload)
+                elif kind == frames.WAITING:
+                    self._receive_waiting(events, stream_id, payload)
                 elif kind in frames.NAMES:
                     if len(payload) > frames.MAX_TALK:
                         raise WireError(f"a {frames.NAMES[kind]} frame is too long")
@@ -248,6 +251,13 @@ class Session:
             self._mark_failed(stream, code, text)
             self._forget_pending(stream)
             events.append((FAILED, stream, None))
+
+    def _receive_waiting(self, events: list[Event], stream_id: int, payload: bytes) -> None:
+        stream = self._find(stream_id)
+        if len(payload) != frames.WAITING_BODY.size or not self._opens:
+            raise WireError("a WAITING frame must have eight bytes, and comes from the end that accepts streams")
+        if stream is not None:
+            events.append((TOLD, stream, frames.WAITING_BODY.unpack(payload)))
 
     def _receive_window(self, events: list[Event], stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -432,6 +442,12 @@ class Session:
         if stream.inbox and stream.failure is None:
             stream.failure = (code, text)  # over, but not taken to its end
         self.forget(stream)
+
+    def tell_waiting(self, stream: Stream, agent_us: int, local_us: int) -> None:
+        """The acceptor: the local service is being waited for. Nothing is said of a stream that is over."""
+        if stream.id in self.streams:
+            told = frames.WAITING_BODY.pack(min(agent_us, frames.MOST_US), min(local_us, frames.MOST_US))
+            self._queue(frames.frame(frames.WAITING, stream.id, told))
 
     def control(self, kind: int, payload: bytes) -> None:
         """Queue a frame of the link itself."""

@@ -1,0 +1,27 @@
+"""Whose time it was, of a request whose answer did not come, or broke off: what the agent has told of its waiting.
+
+An answer's head says what the agent and the local service took. Without one the core knows when it sent the request,
+and what the newest WAITING said (tunnel/SPEC.md): since then the service has been waited for, as long as the agent was
+there to wait. Where the agent has said nothing the shares stay unknown, and nobody gets the blame.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from tunnel.core.request import Request
+
+
+def note_shares(request: Request, outcome: str) -> None:
+    """Fill in what is known, now that the request has ended so."""
+    stream = request.stream
+    if stream is None or stream.told is None or outcome == "request_timeout":  # then the visitor was waited for
+        return
+    at, agent_us, local_us = stream.told
+    since = 0
+    if request.body_over:  # else the service may have taken more of it meanwhile
+        since = max(int((stream.link.alive_until(monotonic()) - at) * 1e6), 0)
+    if "answered" not in request.marks:
+        request.agent_us, request.local_us = agent_us + since, local_us + since
+    elif at >= request.visitor.wrote:  # else another part has come after it
+        request.stalled_us = local_us + since

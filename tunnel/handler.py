@@ -564,7 +564,8 @@ class Host(Protocol):
         """In a supervisor: its workers; None in a program that works itself."""
 
     def set_details(self, name: str, details: Callable[[], dict[str, Any]]) -> None:
-        """Add a section to /health/detailed and the status page."""
+        """Add a section to /health/detailed. With several workers those of one name are put together: numbers add up
+        (tunnel/workers/details.py)."""
 
     def details(self) -> dict[str, dict[str, Any]]: ...
 

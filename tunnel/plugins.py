@@ -72,6 +72,7 @@ class Program:
         self._take_round_trips = take_round_trips
         self._reports = reports
         self._details: dict[str, Callable[[], dict[str, Any]]] = {}
+        self.with_workers: Callable[[dict[str, Any]], dict[str, Any]] = lambda own: own  # of a supervisor: and theirs
         self._observers: list[Observers] = []
         self._broken: set[str] = set()  # checks that have been reported
 
@@ -101,7 +102,7 @@ class Program:
         self._details[name] = details
 
     def details(self) -> dict[str, dict[str, Any]]:
-        return {name: details() for name, details in self._details.items()}
+        return self.with_workers({name: details() for name, details in self._details.items()})
 
     def readiness(self) -> dict[str, dict[str, Any]]:
         """What the checks say, by name. One that raises does not hold."""

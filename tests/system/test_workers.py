@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -496,6 +496,15 @@ def test_agents_pages_and_health_are_of_all_workers(
     for path in ("/healthz", "/readyz", "/health", "/health/detailed"):
         assert get(core.metrics, path)[0] == 200, path
     assert '"workers":{"ok":true,"reason":"2 of 2 workers serve"}' in get(core.metrics, "/readyz")[1]
+
+    def details() -> dict[str, Any]:
+        return dict(json.loads(get(core.metrics, "/health/detailed")[1])["details"])
+
+    poll(lambda: len(details()["tunnels"].get("app", {})) == 2, "both links are probed", 15, 0.2)
+    found = details()
+    assert set(found) == {"tunnels", "tracing", "logs"}  # those of a core without workers
+    assert all(probe["up"] for probe in found["tunnels"]["app"].values())
+    assert found["tracing"]["exporting"] is False and found["logs"]["dropped"] == 0
     checks = set(json.loads(get(core.metrics, "/readyz")[1])["checks"]) - {"workers"}  # all that workers have
     page = samples(core.metrics)
     shown = {dict(labels)["check"]: value for (name, labels), value in page.items() if name == "tunnel_readiness_check"}

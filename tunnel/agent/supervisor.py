@@ -66,8 +66,15 @@ class Supervisor:
             handlers=self._handlers,
         )
         self._program = Program("agent", sections(settings), self.statistics, list)
-        self._whole = Whole(self._program, self._crew, "agent", Said, self._retire, is_ending=self._stopping.is_set)
-        self._program.set_details("local_services", self._local_services)
+        self._whole = Whole(
+            self._program,
+            self._crew,
+            "agent",
+            Said,
+            self._retire,
+            is_ending=self._stopping.is_set,
+            alike=("local_services",),  # each worker looks at them all
+        )
 
     # What others may ask --------------------------------------------------------------------------------------
 
@@ -83,10 +90,6 @@ class Supervisor:
 
     def _retire(self, said: Said) -> None:
         _count(self._gone, said.statistics)
-
-    def _local_services(self) -> dict[str, Any]:
-        """As the first worker sees them."""
-        return next((said.details.get("local_services", {}) for _, said in self._whole.said), {})
 
     # Running --------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,6 +14,7 @@ from tunnel.handler import Check, Offered, Page, PageAnswer, PageRequest, no_suc
 from tunnel.plugins import Program
 from tunnel.workers.channel import ChannelLost
 from tunnel.workers.crew import ASK_SECONDS, Crew
+from tunnel.workers.details import Details, counts, together
 
 Checks = Mapping[str, Mapping[str, Any]]  #: by name: {"ok": whether it holds, "reason": text}
 Told = TypeVar("Told", bound="OfWorker")
@@ -56,13 +57,16 @@ class OfWorker(Protocol):
     @property
     def checks(self) -> Checks: ...
 
+    @property
+    def details(self) -> Details: ...
+
 
 class Whole(Generic[Told]):
     """The workers as one program. said: by number, what each that is ready has said last.
 
     part: under which name they say it, and `kind` what it is. retire: is given the last word of each that has ended.
     own: the supervisor's checks, in place of the workers' of the same names. is_ending: whether it is about to end,
-    when nobody serves any more.
+    when nobody serves any more. alike: sections of the details that are of the same thing at each worker.
     """
 
     def __init__(
@@ -74,21 +78,26 @@ class Whole(Generic[Told]):
         retire: Callable[[Told], None],
         own: Mapping[str, Check] = MappingProxyType({}),
         is_ending: Callable[[], bool] = lambda: False,
+        alike: Collection[str] = (),
     ) -> None:
         self.said: list[tuple[int, Told]] = []
         self._program, self._crew, self._part, self._retire = program, crew, part, retire
         self._decoder = msgspec.msgpack.Decoder(kind)
         self._answering: set[int] = set()  # who serve, as far as one can see: one that stands still may not
-        self._own, self._is_ending = own, is_ending
+        self._own, self._is_ending, self._alike = own, is_ending, alike
+        self._gone: Details = {}  # counted by workers that have ended
         program.workers = CrewView(crew, self.refresh)
         program.checks.update(self._checks())
+        program.with_workers = self._with_workers
 
     async def refresh(self, *names: str) -> None:
         """Ask them anew, for what they offer under these names too; what is said and the checks are of this moment
         then."""
         self._answering = {worker.number for worker in await self._crew.look([self._part, *names])}
         for word in self._crew.last_words(self._part):
-            self._retire(self._decoder.decode(word.data))
+            said = self._decoder.decode(word.data)
+            self._gone = together([self._gone, counts(said.details)], self._alike)
+            self._retire(said)
         self.said = [
             (worker.number, self._decoder.decode(worker.said[self._part]))
             for worker in self._crew.ready
@@ -96,6 +105,12 @@ class Whole(Generic[Told]):
         ]
         self._program.checks.clear()
         self._program.checks.update(self._checks())
+
+    def _with_workers(self, own: Details) -> Details:
+        """The supervisor's details and its workers', as of their last word."""
+        said = together((one.details for _, one in self.said), self._alike)
+        gone = {name: section for name, section in self._gone.items() if name in said}
+        return together([own, said, gone], self._alike)
 
     def _checks(self) -> dict[str, Check]:
         """Ready means: one of the workers is. What is not well with another shows in the reasons."""

@@ -61,6 +61,11 @@ class Visit(Struct, kw_only=True, eq=False):
     reached: int = 0  # the guard's: how many layers in the call has come
     raised: BaseException | None = None  # the guard's: what the handler itself raised
 
+    @property
+    def trace_fields(self) -> dict[str, str]:
+        """What a log line about it says of its span; nothing where there is none to be found."""
+        return {"trace_id": self.trace_id, "span_id": self.span_id} if self.sampled else {}
+
 
 class ConnectVisit(Visit):
     """Getting a link up: on the core from accept to welcome, on the agent from dial to welcome.

@@ -167,6 +167,24 @@ def test_ids_in_records_are_those_of_exported_spans(run: Run) -> None:
     assert {record["trace_id"] for record in local} <= traces
 
 
+def test_lines_about_links_are_found_from_their_spans_and_back(run: Run) -> None:
+    """A link's own span ends with its welcome; what is said of the link later still names it."""
+    names = {(span.trace, span.id): span.name for span in run.spans}
+    for program, name, messages in (
+        (run.core, "agent.accept", ("agent connected", "agent disconnected", "authentication failed")),
+        (run.agents[0], "agent.connect", ("connecting to server", "authenticated", "tunnel ready")),
+    ):
+        for message in messages:
+            lines = program.find(message)
+            assert lines and all(names[line["trace_id"], line["span_id"]] == name for line in lines), message
+
+
+def test_lines_about_links_that_nobody_traces_name_no_span(run: Run) -> None:
+    """The stranger exports nothing."""
+    refused = [line for line in run.agents[1].records if line["msg"] in ("connecting to server", "giving up")]
+    assert len(refused) == 2 and not any("trace_id" in line for line in refused)
+
+
 def test_secrets_never_appear(run: Run) -> None:
     text = "".join(line for program in (run.core, *run.agents) for line in program.lines)
     for secret in (*SECRETS, run.core.token if isinstance(run.core, RunningCore) else ""):

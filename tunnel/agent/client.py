@@ -99,6 +99,7 @@ class _Attempt:
         "over",
         "quick",
         "slot",
+        "traced",
         "wait",
         "was_up",
         "went_away",
@@ -110,6 +111,7 @@ class _Attempt:
         self.number = number
         self.is_told = number == 1
         self.link: Link
+        self.traced: dict[str, str] = {}  # of its span, for the log
         self.core = ""  # the run of the core that welcomed it
         self.workers: Workers[Stream | ServedStream] | None = None
         self.quick: Quick | None = None
@@ -344,7 +346,6 @@ class Agent:
         self._attempts.append(attempt)
         came_up = 0.0
         try:
-            (log.info if attempt.is_told else log.debug)("connecting to server", server=settings.server)
             async with open_pair() as nursery:
                 connect = _Connect(
                     settings.server, nursery=nursery, attempt=attempt, link=attempt.link, slot=attempt.slot
@@ -368,7 +369,7 @@ class Agent:
             self._tell(attempt, "connection broke", exc)
         else:
             lasted = monotonic() - came_up
-            log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s")
+            log.info("link ended", reason=link.end_reason, lasted=f"{lasted:.1f}s", **attempt.traced)
             if attempt.is_surplus:
                 attempt.settle(backoff.after_refusal())
             elif not attempt.went_away:
@@ -384,6 +385,7 @@ class Agent:
         attempts = self._telling.failed(f"{msg}: {exc!r}", trio.current_time())
         attempt.is_told = attempts > 0
         shown = exc if msg == "connection broke" else str(exc)
+        fields |= attempt.traced
         if attempts:
             log.error(msg, server=self.settings.server, **fields, error=shown, attempts=attempts)
         else:
@@ -405,6 +407,11 @@ class Agent:
 
     async def _connect(self, visit: _Connect) -> None:
         """The innermost handler of a connect visit. Raises Refused, TunnelError."""
+        attempt = visit.attempt
+        attempt.traced = visit.trace_fields
+        (log.info if attempt.is_told else log.debug)(
+            "connecting to server", server=self.settings.server, **attempt.traced
+        )
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
                 carrier = await self._dial(visit)
@@ -500,6 +507,7 @@ class Agent:
             connection_id=welcome.connection_id,
             server_version=welcome.core_version,
             **({"server_worker": welcome.worker} if welcome.workers > 1 else {}),
+            **visit.trace_fields,
         )
         tunnels = [
             Tunnel(grant.name, grant.url, f"{one.scheme}://{one.address}")
@@ -509,7 +517,7 @@ class Agent:
             return  # said by the first of these links
         self.tunnels = tunnels
         for tunnel in tunnels if self._process == 0 else ():
-            log.info("tunnel ready", tunnel=tunnel.name, url=tunnel.url, local=tunnel.local)
+            log.info("tunnel ready", tunnel=tunnel.name, url=tunnel.url, local=tunnel.local, **visit.trace_fields)
 
     def _settle(self, visit: _Connect, welcome: Welcome) -> None:
         """See to it that each of the core's workers gets a link, and none two."""
@@ -545,7 +553,11 @@ class Agent:
                     if kind == frames.GOAWAY:
                         attempt.went_away = True
                         visit.state = "draining"
-                        log.info("the core sends us away", reason=payload.decode("utf-8", "replace"))
+                        log.info(
+                            "the core sends us away",
+                            reason=payload.decode("utf-8", "replace"),
+                            **attempt.traced,
+                        )
                         attempt.settle(attempt.slot.backoff.after_link(monotonic() - came_up, go_away=True))
                     elif kind == frames.REFUSED:
                         refusal = control.decode(RefusedMessage, payload)

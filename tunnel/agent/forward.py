@@ -130,7 +130,7 @@ class Forwarder:
     @staticmethod
     def _break(visit: ServedStream, exc: Exception) -> None:
         """A bug here costs this one stream."""
-        log.error("stream broke", stream=visit.stream_id, error=exc)
+        log.error("stream broke", stream=visit.stream_id, error=exc, **visit.trace_fields)
         visit.stream.reset("internal", "the agent failed on this stream")
 
     async def wait_idle(self) -> None:

@@ -183,7 +183,13 @@ class Gate:
         visit, link = agent.visit, agent.link
         if link.end_reason:
             return
-        log.info("link revoked", agent_id=visit.agent_id, connection_id=visit.connection_id, reason=refusal.reason)
+        log.info(
+            "link revoked",
+            agent_id=visit.agent_id,
+            connection_id=visit.connection_id,
+            reason=refusal.reason,
+            **visit.parent.trace_fields,
+        )
         link.session.control(frames.REFUSED, control.encode(RefusedMessage(refusal.reason, str(refusal))))
         link.close(str(refusal))
 
@@ -244,14 +250,17 @@ class Gate:
                 agent_id=connect.agent_id,
                 account_id=connect.account_id,
                 remote=remote,
+                **connect.trace_fields,
             )
         except (TunnelError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as exc:
             evicted = connect is not None and connect.evicted
             detail = "it was silent and made room for others" if evicted else str(exc)
             self._refusals["attaching"] += evicted
-            log.info("agent connection ended early", detail=detail, remote=remote)
+            traced = connect.trace_fields if connect is not None else {}
+            log.info("agent connection ended early", detail=detail, remote=remote, **traced)
         except Exception as exc:  # a bug costs this one link
-            log.error("agent connection broke", remote=remote, error=exc)
+            traced = connect.trace_fields if connect is not None else {}
+            log.error("agent connection broke", remote=remote, error=exc, **traced)
         finally:
             (socket if connect is None else connect.socket).close()
             self._litter.drop(len(self._registry.links))
@@ -512,6 +521,7 @@ class Gate:
             connection_id=visit.connection_id,
             remote=visit.remote,
             tunnels=sorted(agent.indexes),
+            **visit.parent.trace_fields,
         )
         try:
             while True:
@@ -543,6 +553,7 @@ class Gate:
                 connection_id=visit.connection_id,
                 reason=link.end_reason,
                 lasted=f"{monotonic() - visit.started:.1f}s",
+                **visit.parent.trace_fields,
             )
 
 

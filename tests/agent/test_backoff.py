@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.agent.backoff import HELD, NETWORK_CAP, REFUSAL_CAP, Backoff
+from tunnel.agent.backoff import CALM, HELD, NETWORK_CAP, REFUSAL_CAP, Backoff
 
 
 def upper(low: float, high: float) -> float:
@@ -54,9 +54,13 @@ def test_go_away_is_answered_at_once_whatever_went_before() -> None:
 
 def test_a_core_that_sends_every_link_away_is_not_hammered() -> None:
     backoff = Backoff(upper)
-    waits = [round(backoff.after_link(0.01, go_away=True), 6) for _ in range(4)]
+    waits = [round(backoff.after_link(lasted, go_away=True), 6) for lasted in (0.01, HELD, 2 * HELD, CALM - 1)]
     assert waits == [0.0, 0.2, 0.4, 0.8]
-    assert backoff.after_link(HELD, go_away=True) == 0.0
+    for _ in range(10):
+        wait = backoff.after_link(HELD, go_away=True)
+    assert wait == REFUSAL_CAP
+    assert backoff.after_link(CALM, go_away=True) == 0.0
+    assert backoff.after_link(CALM, go_away=True) == 0.0  # upgrades, each of which sends away
 
 
 def test_the_default_source_is_random_within_the_bound() -> None:
@@ -73,8 +77,10 @@ def test_no_history_leads_out_of_the_bounds(history: list[tuple[str, float]]) ->
             assert 0 <= backoff.after_network_error() <= NETWORK_CAP
         elif what == "load":
             assert 0 <= backoff.after_refusal() <= REFUSAL_CAP
+        elif what == "away":
+            assert 0 <= backoff.after_link(lasted, go_away=True) <= REFUSAL_CAP
         else:
-            assert 0 <= backoff.after_link(lasted, go_away=what == "away") <= NETWORK_CAP
+            assert 0 <= backoff.after_link(lasted) <= NETWORK_CAP
 
 
 def test_what_the_core_asks_for_comes_first() -> None:

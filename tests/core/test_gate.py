@@ -278,18 +278,23 @@ async def test_a_go_away_of_the_agent_takes_its_names_out_of_service() -> None:
         assert app.links[0].outcome == "ok"
 
 
-@pytest.mark.parametrize(("streams", "lasts"), [(0, 5), (1, 30)])
+@pytest.mark.parametrize(
+    ("streams", "told", "lasts"),
+    [(0, None, 5), (1, None, 30), (1, 70.0, 70), (1, 1.0, 1), (1, 1e9, 3600), (1, -1.0, 0)],
+)
 async def test_a_link_whose_agent_said_go_away_and_keeps_it_is_ended(
-    streams: int, lasts: float, autojump_clock: trio.testing.MockClock
+    streams: int, told: float | None, lasts: float, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """When its last requests have had the time that the agent gives them, or ours where it does not say."""
     async with rig() as app:
-        link, _ = await app.welcomed()
+        link, welcome = await app.welcomed(drain_timeout=told)
+        assert welcome.drain_timeout == 30
         (agent,) = app.registry.links.values()
         for _ in range(streams):
             agent.link.session.open(OPEN)
         began = trio.current_time()
         link.session.control(frames.GOAWAY, control.pack_goaway("the agent stops"))
-        with trio.fail_after(60):
+        with trio.fail_after(4000):
             await link.ended.wait()
         assert lasts <= trio.current_time() - began < lasts + 1
         assert link.end_reason == "closed by the other end (1000 the agent said GOAWAY and had time to finish)"
@@ -318,6 +323,24 @@ async def test_each_link_that_is_closed_hears_why_also_where_another_serves_its_
             for link in links:
                 await link.ended.wait()
                 assert link.end_reason == "closed by the other end (1000 the core is shutting down)"
+
+
+@pytest.mark.parametrize(
+    ("most", "windows"),
+    [
+        (0, (2**20, 2**25)),
+        (2**30, (2**20, 2**25)),
+        (2**21, (2**20, 2**21)),
+        (2**18, (2**18, 2**18)),
+        (1, (2**16, 2**16)),
+    ],
+)
+async def test_windows_are_those_that_the_agent_has_memory_for(most: int, windows: tuple[int, int]) -> None:
+    async with rig() as app:
+        _, welcome = await app.welcomed(link_window=most)
+        assert (welcome.stream_window, welcome.link_window) == windows
+        (agent,) = app.registry.links.values()
+        assert agent.link.session.open(OPEN).receivable == windows[0]
 
 
 async def test_a_lost_link_is_lost() -> None:

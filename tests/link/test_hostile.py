@@ -9,13 +9,13 @@ from linking import linked, socket_pair
 
 from tunnel.errors import LocalWireError, WireError
 from tunnel.link import transport
-from tunnel.link.link import Link
+from tunnel.link.link import MAX_UNSENT, Link
 from tunnel.net import EAGER
 from tunnel.ready import make_ready
 from tunnel.wire import control, frames
 from tunnel.wire.frames import MAX_DATA, MAX_HEAD, STREAM_WINDOW, Open, Response
 from tunnel.wire.held import Held
-from tunnel.wire.session import CRUMB, Session
+from tunnel.wire.session import CRUMB, MOST_IN_FRONT, MOST_PENDING, Session
 from tunnel.wire.stream import Stream
 
 OPEN = Open(frames.HTTP, 0, 0, frames.UNKNOWN, b"", b"GET / HTTP/1.1\r\nHost: a\r\n")
@@ -393,6 +393,52 @@ async def test_control_frames_that_nobody_takes_are_few_and_small(count: int) ->
             await one.core.ended.wait()
         assert one.core.end_reason.endswith("too many control frames")
         assert one.core.session.frames_bad == 1
+
+
+# An end that does not read -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 500, 4000])
+def test_small_parts_for_an_end_that_does_not_read_wait_in_their_stream(size: int) -> None:
+    """They pass bulk of others, but only so many: each costs more than its bytes, and a window has millions of them."""
+    core, agent, _, there = pair()
+    agent.set_windows(2**24, 2**25)
+    modest = core.open(OPEN, b"", True)
+    agent.receive(core.take()[0])
+    other = agent.streams[modest.id]
+    agent.respond(other, OK)
+    sent = 0
+    while agent.sendable(there) >= size and sent < 2**18:
+        agent.send_data(there, bytes((sent % 251,)) * size)
+        sent += 1
+    assert sent <= MOST_IN_FRONT + MOST_PENDING
+    assert agent.queued_bytes < (MOST_IN_FRONT + MOST_PENDING) * (size + 30)
+    # Who reads again gets them in their order.
+    got = b""
+    while agent.has_queued:
+        message, _ = agent.take()
+        for kind, _, stream, payload in frames.split(message):
+            got += payload if (kind, stream) == (frames.DATA, there.id) else b""
+    assert got == b"".join(bytes((number % 251,)) * size for number in range(sent))
+    assert agent.queued_bytes == 0 and len(there.pending) == 0
+
+
+@pytest.mark.parametrize("opens", [True, False])
+async def test_an_end_that_never_reads_loses_its_link(opens: bool) -> None:
+    """Answers, resets and credit wait for it, and it may cause more and more of them while it sends on."""
+    async with linked() as one:
+        end, line = (one.core, one.core_line) if opens else (one.agent, one.agent_line)
+        line.held = trio.Event()  # never set
+        for _ in range(MAX_UNSENT):
+            end.session.control(frames.WINDOW, frames.WINDOW_BODY.pack(1))
+        end.tick(time.monotonic())
+        assert not end.end_reason
+        for _ in range(10):
+            end.session.control(frames.WINDOW, frames.WINDOW_BODY.pack(1))
+        end.tick(time.monotonic())
+        assert end.end_reason == "the other end does not read what it is sent"
+        await end.ended.wait()
+        assert end.session.queued_bytes == end.session.held.bytes == 0
 
 
 # Windows that the core chooses ---------------------------------------------------------------------------------------

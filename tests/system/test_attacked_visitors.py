@@ -106,7 +106,7 @@ def test_memory_stays_below_the_formula_with_readers_that_stop(
             text, "visitors", visitors=STOPPED + 1, streams=STOPPED + 1, links=1, attaching=0,
             **{"-max-head": 64 * KIB, "-max-buffer": 512 * MIB}, **windows,
         ),
-        "agent": formula(text, "streams", streams=STOPPED + 1, **windows),
+        "agent": formula(text, "streams", streams=STOPPED + 1, links=1, **{"-max-buffer": 256 * MIB}, **windows),
     }  # fmt: skip
     print(f"grown {grown}, at most {most}, held {held[-1]:.0f}")
     assert grown["core"] < most["core"] and grown["agent"] < most["agent"], (grown, most)

@@ -156,6 +156,20 @@ def test_agent_finishes_its_requests(
     assert core.wait_for("agent disconnected")
 
 
+def test_who_ends_decides_how_long_its_requests_have(
+    start_core: Start, start_agent: StartAgent, start_service: StartService
+) -> None:
+    """The core's own time is for its own end."""
+    core, service = start_core("-drain-timeout=300ms"), start_service()
+    agent = start_agent(core, service.url, "-subdomain=app", "-drain-timeout=20s")
+    asking = Asking(core, "GET /slow?ms=2000")
+    service.wait_request("/slow")
+    agent.terminate()
+    answer = asking.result()
+    assert answer.status == 200
+    assert agent.wait(5) == 0
+
+
 def test_agent_that_was_started_to_outlive_its_terminal(
     start_core: Start, start_agent: StartAgent, start_service: StartService
 ) -> None:

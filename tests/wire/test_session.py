@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tunnel.errors import OUTCOMES, LocalWireError, WireError
 from tunnel.wire import frames, session
 from tunnel.wire.frames import END, HTTP, LINK_WINDOW, MAX_DATA, STREAM_WINDOW, UNKNOWN, Open, Response
-from tunnel.wire.session import ANSWERED, BODY, CONTROL, FAILED, OPENED, TOLD, Session
+from tunnel.wire.session import ANSWERED, BODY, CONTROL, FAILED, MOST_PENDING, OPENED, TOLD, Session
 from tunnel.wire.stream import Stream
 from tunnel.wire.windows import FLOOR
 
@@ -208,23 +208,23 @@ def test_a_pile_of_urgent_frames_leaves_in_messages_that_are_not_too_long(pair: 
 
 def test_messages_have_few_frames(pair: Pair) -> None:
     """Of urgent frames and of crumbs behind bulk, however many wait."""
-    _, there = pair.open()
+    streams = [pair.open()[1] for _ in range(32)]
     for _ in range(3 * frames.MAX_FRAMES):
         pair.agent.control(frames.PONG, bytes(24))
-    pair.agent.respond(there, OK)
-    pair.agent.send_data(there, b"x" * MAX_DATA)  # what follows has to wait behind it
-    for _ in range(2 * frames.MAX_FRAMES):
-        there.pending_bytes = 0
-        assert pair.agent.sendable(there)
-        pair.agent.send_data(there, b"x")
-    there.pending_bytes = sum(map(len, there.pending))
+    for there in streams:
+        pair.agent.respond(there, OK)
+        pair.agent.send_data(there, b"x" * MAX_DATA)  # what follows has to wait behind it
+        for _ in range(MOST_PENDING - 1):
+            assert pair.agent.sendable(there)
+            pair.agent.send_data(there, b"x")
+        assert not pair.agent.sendable(there)
     count = 0
     while pair.agent.has_queued:
         before = pair.core.frames_in
         pass_on(pair.agent, pair.core)
         assert pair.core.frames_in - before <= frames.MAX_FRAMES // 2 + 1
         count += pair.core.frames_in - before
-    assert count == 5 * frames.MAX_FRAMES + 2
+    assert count == 3 * frames.MAX_FRAMES + 32 * (1 + MOST_PENDING)
 
 
 def test_who_starves_is_looked_at_once_a_message(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

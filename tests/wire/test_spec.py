@@ -9,6 +9,7 @@ import pytest
 import tunnel
 from tunnel.agent.backoff import NETWORK_CAP, REFUSAL_CAP
 from tunnel.agent.client import CONNECT_TIMEOUT
+from tunnel.agent.farewell import SPARE
 from tunnel.config import AgentSettings, CoreSettings
 from tunnel.core.gate import MAX_TUNNELS
 from tunnel.errors import ASKED_REFUSALS, FINAL_REFUSALS, LOAD_REFUSALS, OF_AGENTS, OUTCOMES, REFUSALS
@@ -45,7 +46,7 @@ def test_the_version() -> None:
 
 def test_the_limits() -> None:
     named = {name: int(value) for name, value, _ in rows("Limits")}
-    homes = {"MAX_CONTROL": link, "MAX_CONTROL_BYTES": link, "MAX_PONGS": link}
+    homes = {"MAX_CONTROL": link, "MAX_CONTROL_BYTES": link, "MAX_PONGS": link, "MAX_UNSENT": link}
     assert named == {name: getattr(homes.get(name, frames), name) for name in named}
     ours = {name for name in vars(frames) if name.startswith("MAX_") or name.endswith("_WINDOW")}
     assert named.keys() == ours | {"SMALL_BODY", *homes}
@@ -206,3 +207,9 @@ def test_the_example() -> None:
         frames.frame(frames.GOAWAY, 0, control.pack_goaway("bye")),
     ]
     assert b"".join(others) == told("OTHERS")
+
+
+def test_the_farewell() -> None:
+    text = " ".join(section("The control exchange").split())
+    assert f"wait {SPARE:g} seconds longer" in text
+    assert "need not wait for more than an hour" in text and control.LONGEST_DRAIN == 3600

@@ -17,6 +17,7 @@ NETWORK_CAP = 2.0  # seconds: after network errors
 REFUSAL_CAP = 30.0  # seconds: after a refusal (errors.SLOW_REFUSALS)
 PATIENCE = 300.0  # seconds: the longest wait that a core may ask for
 HELD = 5.0  # seconds that a link has to hold to count as good
+CALM = 60.0  # seconds that one has to hold before it is sent away: an upgrade sends all away, but not every few seconds
 
 
 class Backoff:
@@ -45,16 +46,18 @@ class Backoff:
     def after_link(self, lasted: float, *, go_away: bool = False) -> float:
         """Seconds to wait after a link that was up for `lasted` seconds.
 
-        0 after a go-away. But a core that sends every new link away is met with waits from the second time on, or the
-        two programs would spin.
+        0 after a go-away. But a core that sends one link after another away is met with waits from the second time on,
+        which grow as after refusals: else the two programs would spin, or links that are told to go pile up.
         """
-        if lasted >= self._held:
+        if lasted >= (max(self._held, CALM) if go_away else self._held):
             self.failures = 0
             self._hurried = False
-        if go_away and not self._hurried:
-            self._hurried = True
-            return 0.0
-        return self._next(NETWORK_CAP)
+        if not go_away:
+            return self._next(NETWORK_CAP)
+        if self._hurried:
+            return self._next(REFUSAL_CAP)
+        self._hurried = True
+        return 0.0
 
     def _next(self, cap: float) -> float:
         bound = min(cap, FIRST * 2.0 ** min(self.failures, 32))

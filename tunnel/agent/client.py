@@ -25,6 +25,7 @@ import trio_websocket
 
 from tunnel import __version__
 from tunnel.agent import dialing
+from tunnel.agent.farewell import give_up, leave_oldest, see_off
 from tunnel.agent.forward import Forwarder
 from tunnel.agent.pages import listen_for_pages
 from tunnel.agent.probing import LocalProber
@@ -51,12 +52,12 @@ from tunnel.plugins import Program
 from tunnel.ready import make_ready
 from tunnel.wire import control, frames
 from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
+from tunnel.wire.held import Held
 from tunnel.workers.member import Member
 
 log = get_logger("tunnel.agent")
 
 MAX_STREAMS = 1000  #: open requests on the link that this agent takes
-GIVE_UP = 1.0  #: seconds for the core to hear that a link is given up
 SILENCE = 2.0  #: seconds for a core's WebSocket to answer a ping before the welcome, and half a second between two
 CONNECT_TIMEOUT = 10.0  #: seconds from dialling to the welcome
 
@@ -91,6 +92,7 @@ class _Attempt:
     __slots__ = (
         "connected",
         "core",
+        "core_drain",
         "failed",
         "is_surplus",
         "is_told",
@@ -113,6 +115,7 @@ class _Attempt:
         self.link: Link
         self.traced: dict[str, str] = {}  # of its span, for the log
         self.core = ""  # the run of the core that welcomed it
+        self.core_drain = 0.0  # seconds that the core's last requests get
         self.workers: Workers[Stream | ServedStream] | None = None
         self.quick: Quick | None = None
         self.connected = False
@@ -164,6 +167,9 @@ class Agent:
         self._instance: str = member.orders["instance"] if member is not None else secrets.token_hex(8)
         self._process = member.number if member is not None else 0  # of those that are one agent together
         self._attempts: list[_Attempt] = []  # the newest last; those before it have been sent away
+        most = -(-settings.max_buffer // settings.workers)  # each has its part
+        self._held = Held(most, monotonic)
+        self._most_window = min(max(most // 4, frames.LEAST_WINDOW), frames.MOST_WINDOW) if most else frames.MOST_WINDOW
         self._draining = False
         self._stopping = trio.Event()
         self._telling = Telling()
@@ -341,7 +347,9 @@ class Agent:
             settings.heartbeat,
             settings.heartbeat_timeout,
             partial(self._on_opened, attempt),
-            ready=self._ready,
+            self._held,
+            self._ready,
+            self._most_window,
         )
         self._attempts.append(attempt)
         came_up = 0.0
@@ -476,6 +484,8 @@ class Agent:
             MAX_STREAMS,
             [control.WORKERS],
             f"{self._process}.{visit.slot.number}",
+            self._most_window,
+            self.settings.drain_timeout,
         )
         visit.link.session.control(frames.HELLO, control.encode(hello))
         try:
@@ -526,6 +536,7 @@ class Agent:
         )
         visit.attempt.is_surplus = visit.attempt.went_away = not is_needed
         visit.attempt.core = welcome.core
+        visit.attempt.core_drain = control.drain_seconds(welcome.drain_timeout, self.settings.drain_timeout)
         assert self._keeping is not None
         for slot in fresh:
             self._keeping.start_soon(self._keep, slot)
@@ -547,10 +558,10 @@ class Agent:
         try:
             async with self._reporting(attempt) as nursery:
                 if attempt.is_surplus:
-                    nursery.start_soon(self._give_up, link)
+                    nursery.start_soon(give_up, link, self.settings.server, self.settings.drain_timeout)
                 while True:
                     kind, payload = await link.receive_control()
-                    if kind == frames.GOAWAY:
+                    if kind == frames.GOAWAY and not attempt.went_away:
                         attempt.went_away = True
                         visit.state = "draining"
                         log.info(
@@ -559,6 +570,9 @@ class Agent:
                             **attempt.traced,
                         )
                         attempt.settle(attempt.slot.backoff.after_link(monotonic() - came_up, go_away=True))
+                        nursery.start_soon(see_off, link, attempt.core_drain)
+                        left = [one.link for one in self._attempts if one.slot is attempt.slot and one.went_away]
+                        nursery.start_soon(leave_oldest, left)
                     elif kind == frames.REFUSED:
                         refusal = control.decode(RefusedMessage, payload)
                         raise Refused(refusal.reason, refusal.text, refusal.retry_after)
@@ -578,17 +592,6 @@ class Agent:
                 yield nursery
             finally:
                 nursery.cancel_scope.cancel()
-
-    async def _give_up(self, link: Link) -> None:
-        """Take nothing new, and end the link when what had come meanwhile is served."""
-        log.info("link given up", server=self.settings.server, reason="its worker of the core has another one")
-        link.session.control(frames.GOAWAY, control.pack_goaway("this agent has a link to this worker already"))
-        with trio.move_on_after(self.settings.drain_timeout):
-            while True:
-                await trio.sleep(GIVE_UP)  # until the core has heard it
-                if not link.session.streams:
-                    break
-        link.close("this agent has a link to this worker already")
 
     def _reporter(self) -> _Attempt | None:
         """Of several links the one that carries reports."""
@@ -624,6 +627,9 @@ class Agent:
             raise WireError("the core opened a stream before its welcome")
         if len(stream.link.session.streams) > MAX_STREAMS + 100:  # probes come on top
             stream.reset("overloaded", "the agent has more open requests than it said it would take")
+            return
+        if self._held.is_full:
+            stream.reset("overloaded", "the agent holds as many unread and unsent bytes as it may (-max-buffer)")
             return
         if attempt.workers is None:
             attempt.workers = Workers(stream.link.nursery, self._serve_stream)

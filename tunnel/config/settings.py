@@ -283,6 +283,15 @@ class AgentSettings(Settings, frozen=True, kw_only=True):
         int, Option(v.integer(-1), LINK, "attempts to get the link back before giving up; -1: for ever")
     ] = -1
 
+    max_buffer: Annotated[
+        int,
+        Option(
+            v.size(0),
+            LINK,
+            "bytes that all links together hold unread or unsent, a quarter of it a link's window at most; 0: no limit",
+        ),
+    ] = 256 * 1024 * 1024
+
     local: Annotated[
         str, Option(v.LOCAL, SERVICES, "what to serve: http://localhost:3000, a port, or api=http://...,db=tcp://...")
     ] = "http://localhost:3000"

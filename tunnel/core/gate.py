@@ -74,7 +74,10 @@ class _Connect(ConnectVisit, kw_only=True):
 
 
 class _Attached(LinkVisit, kw_only=True):
+    """farewell: seconds that its last requests have once it has said GOAWAY."""
+
     grant: Grant
+    farewell: float
     agent: AgentLink | None = None
 
 
@@ -300,7 +303,6 @@ class Gate:
             visit.socket = with_tls(visit.socket, self._tls.context, server_side=True)
             await visit.socket.handshake()
         link = Link(True, self._heartbeat, self._heartbeat_timeout, held=self._held, ready=self._ready)
-        link.session.set_windows(*self._windows)
         carrier = await transport.accept(visit.nursery, visit.socket, link.on_message, allowance=frames.MAX_ATTACHING)
         visit.nursery.start_soon(link.run, carrier)
         try:
@@ -374,7 +376,9 @@ class Gate:
             self._registry.check_free(name, request.protocol, grant.account_id)
             if siblings is not None:
                 siblings.check_free(name, request.protocol, grant.account_id)
-        attached = _Attached(visit, grant=grant)
+        attached = _Attached(
+            visit, grant=grant, farewell=control.drain_seconds(hello.drain_timeout, self._drain_timeout)
+        )
         agent = AgentLink(
             link,
             attached,
@@ -405,6 +409,8 @@ class Gate:
             raise
         if self._accounts.revision != revision:  # looked at without this link, after its names were claimed
             self._accounts.look_again()
+        windows = self._windows_for(hello)
+        link.session.set_windows(*windows)
         visit.agent = agent
         agent.is_welcomed = True
         link.session.control(
@@ -417,12 +423,20 @@ class Gate:
                     grant.account_id,
                     grant.agent_id,
                     grants,
-                    stream_window=self._windows[0],
-                    link_window=self._windows[1],
+                    stream_window=windows[0],
+                    link_window=windows[1],
+                    drain_timeout=self._drain_timeout,
                     **self._place(hello),
                 )
             ),
         )
+
+    def _windows_for(self, hello: Hello) -> tuple[int, int]:
+        """Of a stream and of the link: ours, or what the agent has room for."""
+        stream, link = self._windows
+        if hello.link_window > 0:
+            link = min(link, max(hello.link_window, frames.LEAST_WINDOW))
+        return min(stream, link), link
 
     def _check_room(self, grant: Grant, instance: str) -> None:
         """An agent that has a link has a place. Raises Refused."""
@@ -496,9 +510,9 @@ class Gate:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await self._accounts.release([tunnel.name for tunnel in emptied], agent.account.id)
 
-    async def _see_off(self, link: Link) -> None:
+    async def _see_off(self, link: Link, seconds: float) -> None:
         """End the link of an agent that said GOAWAY and does not do it: it serves nobody, and is one more to keep."""
-        with trio.move_on_after(self._drain_timeout):
+        with trio.move_on_after(seconds):
             while True:
                 await trio.sleep(FAREWELL)
                 if not link.session.streams:
@@ -532,7 +546,7 @@ class Gate:
                     # The agent finishes what it has; new requests go to others or find no agent.
                     visit.state = "draining"
                     if link.nursery is not None and not agent.withdrawn:
-                        link.nursery.start_soon(self._see_off, link)
+                        link.nursery.start_soon(self._see_off, link, visit.farewell)
                     await self._withdraw(agent)
         except trio.EndOfChannel:
             visit.outcome = "ok" if self.is_draining or agent.withdrawn else "link_lost"

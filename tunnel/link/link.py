@@ -32,6 +32,7 @@ MAX_CONTROL = 64  #: control frames nobody has taken yet
 MAX_CONTROL_BYTES = 256 * 1024  #: bytes in them
 FROM_CORE = frozenset({frames.WELCOME, frames.REFUSED})  #: control frames that the end which opens streams may not get
 FROM_AGENT = frozenset({frames.HELLO, frames.REPORT})  #: and the other may not
+MAX_UNSENT = 65536  #: frames, in front of bulk, that wait for an end which does not read; and some for each stream
 MAX_PONGS = 64  #: answers to pings that wait for the writer; a peer that pings and does not read would fill memory
 
 
@@ -42,9 +43,9 @@ def wall_us() -> int:
 class Link:
     """opens: this end opens streams (the core).
 
-    on_opened is called with each stream the other end opened. held: what all links hold together. rtt, offset: the
-    newest heartbeat's round trip and the other clock's lead, seconds. round_trips: those not yet taken by
-    `statistics`, bounded.
+    on_opened is called with each stream the other end opened. held: what all links hold together. most_window: the
+    largest window that this end takes of a WELCOME. rtt, offset: the newest heartbeat's round trip and the other
+    clock's lead, seconds. round_trips: those not yet taken by `statistics`, bounded.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Link:
         on_opened: Callable[[Stream], None] | None = None,
         held: Held | None = None,
         ready: Ready | None = None,
+        most_window: int = frames.MOST_WINDOW,
     ) -> None:
         self.session = Session(opens, partial(Stream, link=self), self._on_queued, held)
         self.rtt = 0.0
@@ -68,6 +70,7 @@ class Link:
         self.on_opened = on_opened
         self.is_welcomed = False  # a WELCOME has come: from here on the core may open streams
         self.nursery: trio.Nursery | None = None  # while it runs; owns the tasks of streams that the other end opened
+        self._most_window = most_window
         self._not_taken = FROM_CORE if opens else FROM_AGENT
         self._transport: Transport | None = None
         self._heartbeat = heartbeat
@@ -142,6 +145,9 @@ class Link:
             if kind == frames.WELCOME and not self.is_welcomed:
                 self.is_welcomed = True
                 welcome = control.decode(control.Welcome, payload)  # at once: streams may be in the same message
+                if welcome.link_window > self._most_window:
+                    most = f"the {self._most_window} that this agent takes (-max-buffer)"
+                    raise WireError(f"a link's window of {welcome.link_window} bytes is more than {most}")
                 self.session.set_windows(welcome.stream_window, welcome.link_window)
             self._control_bytes += len(payload)
             if len(self._controls) >= MAX_CONTROL or self._control_bytes > MAX_CONTROL_BYTES:
@@ -300,6 +306,8 @@ class Link:
             self.end(f"no heartbeat for {self._heartbeat_timeout:g} s")
         elif self.session.is_used_up:
             self.end("it has used up its stream numbers")
+        elif self.session.in_front > MAX_UNSENT + 4 * len(self.session.streams):
+            self.end("the other end does not read what it is sent")
         elif now >= self._next_ping:
             self._next_ping = now + self._heartbeat
             self._token += 1

@@ -9,6 +9,7 @@ import msgspec
 from tunnel.errors import WireError
 from tunnel.wire.frames import LINK_WINDOW, MAX_TEXT, PING_BODY, PONG_BODY, STREAM_WINDOW
 
+LONGEST_DRAIN = 3600.0  #: seconds that an end waits for the other's last requests, whatever that has said
 WORKERS = "workers"  #: capability: a link to each worker of a core
 MAX_STREAMS = 1000  #: that an agent takes on one link if it does not say otherwise
 
@@ -25,7 +26,8 @@ class Hello(msgspec.Struct):
     """The agent's first frame. versions: protocol versions it speaks, best first.
 
     instance: random, the same for all links of one agent; link: what tells those apart that it keeps side by side. A
-    second link of the same instance and link supersedes the first.
+    second link of the same instance and link supersedes the first. link_window: the largest that it takes, 0 for any.
+    drain_timeout: seconds that its last requests get when it ends, None where it does not say.
     """
 
     versions: list[int]
@@ -37,6 +39,8 @@ class Hello(msgspec.Struct):
     max_streams: int = MAX_STREAMS
     capabilities: list[str] = []
     link: str = ""
+    link_window: int = 0
+    drain_timeout: float | None = None
 
     def __repr__(self) -> str:  # the token must never reach a log
         return f"Hello(agent_id={self.agent_id!r}, tunnels={self.tunnels!r})"
@@ -52,7 +56,7 @@ class TunnelGrant(msgspec.Struct):
 
 class Welcome(msgspec.Struct):
     """workers, worker: how many processes the core consists of, and which of them this link is at. core: the same for
-    all workers of one run of a core."""
+    all workers of one run of a core. drain_timeout: as in the hello."""
 
     version: int
     core_version: str
@@ -66,6 +70,7 @@ class Welcome(msgspec.Struct):
     workers: int = 1
     worker: int = 0
     core: str = ""
+    drain_timeout: float | None = None
 
 
 class RefusedMessage(msgspec.Struct):
@@ -89,6 +94,11 @@ def decode(kind: type[T], payload: bytes) -> T:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise WireError(f"a {kind.__name__} message could not be read") from None
+
+
+def drain_seconds(told: float | None, ours: float) -> float:
+    """How long the other end's last requests are waited for: as it says, within bounds, else as long as ours."""
+    return ours if told is None else min(max(told, 0.0), LONGEST_DRAIN)
 
 
 def pack_goaway(text: str) -> bytes:

@@ -21,6 +21,8 @@ from tunnel.wire.windows import EARLY, EARLY_LINK, FLOOR, SHARE, Windows
 
 SMALL_FRAME = 4 * 1024  #: a frame up to this size passes the bulk of other streams
 CRUMB = 512  #: parts below this are joined where they wait: an object a byte would hold 40 times the window
+MOST_IN_FRONT = frames.MAX_FRAMES // 2  #: frames that wait ahead of bulk, and fit one message: more is not urgent
+MOST_PENDING = 256  #: parts of one stream that wait: small ones cost more than their bytes
 BULK_PER_MESSAGE = 64 * 1024  #: bulk in one message; more waits for the next, behind what is urgent by then
 
 LAST_ID = 0xFFFFFFFF  #: the greatest number of a stream
@@ -382,7 +384,7 @@ class Session:
 
     def sendable(self, stream: Stream) -> int:
         """How many bytes of body may be queued now; 0: wait for `wake()`."""
-        if stream.pending_bytes > 2 * frames.MAX_DATA:
+        if stream.pending_bytes > 2 * frames.MAX_DATA or len(stream.pending) >= MOST_PENDING:
             return 0
         size = self._room(stream)
         if size > 0:
@@ -540,7 +542,7 @@ class Session:
         if self._is_closed:
             return
         if not stream.pending:
-            if len(part) <= SMALL_FRAME:
+            if len(part) <= SMALL_FRAME and len(self._urgent) < MOST_IN_FRONT:
                 self._queue(part)
                 return
             self._ring.append(stream)
@@ -558,7 +560,7 @@ class Session:
         self._urgent = []
         size = sum(map(len, parts))
         limit = size + BULK_PER_MESSAGE
-        most = frames.MAX_FRAMES // 2
+        most = MOST_IN_FRONT
         drained: list[Stream] = []
         # Urgent frames are small and bounded by the streams there are; should they pile up, they leave in several
         # messages.
@@ -594,6 +596,11 @@ class Session:
     @property
     def has_queued(self) -> bool:
         return bool(self._urgent or self._ring)
+
+    @property
+    def in_front(self) -> int:
+        """Frames that wait ahead of bulk."""
+        return len(self._urgent)
 
     @property
     def has_bulk(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -32,7 +33,9 @@ from tunnel.config import (
 from tunnel.config.asked import asks_for_json
 from tunnel.config.hiding import hide_secrets, secrets_in
 from tunnel.config.options import program
+from tunnel.config.render import OFTEN, render_help
 from tunnel.config.values import show_about, show_size
+from tunnel.core.phrases import parse_commands
 from tunnel.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -663,6 +666,32 @@ def test_help_names_every_flag(flag: str, role: str, capsys: pytest.CaptureFixtu
         assert f"  -{entry.flags[0]}" in out
         assert entry.option.kind.show(entry.default) in out.replace("\n" + " " * 34, " ")
     assert out.isascii() and max(map(len, out.splitlines())) <= 100
+    often = out[out.index("Most used:") : out.index("\n\n", out.index("Most used:"))]
+    assert len(re.findall(r"(?m)^  -", often)) == len(OFTEN[role]) <= 12
+    assert "Examples:\n  python -m tunnel." in out[: out.index("Most used:")]
+    assert all(len(re.findall(rf"(?m)^  -{entry.flags[0]}\b(?!-)", out)) == 1 for entry in program(role).entries)
+
+
+@pytest.mark.parametrize("role", ["core", "agent"])
+def test_the_examples_in_help_are_right(role: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("full.pem", "key.pem", "token"):
+        (tmp_path / name).write_text("x")
+    lines = [line for line in render_help(program(role)).splitlines() if line.startswith(f"  python -m tunnel.{role}")]
+    assert len(lines) >= 2
+    for line in lines:
+        words = line.partition("    ")[0].replace("...", "ab" * 32).split()[3:]
+        if role == "agent":
+            load_agent(words, {})
+        else:
+            flags, command = split_command([word for word in words if not word.startswith(">")])
+            load_core(flags, {})
+            assert not isinstance(parse_commands(command), int) if command else True
+
+
+def test_help_on_a_narrow_terminal() -> None:
+    text = render_help(program("core"), 80)
+    assert max(map(len, text[text.index("Most used:") :].splitlines())) <= 80
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -755,3 +784,33 @@ def test_a_wrong_setting_is_a_record_where_records_are_asked_for(role: str) -> N
     assert (record["level"], record["msg"]) == ("ERROR", "can't start") and "-heartbeat" in record["error"]
     done = subprocess.run([*command[:3], command[4]], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"tunnel {role}: -heartbeat: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "unix:///run/app.sock",
+            '"unix:///run/app.sock" is a Unix socket, which is not served; let it listen on a port',
+        ),
+        ("app=/run/app.sock", '"app" is a Unix socket, which is not served; let it listen on a port, or try socat'),
+        ("./app.sock", '"./app.sock" is a Unix socket'),
+        ("ws://localhost:3000", '"ws://localhost:3000" is given as http://: WebSockets pass through that'),
+        ("wss://localhost:3000", "is given as https://: WebSockets pass through that"),
+        ("api=3000,web", '"web": the port is missing'),
+        ("http://user:secret@localhost:3000", "the service must not have a user or password"),
+        ("tt_0123456789", "the service: the port is missing"),
+        ("x" * 40, "the service: the port is missing"),
+    ],
+)
+def test_a_service_that_can_not_be_served_says_which_and_why(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_local(text)
+    assert str(caught.value).startswith("-local: the service") and said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_cores_address_without_its_port() -> None:
+    said = fails(agent, "-server=tunnel.example.com")
+    expected = "expected the core's agent address as host:port, such as tunnel.example.com:8443"
+    assert said == f"-server: {expected} (the port is missing), not 'tunnel.example.com'"

@@ -53,7 +53,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     with pytest.raises(SystemExit):
         main(["up", "--help"])
-    assert "--pagerduty-key-file FILE" in capsys.readouterr().out
+    assert "  -pagerduty-key-file FILE" in capsys.readouterr().out
 
 
 def test_it_says_what_to_install(

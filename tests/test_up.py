@@ -76,12 +76,47 @@ def test_a_wrong_value_is_one_line(words: list[str], said: str, capsys: pytest.C
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hlep"], "tunnel: 'hlep' is none of up, core, agent; did you mean help?"),
+        (["frobnicate"], "tunnel: 'frobnicate' is none of up, core, agent; tunnel --help shows how"),
+        (["account", "list"], "tunnel: account is a command of the core: tunnel core account ..."),
+        (["3000"], "tunnel: to serve '3000' write: tunnel up 3000"),
+        (["up", "-subdomian", "x"], "tunnel up: unknown flag -subdomian; did you mean -subdomain?"),
+        (["up", "1", "2"], "tunnel up: unexpected argument '2'; python -m tunnel up -h shows how"),
+        (["up", "-subdomain"], "tunnel up: -subdomain: the value is missing; python -m tunnel up -h shows how"),
+        (["up", "-log-level=wraning"],
+         "tunnel up: -log-level: 'wraning' is none of debug, info, warning, error; did you mean warning?"),
+        (["core", "account"], "tunnel core: account: ACTION is missing; python -m tunnel.core account -h shows how"),
+        (["core", "account", "lsit"],
+         "tunnel core: account: ACTION: 'lsit' is none of create, list, show, limit, disable, enable, delete; "
+         "did you mean list?"),
+        (["core", "usage", "a", "b"],
+         "tunnel core: usage: unexpected argument 'b'; python -m tunnel.core usage -h shows how"),
+        (["core", "tunnel", "reserve"], "tunnel core: tunnel reserve: NAME and ACCOUNT are missing; "
+         "python -m tunnel.core tunnel reserve -h shows how"),
+        (["core", "token", "create", "a", "-expire=1d"],
+         "tunnel core: token create: unknown flag -expire; did you mean -expires?"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_one_line_that_says_what_to_do(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr() == ("", said + "\n")
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("--help", "-help", "-h", "help"):
         assert main([word]) == 0
         assert "tunnel up [PORT or URL]" in capsys.readouterr().out
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"tunnel {__version__}\n"
+    for word in ("--version", "version"):
+        assert main([word]) == 0
+        assert capsys.readouterr().out == f"tunnel {__version__}\n"
+    with pytest.raises(SystemExit):
+        main(["help", "agent"])
+    assert "Usage: python -m tunnel.agent" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main(["up", "--help"])
     assert ended.value.code == 0

@@ -11,13 +11,18 @@ from tunnel.interrupts import leave, quietly
 
 USAGE = """\
 Usage: python -m tunnel up [PORT or URL]    try it: core and agent in one, on this machine
-       python -m tunnel core [flags]        the public side (also: python -m tunnel.core)
+       python -m tunnel core [flags]        the public side, on a server (also: python -m tunnel.core)
        python -m tunnel agent [flags]       the side of the local services (also: python -m tunnel.agent)
        python -m tunnel --version
        python -m tunnel.monitoring up       `up` with Prometheus, Alertmanager and the alerts beside it
 
+For instance:
+       python -m tunnel up 3000 -subdomain app      http://localhost:3000 as http://app.localhost:8080
+       python -m tunnel core account -h             accounts, tokens, limits, reserved names, usage
+
 Each says more with --help.
 """
+WORDS = ("up", "core", "agent", "help", "version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,15 +46,31 @@ def _main(argv: Sequence[str] | None) -> int:
 
         return agent_main(words)
     if word.lstrip("-") in ("help", "h") and word:
+        if words and words[0] in WORDS[:3]:
+            return _main([words[0], "--help"])
         sys.stdout.write(USAGE)
         return 0
-    if word in ("-version", "--version"):
+    if word.lstrip("-") == "version":
         print(f"tunnel {__version__}")
         return 0
     if word:
-        print(f"tunnel: {word!a} is none of up, core, agent", file=sys.stderr)
-    sys.stderr.write(USAGE)
+        print(f"tunnel: {explain_word(word)}", file=sys.stderr)
+    else:
+        sys.stderr.write(USAGE)
     return 2
+
+
+def explain_word(word: str) -> str:
+    """What to say of a first word that is none of ours: a command of the core, a service for `up`, a slip."""
+    from tunnel.config.options import COMMANDS
+    from tunnel.config.sources import near
+
+    if word in COMMANDS:
+        return f"{word} is a command of the core: tunnel core {word} ..."
+    if word.isdigit() or "://" in word or word.startswith("localhost"):
+        return f"to serve {word!a} write: tunnel up {word}"
+    meant = near(word, WORDS)
+    return f"{word!a} is none of up, core, agent; " + (f"did you mean {meant}?" if meant else "tunnel --help shows how")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO, cast
 
+from tunnel.config.helping import OneDash, explain
 from tunnel.errors import ConfigError, TunnelError
 
 if TYPE_CHECKING:
@@ -31,14 +32,27 @@ SAMPLE_NAME = "hello"  # the sample service's; one that is typed easily, for its
 #: a failed request is shown by us, with its cause; its access records come only when somebody asks for records
 QUIET_LAYERS = "-layers=tracing,metrics,health"
 
-DESCRIPTION = "Serve a local service through a tunnel on this machine, to try it."
+DESCRIPTION = """\
+Serve a local service through a tunnel on this machine, to try it: core, agent
+and, unless a service is named, a small sample service. The public address is
+printed first; Ctrl-C ends it all."""
+EXAMPLES = """\
+Examples:
+  {prog}                              the sample service
+  {prog} 3000                         http://localhost:3000
+  {prog} 3000 -subdomain app          as http://app.localhost:8080
+  {prog} 5173 -host-header local      where other names are refused
+
+One dash or two. To serve the world, run a core on a server and agents elsewhere:
+see README.md."""
 
 _PORTS = {"public": 8080, "link": 8443, "core metrics": 9090, "dashboard": 9000, "agent metrics": 9091}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        said = explain(self, message)
+        raise ConfigError(said if said.endswith("?") else f"{said}; {self.prog} -h shows how")
 
 
 class Beside(Protocol):
@@ -52,20 +66,22 @@ def make_parser(prog: str = "python -m tunnel up", description: str = DESCRIPTIO
     """One dash or two, as everywhere."""
     parser = _Parser(
         prog=prog,
+        usage=f"{prog} [flags] [PORT or URL]",
         description=description,
-        epilog="To serve the world, run a core on a server and agents elsewhere: see README.md.",
+        epilog=EXAMPLES.format(prog=prog),
+        formatter_class=OneDash,
         allow_abbrev=False,
     )
-    parser.add_argument("local", nargs="?", default="", metavar="PORT or URL", help="default: a small sample service")
-    parser.add_argument("-subdomain", "--subdomain", default="", metavar="NAME", help="the public name")
-    parser.add_argument(
-        "-host-header", "--host-header", default="", metavar="HOST", help="Host that it gets; local: its own address"
-    )
-    parser.add_argument(
-        "-public-addr", "--public-addr", default="", metavar="ADDRESS", help="default: localhost:8080, or any free port"
-    )
-    parser.add_argument("-data-dir", "--data-dir", default="", metavar="DIRECTORY", help="where accounts and keys live")
-    parser.add_argument("-log-level", "--log-level", default="warning", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("local", nargs="?", default="", metavar="PORT or URL", help="the service; default: a sample")
+    for flag, default, metavar, text in (
+        ("subdomain", "", "NAME", "the public name; default: a stable one that is made up"),
+        ("host-header", "", "HOST", "Host that the service gets: local (its own address), or any name"),
+        ("public-addr", "", "HOST:PORT", "where visitors come in; default: localhost:8080, or any free port"),
+        ("data-dir", "", "DIR", "accounts and keys; default: a place in the state directory"),
+        ("log-level", "warning", "WORD", "least level that is shown: debug, info, warning, error (default warning)"),
+    ):
+        choices = ("debug", "info", "warning", "error") if flag == "log-level" else None
+        parser.add_argument(f"-{flag}", f"--{flag}", default=default, metavar=metavar, help=text, choices=choices)
     return parser
 
 

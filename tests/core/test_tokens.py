@@ -169,7 +169,7 @@ def test_unusable_keys(tmp_path: Path, private: rsa.RSAPrivateKey, public: Path)
     for secret, path, words in [
         ("short", "", "at least 32 bytes"),
         (public.read_text(), "", "is a PEM file"),
-        ("", "nowhere", "cannot read"),
+        ("", "nowhere", "-jwt-public-key: .*nowhere does not exist"),
         ("", "private", "is a private key"),
         ("", "curve", "not an RSA public key"),
         ("", "small", "has 1024 bits"),

@@ -12,6 +12,7 @@ import trio_websocket
 
 from tunnel.config import AgentSettings
 from tunnel.errors import ConfigError, Refused, TunnelError
+from tunnel.http.client import NO_TLS
 from tunnel.net import Socket, dial, reason_of, with_tls
 from tunnel.tls import TlsSocket
 from tunnel.trust import EXPIRED, NOT_YET, WRONG_ADDRESS, WRONG_NAME, explain_authorities, explain_refusal
@@ -68,7 +69,7 @@ async def secure(socket: Socket, context: ssl.SSLContext, host: str, settings: A
     except (ssl.SSLError, trio.BrokenResourceError) as exc:
         secured.close()
         raise TunnelError(
-            f"TLS with {settings.server} failed ({reason_of(exc)}); does the core have TLS on "
+            f"TLS with {settings.server} failed ({_explain_tls(exc)}); does the core have TLS on "
             "its links (-agent-tls), and is this its address for agents?"
         ) from exc
     except BaseException:
@@ -85,6 +86,10 @@ async def secure(socket: Socket, context: ssl.SSLContext, host: str, settings: A
                 "either the core has a new certificate or somebody is in between"
             )
     return secured
+
+
+def _explain_tls(exc: BaseException) -> str:
+    return "it does not speak TLS" if isinstance(exc, ssl.SSLError) and exc.reason in NO_TLS else reason_of(exc)
 
 
 def plain_fingerprint(text: str) -> str:

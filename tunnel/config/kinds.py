@@ -148,13 +148,20 @@ def _address_or_none(value: Any) -> str:
     return _address(value) if value != "" else ""
 
 
+_SERVER = "expected the core's agent address as host:port, such as tunnel.example.com:8443"
+
+
 def _server(value: Any) -> str:
     text = _text(value)
     if "://" in text:
         raise ValueError("expected the core's agent address as host:port, without a scheme")
-    host, port = parse_address(text)
+    try:
+        host, port = parse_address(text)
+    except ValueError as exc:
+        reason = str(exc).partition(" (")[2].rstrip(")")
+        raise ValueError(f"{_SERVER}{f' ({reason})' if reason else ''}") from None
     if not host or not port:
-        raise ValueError("expected the core's agent address as host:port, such as tunnel.example.com:8443")
+        raise ValueError(_SERVER)
     return text
 
 

@@ -10,6 +10,7 @@ from tunnel.config.values import parse_address, parse_tunnel_name
 from tunnel.errors import ConfigError
 
 _PORTS = {"http": 80, "https": 443}
+_SOCAT = "or try socat TCP-LISTEN:3000,bind=127.0.0.1,fork UNIX-CONNECT:/path"
 _EXAMPLE = "write http://localhost:3000, localhost:3000, 3000 or api=http://localhost:8000,db=tcp://localhost:5432"
 
 
@@ -60,6 +61,11 @@ def _name(text: str, what: str) -> str:
         raise ConfigError(f"{what}: {exc}") from None
 
 
+def _is_harmless(text: str) -> bool:
+    """Safe to repeat: neither a password nor a token looks like this."""
+    return bool(re.fullmatch(r"(?!.*[a-z0-9]{30})[a-z0-9.:/?#\[\]-]{1,60}", text))
+
+
 def _service(part: str) -> LocalService:
     """One service. Cases: a name in front; a scheme; a port alone, host:port, or a host alone after a scheme."""
     name, equals, target = part.partition("=")
@@ -71,7 +77,11 @@ def _service(part: str) -> LocalService:
     if not mark:
         scheme, rest = "http", target
     scheme = scheme.lower()
-    where = f'-local: the service "{name}"' if name else "-local: the service"
+    where = f'-local: the service "{name or part}"' if _is_harmless(name or part) else "-local: the service"
+    if scheme in ("unix", "unix+http", "http+unix") or target.startswith(("/", "./")):
+        raise ConfigError(f"{where} is a Unix socket, which is not served; let it listen on a port, {_SOCAT}")
+    if scheme in ("ws", "wss"):
+        raise ConfigError(f"{where} is given as {scheme.replace('ws', 'http')}://: WebSockets pass through that")
     if scheme not in ("http", "https", "tcp"):
         raise ConfigError(f"{where} needs http://, https:// or tcp://; {_EXAMPLE}")
     rest = rest.removesuffix("/") if mark else rest

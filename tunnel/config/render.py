@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 
 from tunnel.config.options import COMMANDS, Entry, Program, program
@@ -12,6 +13,30 @@ _COLUMN = 34
 _WHAT = {
     "core": "Takes visitors' HTTP requests and passes them to agents. Without a command it serves.",
     "agent": "Dials the core and serves its requests from local services.",
+}
+
+#: settings that most people need, for the top of `--help`
+OFTEN = {
+    "core": (
+        "base_domain", "public_addr", "public_cert", "public_key", "acme.agree", "http_addr", "agent_addr", "tcp_ports",
+        "data_dir", "log_json", "config",
+    ),
+    "agent": (
+        "server", "token_file", "server_fingerprint", "ca_cert", "local", "subdomain", "host_header", "metrics_addr",
+        "log_json", "config",
+    ),
+}  # fmt: skip
+
+_EXAMPLES = {
+    "core": """\
+Examples:
+  python -m tunnel.core                                      it prints the agent's command
+  python -m tunnel.core -base-domain t.example.com -public-cert full.pem -public-key key.pem
+  python -m tunnel.core token create default >agent.token    a token for another agent""",
+    "agent": """\
+Examples:
+  python -m tunnel.agent -token-file token -server-fingerprint sha256:... -local 3000
+  python -m tunnel.agent -server t.example.com:8443 -token-file token -local api=8000,web=3000""",
 }
 
 
@@ -26,16 +51,22 @@ def _default(entry: Entry) -> str:
     return entry.option.kind.show(entry.default)
 
 
-def render_help(options: Program) -> str:
-    """The text of `--help`."""
+def render_help(options: Program, columns: int = 0) -> str:
+    """The text of `--help`, as wide as that or the terminal, but not wider than is read well."""
+    width = min(_WIDTH, columns or shutil.get_terminal_size((_WIDTH, 24)).columns)
     commands = " [command ...]" if options.role == "core" else ""
     lines = [f"Usage: python -m {options.module} [flags]{commands}", "", _WHAT[options.role]]
     if options.role == "core":
         lines += [f"Commands: {', '.join(COMMANDS)}; `python -m {options.module} account -h` says more."]
+    lines += ["", _EXAMPLES[options.role], "", "Most used:"]
+    by_name = {entry.name: entry for entry in options.entries}
+    for name in OFTEN[options.role]:
+        lines += _help_lines(by_name[name], width)
     for group, entries in _groups(options).items():
-        lines += ["", f"{group}:"]
-        for entry in entries:
-            lines += _help_lines(entry)
+        rest = [entry for entry in entries if entry.name not in OFTEN[options.role]]
+        lines += ["", f"{group}:"] if rest else []
+        for entry in rest:
+            lines += _help_lines(entry, width)
     lines += [
         "",
         *textwrap.wrap(
@@ -43,7 +74,7 @@ def render_help(options: Program) -> str:
             f"Each flag is also an environment variable ({options.prefix}LOG_LEVEL for -log-level) and a key of the "
             "TOML file (log_level); flags come before the environment, the environment before the file. "
             "Durations: 30s, 200ms, 5m, 1.5h, or seconds. Sizes: bytes, 64KiB, 10MiB.",
-            _WIDTH,
+            width,
         ),
         "",
         "  -help, -h     this text",
@@ -52,7 +83,7 @@ def render_help(options: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _help_lines(entry: Entry) -> list[str]:
+def _help_lines(entry: Entry, width: int) -> list[str]:
     word = "" if entry.is_switch else f" {entry.option.kind.word}"
     if "|" in word:
         word = " WORD"
@@ -62,7 +93,7 @@ def _help_lines(entry: Entry) -> list[str]:
         text += f": {entry.option.kind.word.replace('|', ', ')}"
     if default := _default(entry):
         text += f" (default {default})"
-    body = textwrap.wrap(text, _WIDTH - _COLUMN) or [""]
+    body = textwrap.wrap(text, max(30, width - _COLUMN)) or [""]
     first = head if len(head) >= _COLUMN else f"{head:<{_COLUMN}}{body.pop(0)}"
     return [first] + [" " * _COLUMN + line for line in body]
 

@@ -41,6 +41,8 @@ _LINGER = 60.0
 #: seconds that the store has for one look at it: a server may be there and say nothing for ever
 _ANSWER_TIME = 5.0
 
+UNKNOWN_TOKEN = "the token is not known here; is it of this core? Its operator makes one with `token create`"
+
 
 class AccountRows(Protocol):
     """Where accounts keep what all workers of a core share."""
@@ -132,7 +134,7 @@ class Accounts:
         if token.startswith(PREFIX):
             return await self._by_token(token, agent_id, parent)
         if self._jwt is None:
-            raise Refused("bad_token", "the token is not known here")
+            raise Refused("bad_token", UNKNOWN_TOKEN)
         claims = self._jwt.verify(token, agent_id)
         account = await self.load(claims.account_id, parent)
         if account.is_disabled:
@@ -149,7 +151,7 @@ class Accounts:
             if revision >= self._revision:  # else it was changed while we read
                 break
         if record is None or account is None or not is_hash_equal(record.hash, hash):
-            raise Refused("bad_token", "the token is not known here")
+            raise Refused("bad_token", UNKNOWN_TOKEN)
         refused = self._check_token(record)
         if refused is not None:
             raise refused

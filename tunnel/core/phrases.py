@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, NoReturn
 
+from tunnel.config.helping import OneDash, explain
 from tunnel.config.values import parse_duration, parse_tunnel_name, scale
 
 _ACCOUNT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -135,13 +136,17 @@ class _Parser(argparse.ArgumentParser):
         """One line, as all errors are; argparse would print the usage first."""
         asked = self.prog.partition("[FLAGS] ")[2]
         command = self.prog.replace(" [FLAGS]", "")
-        self.exit(2, f"tunnel core: {asked + ': ' if asked else ''}{message}; {command} -h shows how\n")
+        said = explain(self, message)
+        how = "" if said.endswith("?") else f"; {command} -h shows how"
+        self.exit(2, f"tunnel core: {asked + ': ' if asked else ''}{said}{how}\n")
 
 
 def parse_commands(words: Sequence[str]) -> argparse.Namespace | int:
     """What was asked (command, action, json and the command's own words), or the exit code if that was all."""
     try:
-        options = _parser().parse_args(list(words))
+        options, unknown = _parser().parse_known_args(list(words))
+        if unknown:  # said by the command's own parser, which knows what could be meant
+            options.parser.error(f"unrecognized arguments: {unknown[0]}")
         if options.command == "account" and options.action == "limit" and not _has_limit(options):
             options.parser.error("say which limit: -" + ", -".join(limit.flag for limit in Limit.ALL))
         if options.command == "usage" and options.month and not _MONTH.fullmatch(options.month):
@@ -206,17 +211,40 @@ _WORDS = {
 }
 
 
+_EXAMPLES = {
+    "account": ("account create acme", "account limit acme -connections 5 -bandwidth-per-month 500GB"),
+    "token": ("token create acme -expires 90d >acme.token", "token list acme"),
+    "tunnel": ("tunnel reserve app acme", "tunnel list"),
+    "usage": ("usage", "usage acme -month 2026-11"),
+    "migrate": ("-database-url postgresql://tunnel@db/tunnel migrate",),
+}
+
+
+def _epilog(command: str) -> str:
+    """Examples of a command, and what is the same for all."""
+    lines = [f"  python -m tunnel.core {one}" for one in _EXAMPLES[command]]
+    store = "FLAGS are the core's: give the -data-dir, -config or -database-url that it has."
+    return "\n".join(["Examples:", *lines, "", store])
+
+
 def _group(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help: str
 ) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    group = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False)
+    group = commands.add_parser(
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=_epilog(name), formatter_class=OneDash,
+        allow_abbrev=False,
+    )  # fmt: skip
     return group.add_subparsers(dest="action", metavar="ACTION", required=True)
 
 
 def _action(
     group: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help: str, *words: str
 ) -> argparse.ArgumentParser:
-    parser = group.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False)
+    asked = group._prog_prefix.rpartition("] ")[2]  # "account" of an action, the program's name of a command
+    parser = group.add_parser(
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", formatter_class=OneDash, allow_abbrev=False,
+        epilog=_epilog(asked if asked in _EXAMPLES else name),
+    )  # fmt: skip
     for word in words:
         metavar, about = _WORDS[word.rstrip("?")]
         parser.add_argument(word.rstrip("?"), metavar=metavar, help=about, nargs="?" if word.endswith("?") else None)

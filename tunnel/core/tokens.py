@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel.errors import ConfigError, Refused
+from tunnel.trust import explain_reading
 
 PREFIX = "tt_"
 #: characters of a token that are kept and shown: enough to tell tokens apart, 36 of 256 bits
@@ -135,9 +136,9 @@ def _secret_key(secret: str) -> Any:
     from joserfc.jwk import OctKey
 
     if len(secret.encode()) < MIN_SECRET:
-        raise ConfigError(f"the JWT secret is too short: HS256 needs at least {MIN_SECRET} bytes")
+        raise ConfigError(f"-jwt-secret is too short: HS256 needs at least {MIN_SECRET} bytes")
     if "-----BEGIN" in secret:
-        raise ConfigError("the JWT secret is a PEM file; a public key belongs in -jwt-public-key")
+        raise ConfigError("-jwt-secret is a PEM file; a public key belongs in -jwt-public-key")
     return OctKey.import_key(secret.encode())
 
 
@@ -150,17 +151,19 @@ def _public_key(path: Path) -> Any:
     try:
         pem = path.read_bytes()
     except OSError as exc:
-        raise ConfigError(f"cannot read the JWT public key {path}: {exc.strerror}") from None
+        raise ConfigError(f"-jwt-public-key: {explain_reading(path, exc)}") from None
     if b"PRIVATE KEY" in pem:
-        raise ConfigError(f"{path} is a private key; the server needs only the public half")
+        raise ConfigError(
+            f"-jwt-public-key: {path} is a private key; give its public half: openssl pkey -in {path} -pubout"
+        )
     if b"-----BEGIN" not in pem:
-        raise ConfigError(f"{path} is not a PEM file")
+        raise ConfigError(f"-jwt-public-key: {path} is not a PEM file: it has no line -----BEGIN PUBLIC KEY-----")
     try:
         key: object = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, RSAPublicKey):
-        raise ConfigError(f"{path} is not an RSA public key")
+        raise ConfigError(f"-jwt-public-key: {path} is not an RSA public key")
     if key.key_size < MIN_RSA_BITS:
-        raise ConfigError(f"the key in {path} has {key.key_size} bits; RS256 needs at least {MIN_RSA_BITS}")
+        raise ConfigError(f"-jwt-public-key: {path} has {key.key_size} bits; RS256 needs at least {MIN_RSA_BITS}")
     return RSAKey.import_key(pem)

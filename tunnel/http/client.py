@@ -17,7 +17,7 @@ from tunnel.trust import explain_refusal
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
 IDLE_TIMEOUT = 30.0  #: seconds; many servers close theirs after 60 or 75
 #: what OpenSSL says of an answer that is no record of TLS
-_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
+NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
 LOOK_TIMEOUT = 1.0  #: seconds for a look whether a service speaks TLS
 LOOK_AGAIN = 15.0  #: seconds
 SWEEP = 1.0  #: seconds between looks at what is idle
@@ -128,7 +128,7 @@ class Service:
 
     def _explain(self, exc: BaseException) -> str:
         """Why there is no TLS; a service that speaks plain HTTP answers in it, or closes the connection."""
-        if isinstance(exc, ssl.SSLError) and exc.reason in _NO_TLS:
+        if isinstance(exc, ssl.SSLError) and exc.reason in NO_TLS:
             return f"it does not speak TLS; give it as http://{self.address}"
         if refusal := explain_refusal(exc, self.host):
             return f"its certificate is not trusted: {refusal}"

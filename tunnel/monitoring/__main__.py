@@ -32,7 +32,8 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     if word:
         print(f"tunnel.monitoring: {word!a} is not known; there is only `up`", file=sys.stderr)
-    sys.stderr.write(USAGE)
+    else:
+        sys.stderr.write(USAGE)
     return 2
 
 

@@ -34,18 +34,18 @@ def make_monitoring_parser() -> argparse.ArgumentParser:
     """The flags of `tunnel up` and some more."""
     parser = make_parser(
         f"python -m {NAME}",
-        "A tunnel on this machine with Prometheus and Alertmanager, without Docker: the rules, alerts and routes are "
-        "those under deploy/. Both programs must be installed (Debian: prometheus, prometheus-alertmanager).",
+        "A tunnel on this machine with Prometheus and Alertmanager, without Docker: the rules, alerts and routes\n"
+        "are those under deploy/. Both programs must be installed (Debian: prometheus, prometheus-alertmanager).",
     )
     for flag, metavar, text in (
         (
             "prometheus-addr",
-            "ADDRESS",
+            "HOST:PORT",
             f"where Prometheus listens; default: {LOOPBACK}:{PROMETHEUS_PORT}, or any free port",
         ),
         (
             "alertmanager-addr",
-            "ADDRESS",
+            "HOST:PORT",
             f"where Alertmanager listens; default: {LOOPBACK}:{ALERTMANAGER_PORT}, or any free port",
         ),
         ("scrape-interval", "DURATION", f"how often metrics are read and rules evaluated; default: {INTERVAL}"),

@@ -138,7 +138,7 @@ def check_counts(native: Native, prometheus: str) -> None:
 
 def test_it_is_ended_while_it_starts(tmp_path: Path) -> None:
     with running(tmp_path) as native:
-        poll(lambda: native.children, "the first child", BOUND)
+        poll(lambda: "prometheus-aler" in native.children, "the first of them", BOUND)
         children = native.children.values()
         assert native.end() == 0
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]

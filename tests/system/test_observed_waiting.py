@@ -19,7 +19,7 @@ from visiting import Connection
 from watching import SpanTap, ask, sample
 
 pytestmark = pytest.mark.system
-NEAR = 60.0  #: milliseconds that link, agent and core may take on a busy machine
+NEAR = 100.0  #: milliseconds that link, agent and core may take on a busy machine
 
 
 class Mute:
@@ -119,7 +119,7 @@ def test_a_service_that_never_answers(bench: Bench, timer: str) -> None:
     answer = ask(bench.core, "GET /")
     assert (answer.status, answer.outcome) == (504, "timeout")
     root, _ = bench.root("timeout")
-    found = check_local(root, 600)
+    found = check_local(root, 500)
     parts = timing(answer["server-timing"])
     assert list(parts) == ["core", "link", "agent", "local"]
     assert parts["local"] == pytest.approx(found["local"], abs=20)
@@ -132,7 +132,7 @@ def test_a_visitor_who_leaves(bench: Bench) -> None:
     time.sleep(0.8)  # what is told of has lasted
     visitor.reset()
     root, _ = bench.root("visitor_aborted")
-    check_local(root, 750)
+    check_local(root, 700)
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs", "is left"])
@@ -156,9 +156,9 @@ def test_a_service_that_breaks_off_before_its_answer(bench: Bench) -> None:
     bench.service.die()
     answer = visitor.read_head()
     assert answer.status == 502
-    assert timing(answer["server-timing"])["local"] >= 450
+    assert timing(answer["server-timing"])["local"] >= 400
     root, _ = bench.root("local_broken")
-    check_local(root, 450)
+    check_local(root, 400)
 
 
 def test_what_is_over_before_the_agent_has_said_anything_is_nobodys(bench: Bench) -> None:

@@ -44,7 +44,7 @@ LIMITS = (
     "header_bytes", "header_count", "target_length", "body_bytes",
     "head_time", "idle_time", "body_idle_time", "first_byte_time",
     "connection_requests", "connections", "connections_per_address",
-    "link_streams", "stream_buffer", "link_buffer", "buffer",
+    "link_streams", "streams_per_address", "stream_buffer", "link_buffer", "buffer",
     "attaching", "attaching_bytes", "attaching_time", "handshakes", "failed_logins",
 )  # fmt: skip
 #: how orders for certificates end; tunnel.core.issuing.authority.RESULTS

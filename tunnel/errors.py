@@ -69,7 +69,7 @@ LIMITS = (
     "header_bytes", "header_count", "target_length", "body_bytes",  # of a request
     "head_time", "idle_time", "body_idle_time", "first_byte_time",  # of a visitor's connection and its local service
     "connection_requests", "connections", "connections_per_address",  # of visitors' connections
-    "link_streams", "stream_buffer", "link_buffer", "buffer",  # of links
+    "link_streams", "streams_per_address", "stream_buffer", "link_buffer", "buffer",  # of links
     "attaching", "attaching_bytes", "attaching_time", "handshakes", "failed_logins",  # of connections on their way in
 )  # fmt: skip
 _LIMITS_BY_OUTCOME = {"head_too_large": "header_bytes", "uri_too_long": "target_length", "body_too_large": "body_bytes"}
@@ -185,6 +185,13 @@ BY_LIMIT = {
         OUTCOMES["overloaded"],
         side="visitor",
         title="This address has as many connections, or requests at a time, as it may.",
+        advice="Close others, or try again in a moment.",
+        blames="visitor (all who come from this address together)",
+    ),
+    "streams_per_address": replace(
+        OUTCOMES["overloaded"],
+        side="visitor",
+        title="This address has as many of the tunnel's open requests as it may: others need room, too.",
         advice="Close others, or try again in a moment.",
         blames="visitor (all who come from this address together)",
     ),

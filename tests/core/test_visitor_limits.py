@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import trio
-from inprocess import Caller, Core, core, head, respond, until, without_tls
+from inprocess import Caller, Core, core, head, opened, respond, until, without_tls
 from trio.testing import wait_all_tasks_blocked
 
 from tunnel.core import door
+from tunnel.core.crowds import Crowds
 from tunnel.link.stream import Stream
 from tunnel.wire.held import Held
 
@@ -329,6 +330,108 @@ async def test_streams_of_a_link() -> None:
         answer = await app.visitor().get()
         assert (answer.status, answer.outcome) == (503, "overloaded")
         assert counted(app) == {"link_streams": 1}
+
+
+async def slow_upload(caller: Caller, *fields: str) -> None:
+    await caller.send(head("POST", "/", "app.example.com", "Content-Length: 1000000", *fields) + b"x")
+
+
+async def test_slow_uploads_of_one_address_leave_places_for_others() -> None:
+    async with core() as app:
+        agent = await app.agent(answer_gets, max_streams=40)
+        uploads = [app.visitor("192.0.2.1") for _ in range(20)]
+        for caller in uploads:
+            await slow_upload(caller)
+        await until(lambda: len(agent.link.session.streams) == 20)
+        one_more = app.visitor("192.0.2.1")
+        refused = await one_more.get()
+        assert (refused.status, refused.outcome) == (503, "overloaded")
+        assert b"Side: visitor (all who come from this address together)" in refused.body
+        assert refused.fields[b"retry-after"] == b"1"
+        assert (await app.visitor("192.0.2.2").get()).status == 200
+        assert counted(app) == {"streams_per_address": 1}
+        uploads.pop().socket.abort()
+        await until(lambda: len(agent.link.session.streams) == 19 or app.tick(1))
+        assert (await one_more.get()).status == 200  # the same connection
+        for caller in uploads:
+            caller.socket.abort()
+        await until(lambda: not agent.link.session.streams or app.tick(1))
+        await until(lambda: agent.crowds.held == {})
+
+
+async def test_each_address_has_its_share_of_what_others_leave() -> None:
+    async with core() as app:
+        agent = await app.agent(silence, max_streams=90)
+
+        async def fill(address: str) -> int:
+            """How many it gets."""
+            before = len(agent.link.session.streams)
+            while not (refusals := app.exchanger.refusals["streams_per_address"]):
+                had = len(agent.link.session.streams)
+                await app.visitor(address).send(head())
+                await until(lambda had=had: len(agent.link.session.streams) > had  # type: ignore[misc]
+                            or app.exchanger.refusals["streams_per_address"])  # fmt: skip
+            app.exchanger.refusals["streams_per_address"] -= refusals
+            return len(agent.link.session.streams) - before
+
+        assert [await fill("192.0.2.1"), await fill("192.0.2.2"), await fill("2001:db8::1")] == [45, 23, 11]
+        assert await fill("2001:db8::2") == 0  # one customer's, as they count everywhere
+        assert await fill("192.0.2.3") == 8  # a few may be had as long as there are any
+        assert await fill("192.0.2.1") == 0
+
+
+async def answer_gets(stream: Stream) -> None:
+    if opened(stream).head.startswith(b"GET"):
+        respond(stream, b"hello")
+    else:
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "192.0.2.9", "192.0.2.8"])
+async def test_who_comes_for_many_may_have_all_of_a_link(address: str) -> None:
+    """Programs of this machine, load balancers and proxies that do not say for whom they ask."""
+    async with core(trusted=("192.0.2.9",), proxies=("192.0.2.8",)) as app:
+        agent = await app.agent(silence, max_streams=40)
+        for count in range(40):
+            caller = app.visitor(address)
+            await caller.send((b"PROXY UNKNOWN\r\n" if address == "192.0.2.8" else b"") + head())
+            await until(lambda count=count: len(agent.link.session.streams) == count + 1)  # type: ignore[misc]
+        assert counted(app) == {} and agent.crowds.held == {}
+
+
+async def test_behind_a_proxy_the_address_that_it_tells_has_the_share() -> None:
+    async with core(trusted=("192.0.2.9",)) as app:
+        agent = await app.agent(answer_gets, max_streams=40)
+        for _ in range(20):
+            await slow_upload(app.visitor("192.0.2.9"), "X-Forwarded-For: 203.0.113.1")
+        await until(lambda: len(agent.link.session.streams) == 20)
+        proxy = app.visitor("192.0.2.9")
+        assert (await proxy.get("/", "app.example.com", "X-Forwarded-For: 203.0.113.1")).status == 503
+        assert (await proxy.get("/", "app.example.com", "X-Forwarded-For: 203.0.113.2")).status == 200
+        assert counted(app) == {"streams_per_address": 1}
+        assert agent.crowds.held == {"203.0.113.1": 20}
+
+
+async def test_another_link_of_the_tunnel_has_room_for_the_address() -> None:
+    async with core() as app:
+        for others in (0, 10):
+            agent = await app.agent(silence, max_streams=20)
+            for count in range(10):
+                await app.visitor().send(head())
+                await until(lambda agent=agent, count=count: len(agent.link.session.streams) > count)  # type: ignore[misc]
+            assert sum(len(one.link.session.streams) for one in app.registry.links.values()) == others + 10
+        assert (await app.visitor().get()).status == 503
+        assert counted(app) == {"streams_per_address": 1}
+
+
+async def test_a_share_of_all_is_no_limit() -> None:
+    async with core() as app:
+        agent = await app.agent(silence, max_streams=20)
+        agent.crowds = Crowds(100)
+        for count in range(20):
+            await app.visitor().send(head())
+            await until(lambda count=count: len(agent.link.session.streams) == count + 1)  # type: ignore[misc]
+        assert counted(app) == {}
 
 
 async def test_what_waits_to_be_sent_to_a_link() -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from running import RunningAgent, RunningCore, poll
+from running import RunningAgent, RunningCore, address, poll
 from service import Service
 from visiting import Connection
 from watching import ask, sample
@@ -61,6 +61,45 @@ def test_slow_heads_are_closed_in_time_and_hold_up_nobody(
     assert time.monotonic() - began < took + HEAD_TIMEOUT + 4
     assert sample(core.metrics, "tunnel_limit_refusals_total", limit="head_time") == SLOW
     served_within_a_second(core)
+
+
+def test_slow_uploads_take_half_of_a_tunnel_at_most(
+    start_core: Callable[..., RunningCore], start_agent: Callable[..., RunningAgent],
+    start_service: Callable[[], Service], ending: ExitStack,
+) -> None:  # fmt: skip
+    """One address holds what it gets of a link, by bodies of a byte each; others are served, a TCP tunnel's too."""
+    core = start_core("-proxy-protocol=127.0.0.1", "-max-streams=60", "-tcp-ports=0")
+    service = start_service()
+    agent = start_agent(core, f"app={service.url},raw=tcp://{service.url.removeprefix('http://')}")
+    raw = address(agent.tunnels["raw"])[1]
+    slow: list[Connection] = []
+
+    def come(source: str, port: int = 0) -> Connection:
+        visitor = ending.enter_context(Connection(("127.0.0.1", port or core.public[1]), "app.localhost"))
+        visitor.send(f"PROXY TCP4 {source} 198.51.100.1 1234 80\r\n".encode())
+        return visitor
+
+    def refusals() -> float:
+        return sample(core.metrics, "tunnel_limit_refusals_total", limit="streams_per_address")
+
+    def open_now() -> float:
+        return sample(core.metrics, "tunnel_streams_active")
+
+    for sent in (95, 100):  # twice, for a probe of the tunnel may have had a place of the first ones
+        while len(slow) < sent:
+            slow.append(come("203.0.113.1"))
+            slow[-1].send(slow[-1].request("POST /upload", "Content-Length: 1000000") + b"x")
+        poll(lambda sent=sent: refusals() + open_now() == sent, "what is beyond its share is refused")  # type: ignore[misc]
+    held = open_now()
+    assert held in (30, 31)
+    answer = come("203.0.113.1").ask("GET /echo")
+    assert (answer.status, answer.outcome, answer["retry-after"]) == (503, "overloaded", "1")
+    assert come("203.0.113.1", raw).ends() == "reset"
+    assert refusals() + held == 102
+    for visitor in (come("203.0.113.2"), come("203.0.113.2", raw)):
+        for _ in range(3):
+            assert visitor.ask("GET /echo").status == 200
+    assert refusals() + held == 102 and open_now() == held + 1  # the TCP connection
 
 
 def formula(document: str, program: str, **values: int) -> int:

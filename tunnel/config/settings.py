@@ -172,6 +172,14 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         int, Option(v.integer(0), LIMITS, "agents of one account connected; 0: no limit")
     ] = 0
     max_streams: Annotated[int, Option(v.integer(1, 1_000_000), LIMITS, "open requests on one link")] = 1000
+    address_share: Annotated[
+        int,
+        Option(
+            v.integer(1, 100),
+            LIMITS,
+            "percent of these, as far as others leave them free, that visitors of one address may have; 100: all",
+        ),
+    ] = 50
     max_body: Annotated[int, Option(v.size(0), LIMITS, "largest request body; 0: no limit")] = 0
     max_head: Annotated[int, Option(v.size(1024), LIMITS, "largest request head")] = 65536
     max_target: Annotated[int, Option(v.size(256), LIMITS, "longest request target (path and query)")] = 16384

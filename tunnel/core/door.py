@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import trio
 
 from tunnel.core.certificates import Certificates
+from tunnel.core.crowds import crowd_of
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.limits import Counts, Place, Rate, Shares
 from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
@@ -223,6 +224,9 @@ class Door:
 
     async def _converse(self, visitor: Visitor) -> None:
         """Request after request, until the connection ends."""
+        visitor.is_proxy = self._serving.forwarding.is_trusted(visitor.address)
+        if not (visitor.is_proxy or self._proxies.expects(visitor.address)):
+            visitor.crowd = crowd_of(visitor.address)
         self.visitors.add(visitor)
         self._sweeper.add(visitor)
         try:

@@ -228,6 +228,8 @@ class Exchanger:
         if self._held.is_full:
             self.check_memory()
         account.admit_request()
+        if request.visitor.is_proxy:
+            self.forwarding.identify(request)
         if self._max_body and head.length is not None and head.length > self._max_body:
             raise Failure("body_too_large", f"{head.length} bytes; {self._max_body} are accepted")
         protocol = "upgrade" if head.upgrade and self._takes_upgrade(request, head) else "http"
@@ -250,7 +252,7 @@ class Exchanger:
             raise Failure("overloaded", "the core holds as many unread bytes as it may", retry_after=1, limit="buffer")
 
     def _assign(self, request: Request, tunnel: Tunnel, tried: Sequence[AgentLink] = ()) -> AgentLink:
-        agent = tunnel.choose(tried)
+        agent = tunnel.choose(tried, request.visitor.crowd)
         request.agent_id = agent.visit.agent_id
         request.connection_id = agent.visit.connection_id
         return agent
@@ -282,7 +284,8 @@ class Exchanger:
             return False
         if stream is None or not (stream.unsent or (failure.outcome in UNSENT and stream.failure is not None)):
             return False
-        others = any(one.has_room and one not in tried for one in visit.tunnel_entry.links)
+        crowd = request.visitor.crowd
+        others = any(one.has_room_for(crowd) and one not in tried for one in visit.tunnel_entry.links)
         return others and len(tried) < TRIES and not request.expired and not self.is_draining
 
     async def _explain_missing(self, request: Request) -> NoReturn:
@@ -348,6 +351,9 @@ class Exchanger:
         request = visit.request
         visit.status = request.status
         visit.bytes_in, visit.bytes_out = request.bytes_in, request.bytes_out
+        if visit.crowd:
+            visit.agent.crowds.leave(visit.crowd)
+            visit.crowd = ""
         stream = request.stream
         if stream is not None and (not stream.is_over or stream.inbox):
             stream.reset(visit.outcome or "internal")
@@ -378,7 +384,13 @@ class Exchanger:
         end = visit.complete and not is_upgrade
         if visit.body and not session.can_carry(None, len(visit.body)):
             raise Failure("overloaded", "the link to the agent is full", retry_after=1, limit="link_buffer")
+        crowd = request.visitor.crowd
+        if crowd and not visit.complete and not agent.leaves_room_to(crowd):  # its task opens it, and others have come
+            raise Failure("overloaded", retry_after=1, limit="streams_per_address")
         stream = session.open(opened, visit.body, end)
+        if crowd:
+            agent.crowds.enter(crowd)
+            visit.crowd = crowd
         if visit.body and not request.bytes_in:  # not again on a second link
             request.bytes_in = len(visit.body)
             assert request.account is not None

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tunnel.core.crowds import crowd_of
 from tunnel.core.limits import Shares
 from tunnel.core.visitor import Visitor
 from tunnel.errors import Failure
@@ -42,11 +43,18 @@ class Forwarding:
             known.forwarded = forwarded[len(head.method) + 1 + len(head.target) : -len(request_id) - 2]
         return forwarded
 
+    def identify(self, request: Request) -> None:
+        """Read what a trusted proxy says about who asks, before a link is chosen for that. Raises Failure."""
+        assert request.head is not None
+        request.told = self._after_proxy(request, request.visitor, request.head)
+
     def fields(self, request: Request) -> bytes:
         """The fields for this request, each line ended by CRLF. Sets `request.client` from a trusted proxy's word."""
         visitor, head = request.visitor, request.head
         assert head is not None
-        if self._trusted and self.is_trusted(visitor.address):
+        if request.told:
+            own = request.told
+        elif self._trusted and self.is_trusted(visitor.address):
             own = self._after_proxy(request, visitor, head)
         elif visitor.forwarded[0] == head.host and visitor.forwarded[1]:
             own = visitor.forwarded[1]
@@ -58,7 +66,9 @@ class Forwarding:
     def _enter(self, visitor: Visitor, client: str) -> None:
         """Count the request as one of its address; once, also if it is tried on another link. Raises Failure."""
         self.leave(visitor)
-        if self._guests.enter(client, self.is_trusted(client)):
+        is_proxy = self.is_trusted(client)
+        visitor.crowd = "" if is_proxy else crowd_of(client)
+        if self._guests.enter(client, is_proxy):
             text = "too many requests of this address are under way"
             raise Failure("overloaded", text, retry_after=1, limit="connections_per_address")
         visitor.guest = client

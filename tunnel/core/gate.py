@@ -21,6 +21,7 @@ import trio
 from tunnel import __version__
 from tunnel.core.accounts import Accounts
 from tunnel.core.certificates import Certificates
+from tunnel.core.crowds import SHARE, Crowds
 from tunnel.core.database import StoreError
 from tunnel.core.hostnames import check_name, readable_name
 from tunnel.core.limits import Counts, Failures, Rate, Waiting
@@ -100,6 +101,7 @@ class Gate:
         tls: Certificates | None,
         max_connections: int,
         max_streams: int,
+        address_share: int = SHARE,
         auth_timeout: float,
         heartbeat: float,
         heartbeat_timeout: float,
@@ -125,6 +127,7 @@ class Gate:
         self._tls = tls
         self._max_connections = max_connections
         self._max_streams = max_streams
+        self._address_share = address_share
         self._auth_timeout = auth_timeout
         self._heartbeat = heartbeat
         self._heartbeat_timeout = heartbeat_timeout
@@ -387,6 +390,7 @@ class Gate:
             self._max_link_queue,
             instance,
             link_name,
+            crowds=Crowds(self._address_share),
         )
         attached.agent, agent.is_welcomed = agent, False
         account.check_parting()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from time import monotonic
 
+from tunnel.core.crowds import Crowds
 from tunnel.core.quotas import Account
 from tunnel.errors import Failure, Refused
 from tunnel.handler import LinkVisit
@@ -21,7 +22,10 @@ from tunnel.link.link import Link
 
 @dataclass(eq=False, slots=True)
 class AgentLink:
-    """An attached link and what it serves. `indexes`: tunnel name → its index in OPEN frames."""
+    """An attached link and what it serves. `indexes`: tunnel name → its index in OPEN frames.
+
+    Who opens a stream for a visitor has it counted in `crowds`, and takes it out again.
+    """
 
     link: Link
     visit: LinkVisit
@@ -34,12 +38,21 @@ class AgentLink:
     withdrawn: bool = False  # serves nothing new; its account has it no more
     is_welcomed: bool = True  # before its WELCOME is on the way it gets no requests
     probes: int = 0  # of its open streams: they take no visitor's place
+    crowds: Crowds = field(default_factory=Crowds)
 
     @property
     def has_room(self) -> bool:
         session = self.link.session
         has_streams = len(session.streams) - self.probes < self.max_streams
         return self.is_welcomed and has_streams and session.queued_bytes < self.max_queue
+
+    def has_room_for(self, crowd: str) -> bool:
+        """crowd: what the visitor's address counts as (tunnel.core.crowds)."""
+        return self.has_room and (not crowd or self.leaves_room_to(crowd))
+
+    def leaves_room_to(self, crowd: str) -> bool:
+        """Whether these visitors may have one more of the free places."""
+        return self.crowds.may_enter(crowd, self.max_streams + self.probes - len(self.link.session.streams))
 
 
 @dataclass(eq=False, slots=True)
@@ -55,14 +68,14 @@ class Tunnel:
     held_until: float = 0.0
     turn: int = 0
 
-    def choose(self, tried: Collection[AgentLink] = ()) -> AgentLink:
+    def choose(self, tried: Collection[AgentLink] = (), crowd: str = "") -> AgentLink:
         """The next link in turn that has room, rather one that was heard of lately. Raises Failure.
 
-        tried: those that this request has been refused by.
+        tried: those that this request has been refused by. crowd: what its visitor's address counts as.
         """
         links = [one for one in self.links if one not in tried] if tried else self.links
         count = len(links)
-        if count == 1 and links[0].has_room:
+        if count == 1 and links[0].has_room_for(crowd):
             return links[0]
         links = [one for one in links if one.is_welcomed]
         count = len(links)
@@ -73,12 +86,14 @@ class Tunnel:
         for step in range(count):
             index = (self.turn + step) % count
             one = links[index]
-            if one.has_room:
+            if one.has_room_for(crowd):
                 if not one.link.is_quiet(now):
                     self.turn = index + 1
                     return one
                 second = second or one
         if second is None:
+            if any(one.has_room for one in links):
+                raise Failure("overloaded", retry_after=1, limit="streams_per_address")
             has_free_streams = any(len(one.link.session.streams) - one.probes < one.max_streams for one in links)
             raise Failure("overloaded", retry_after=1, limit="link_buffer" if has_free_streams else "link_streams")
         return second

@@ -48,6 +48,7 @@ class Request(RequestVisit, kw_only=True):
     opened: RequestStream | None = None  # then: its stream, of which they know too
     reading: bool = False  # waits for the visitor's body
     writing: bool = False  # waits for the visitor to take bytes
+    told: bytes = b""  # the fields about who asks, where a proxy has told that
     owed_until: float = 0.0  # its body was small, and passes its account's bandwidth only then (monotonic seconds)
     gone: trio.Event | None = None  # for a `pause`: it was aborted
 
@@ -91,6 +92,7 @@ class RequestStream(StreamVisit, kw_only=True):
 
     body: the beginning that rides in the OPEN frame; complete: that is all of it. refusal: why it went no further
     before a task took it on. unsent: what is left of a whole answer for the visitor, to be sent after `delay` seconds.
+    crowd: under what the link counts it, while it does.
     """
 
     request: Request
@@ -101,6 +103,7 @@ class RequestStream(StreamVisit, kw_only=True):
     refusal: Exception | None = None
     unsent: bytes = b""
     delay: float = 0.0
+    crowd: str = ""
 
 
 def make_stream(request: Request, protocol: str, agent: AgentLink, tunnel: Tunnel) -> RequestStream:

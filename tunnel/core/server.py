@@ -420,6 +420,7 @@ class Core:
                 tls=agent_tls,
                 max_connections=settings.max_connections,
                 max_streams=settings.max_streams,
+                address_share=settings.address_share,
                 auth_timeout=settings.auth_timeout,
                 heartbeat=settings.heartbeat,
                 heartbeat_timeout=settings.heartbeat_timeout,

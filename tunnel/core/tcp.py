@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from tunnel.core.crowds import crowd_of
 from tunnel.core.exchange import Exchanger
 from tunnel.core.joining import join
 from tunnel.core.limits import Place, Shares
@@ -185,6 +186,7 @@ class Ports:
     async def _carry(self, visitor: Visitor, tunnel: Tunnel) -> None:
         socket = visitor.socket
         visitor.phase, visitor.deadline = RAW, float("inf")
+        visitor.crowd = "" if self._comes_for_many(visitor.address) else crowd_of(visitor.address)
         self._exchanger.active += 1
         visit: _Stream | None = None
         failure: Failure | None = None
@@ -193,7 +195,7 @@ class Ports:
             is_full = siblings is not None and not any(link.has_room for link in tunnel.links)
             if siblings is not None and is_full and siblings.take_tcp(visitor, tunnel.name):
                 return
-            agent = tunnel.choose()
+            agent = tunnel.choose(crowd=visitor.crowd)
             self._exchanger.check_memory()
             agent.account.admit_request()
             visit = _make_stream(visitor, agent, tunnel)
@@ -218,6 +220,9 @@ class Ports:
         stream = visit.agent.link.session.open(opened)
         assert isinstance(stream, Stream)
         visit.stream, visit.stream_id = stream, stream.id
+        crowds, crowd = visit.agent.crowds, visit.visitor.crowd
+        if crowd:
+            crowds.enter(crowd)
         try:
             with trio.move_on_after(self._timeout) as scope:
                 await stream.answer()
@@ -242,6 +247,8 @@ class Ports:
             visit.outcome = "draining"
             raise
         finally:
+            if crowd:
+                crowds.leave(crowd)
             self._exchanger.bytes_in += visit.bytes_in
             self._exchanger.bytes_out += visit.bytes_out
             if not stream.is_over or stream.inbox:

@@ -39,6 +39,7 @@ class Visitor:
     __slots__ = (
         "address",
         "buffer",
+        "crowd",
         "deadline",
         "forwarded",
         "guest",
@@ -46,6 +47,7 @@ class Visitor:
         "has_ended",
         "hops",
         "is_over",
+        "is_proxy",
         "is_ready",
         "known",
         "limit",
@@ -77,6 +79,8 @@ class Visitor:
         self.wrote = 0.0
         self.unread = -1  # bytes of ours that it had not taken at the last look, while we wait for that
         self.known: Known | None = None  # what its last head said, where the next may say it again
+        self.is_proxy = False  # a trusted one: its requests are others', and each says whose
+        self.crowd = ""  # what the address that asks counts as where places are shared (tunnel.core.crowds)
         self.guest: str | None = None  # for whom a trusted proxy asks now, as counted by tunnel.core.forwarding
         self.task: Task | None = None  # waits while requests are served without it (tunnel/core/quick.py)
         self.is_ready = False  # something may have come that nobody has read yet

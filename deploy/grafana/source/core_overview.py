@@ -310,10 +310,10 @@ def limits() -> list[Json]:
               connections in all; link_streams: open requests of one agent; link_buffer, buffer: bytes that nobody takes.
               CapacityLimitReached watches it.""", at("connections|link_streams|link_buffer|buffer"), "ops", stacked=True),
         graph(1202, "Visitors at their limits", """Ends a second of visitors' requests and connections. head_time: heads that never end
-              (or connections that browsers open ahead); connections_per_address: a flood, or a proxy that -trusted-proxies
-              does not name; the rest: too large, or too slow. VisitorsHitLimits fires above 1.""",
-              at("head_time|header_bytes|header_count|target_length|body_bytes|body_idle_time|connections_per_address"), "ops",
-              stacked=True),
+              (or connections that browsers open ahead); connections_per_address, streams_per_address: a flood, or a proxy that
+              -trusted-proxies does not name; the rest: too large, or too slow. VisitorsHitLimits fires above 1.""",
+              at("head_time|header_bytes|header_count|target_length|body_bytes|body_idle_time|connections_per_address|"
+                 "streams_per_address"), "ops", stacked=True),
         graph(1203, "At the agents' port", """What is stopped a second before it is an agent. failed_logins: refusals that had to wait
               (0.25 s to 4 s), after three wrong credentials of one address; handshakes, attaching: floods and silent
               connections. AgentPortUnderLoad fires above 0.2.""",

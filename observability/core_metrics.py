@@ -38,7 +38,7 @@ from tunnel.handler import (
 
 #: outcomes of requests that failed past the core: tunnel_upstream_errors_total{reason}
 UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")
-QUOTA_TYPES = ("connection", "bandwidth", "requests")
+QUOTA_TYPES = ("connection", "bandwidth", "requests", "names", "ports")
 #: limits that refusals are counted by; tunnel.errors.LIMITS
 LIMITS = (
     "header_bytes", "header_count", "target_length", "body_bytes",

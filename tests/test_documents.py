@@ -17,6 +17,7 @@ from tunnel import __version__
 from tunnel.config import load_agent, load_core
 from tunnel.config.options import program
 from tunnel.core.phrases import parse_commands
+from tunnel.core.quotas import AT_A_TIME
 from tunnel.errors import LIMITS, OUTCOMES
 from tunnel.monitoring.up import make_monitoring_parser
 
@@ -181,6 +182,6 @@ def test_each_threat_names_tests_that_exist() -> None:
 def test_the_page_of_limits_has_them_all() -> None:
     text = (ROOT / "docs" / "LIMITS.md").read_text()
     told = re.findall(r"^\| `(\w+)` \|", text, re.M)
-    assert set(told) == set(LIMITS)
+    assert set(told) == {*LIMITS, *AT_A_TIME}
     flags = set(re.findall(r"`-([a-z-]+)`", text))
     assert {flag.replace("-", "_") for flag in flags} <= set(program("core").by_flag)

@@ -213,7 +213,7 @@ OF_AGENTS = UNSENT | {"ok", "bad_request", "local_broken", "timeout", "link_lost
 #: why the core refuses a link: the label of tunnel_authentication_failures_total, and what the agent is told
 REFUSALS = (
     "missing_token", "bad_token", "revoked", "expired", "account_disabled",  # credentials
-    "bad_name", "name_taken", "name_reserved", "no_port",  # what it asks for
+    "bad_name", "name_taken", "name_reserved", "name_quota", "no_port", "port_quota",  # what it asks for
     "connection_quota", "too_many_connections", "draining", "unavailable",  # load, or the store does not answer
     "version", "protocol", "timeout",  # the talk itself
 )  # fmt: skip
@@ -224,6 +224,6 @@ FINAL_REFUSALS = CREDENTIAL_REFUSALS | {"bad_name", "version"}
 #: refusals for load
 LOAD_REFUSALS = frozenset({"connection_quota", "too_many_connections", "draining", "unavailable"})
 #: refusals of what the agent asks for, until somebody gives that up or the agent's owner asks for something else
-ASKED_REFUSALS = frozenset({"name_taken", "name_reserved", "no_port"})
+ASKED_REFUSALS = frozenset({"name_taken", "name_reserved", "name_quota", "no_port", "port_quota"})
 #: back off up to 30 s instead of 2 s
 SLOW_REFUSALS = LOAD_REFUSALS | ASKED_REFUSALS

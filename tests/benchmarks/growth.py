@@ -22,7 +22,8 @@ CROWD = 5000  #: idle agents on one core
 IDLE_SECONDS = 20.0
 BURSTS = 5
 BURST_SECONDS = 3
-ROOM = ("-max-handshakes=0", "-max-connections=6000", "-max-attaching=6000")  #: they all come from one address at once
+#: they are all of one account, and come from one address at once
+ROOM = ("-max-handshakes=0", "-max-connections=6000", "-max-attaching=6000", "-max-names-per-account=0")
 
 #: Asks for another agent's tunnel each time.
 SPREAD = """

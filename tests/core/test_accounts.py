@@ -18,7 +18,7 @@ from joserfc.jwk import OctKey
 from tunnel.core import records, tables
 from tunnel.core.accounts import Accounts, Grant, ensure_default
 from tunnel.core.first import agent_command, leave_invitation
-from tunnel.core.quotas import Use
+from tunnel.core.quotas import TYPES, Use
 from tunnel.core.registry import AgentLink, Registry
 from tunnel.core.store import Store, StoreError
 from tunnel.errors import ConfigError, Refused
@@ -455,7 +455,7 @@ async def test_idle_accounts_are_forgotten(accounts: Accounts, admin: Admin, tic
     ticks.now += 1000
     await accounts._flush_quietly()
     assert await accounts.load(account.id) is live
-    assert [row.type for row in accounts.quotas()] == ["connection", "bandwidth", "requests"]
+    assert [row.type for row in accounts.quotas()] == list(TYPES)
     live.drop_link()
     assert accounts.quotas() == []
     await accounts._flush_quietly()

@@ -109,7 +109,7 @@ def test_without_limits_nothing_is_shared(two: Any, boards: list[Board]) -> None
     assert first.take_bytes(1 << 30, 0) == 0
     assert (first.month_requests, second.month_requests) == (100, 0)
     assert boards[0].row(7).read_month() == (0, 0, 0)
-    [_, bandwidth, requests] = first.quotas()
+    [_, bandwidth, requests, *_] = first.quotas()
     assert (requests.usage, requests.pending, bandwidth.pending) == (100, 100, 1 << 30)
 
 

@@ -85,12 +85,13 @@ def test_limits(run: Run) -> None:
     code, out, err = run(
         "account", "limit", "acme", "-requests-per-second", "100", "--requests-burst=200",
         "-requests-per-month=1000000", "-bandwidth", "10MiB", "-bandwidth-per-month", "1TiB", "-connections", "5",
+        "-names", "20", "-ports=0",
     )  # fmt: skip
     assert (code, out) == (0, "")
     assert "100" in err and "10MiB" in err
     expected = {
         "max_connections": 5, "requests_per_second": 100.0, "requests_burst": 200, "requests_per_month": 1_000_000,
-        "bandwidth_bytes_per_second": 10 << 20, "bandwidth_bytes_per_month": 1 << 40,
+        "bandwidth_bytes_per_second": 10 << 20, "bandwidth_bytes_per_month": 1 << 40, "max_names": 20, "max_ports": 0,
     }  # fmt: skip
     assert ask(run, "account", "show", "acme")["limits"] == expected
     assert ask(run, "account", "limit", "acme", "-bandwidth", "none")["limits"] == {
@@ -99,6 +100,11 @@ def test_limits(run: Run) -> None:
     shown = run("account", "show", "acme")[1]
     assert re.search(r"bytes a month +1TiB", shown)
     assert re.search(r"bytes a second +none", shown)
+    assert re.search(r"names +20\n", shown) and re.search(r"TCP ports +0\n", shown)
+    err = run("account", "limit", "acme", "-names", "none", "-ports=none")[2]
+    assert "names" not in err and "none" not in err
+    shown = run("account", "show", "acme")[1]
+    assert re.search(r"names +none of its own \(the core's -max-names-per-account\)", shown)
 
 
 def test_a_limit_is_shown_as_it_was_given(run: Run) -> None:
@@ -114,7 +120,8 @@ def test_a_limit_is_shown_as_it_was_given(run: Run) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["-connections", "many"], ["-connections=-1"], ["-connections", "1.5"], ["-requests-per-second", "0"],
+        ["-connections", "many"], ["-names=-1"], ["-ports", "some"],
+        ["-connections=-1"], ["-connections", "1.5"], ["-requests-per-second", "0"],
         ["-requests-per-second", "nan"], ["-requests-per-second", "inf"], ["-requests-burst", "0"],
         ["-bandwidth", "10 parsecs"], ["-bandwidth", "0"], ["-bandwidth-per-month", "9999999999TiB"],
         ["-requests-per-month", str(1 << 63)], ["-requests-per-month", ""],
@@ -185,10 +192,10 @@ def test_names(run: Run) -> None:
 
 
 def test_migrate(run: Run) -> None:
-    assert run("migrate") == (0, "", "a new store was made, schema 0001\n")
-    assert run("migrate") == (0, "", "the store is at schema 0001, the newest\n")
+    assert run("migrate") == (0, "", "a new store was made, schema 0002\n")
+    assert run("migrate") == (0, "", "the store is at schema 0002, the newest\n")
     facts = ask(run, "migrate")
-    assert facts["schema"] == facts["before"] == "0001"
+    assert facts["schema"] == facts["before"] == "0002"
     assert "pg-secret-word" not in facts["store"]
 
 

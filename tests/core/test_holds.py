@@ -278,3 +278,13 @@ async def test_a_release_survives_an_outage(
     store.query = query  # type: ignore[method-assign]
     await accounts.release(["api"], ids[0])
     assert [record.getMessage() for record in caplog.records] == ["names not released in the store"]
+
+
+async def test_who_is_refused_after_its_claim_leaves_nothing_in_memory(
+    accounts: Accounts, ids: tuple[str, str]
+) -> None:
+    """Again and again with other names: for a port that is not to be had, say."""
+    accounts.set_names_in_use(dict)
+    for number in range(10):
+        await accounts.claim([f"n{number}"], ids[0])
+    assert accounts._holds._claimed == {}

@@ -60,6 +60,7 @@ def test_ten_thousand_readable_names_do_not_collide() -> None:
         ("bücher", "xn--bcher-kva"),
         ("Bücher.example", "xn--bcher-kva.example"),
         ("l" * 63, "l" * 63),
+        (".".join("abcdefghijklmnop"), ".".join("abcdefghijklmnop")),
     ],
 )
 def test_names_are_normalised(asked: str, name: str) -> None:
@@ -76,6 +77,9 @@ def test_names_are_normalised(asked: str, name: str) -> None:
         ("-a", "hyphen"),
         ("a-", "hyphen"),
         ("a.b-.c", "hyphen"),
+        (".".join("abcdefghijklmnopq"), "at most 16 parts"),
+        ("*", "only letters"),
+        ("*.example.org", "only letters"),
         ("a_b", "only letters"),
         ("a b", "only letters"),
         ("a\nb", "only letters"),

@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from tunnel.core.quotas import MAX_LINKS_EACH, MONTHS, Account, Limits, QuotaFailure, Use, beginning_of, month_of
+from tunnel.core.quotas import (
+    MAX_LINKS_EACH,
+    MONTHS,
+    TYPES,
+    Account,
+    Limits,
+    QuotaFailure,
+    Use,
+    beginning_of,
+    default_limits,
+    month_of,
+)
 from tunnel.errors import Failure, Refused
 
 NOVEMBER_END = 1_796_083_200.0  # 2026-12-01T00:00:00Z
@@ -13,8 +24,15 @@ NOVEMBER_END = 1_796_083_200.0  # 2026-12-01T00:00:00Z
 
 @pytest.fixture
 def make(wall: Any, ticks: Any) -> Any:
-    def make(default_links: int = 0, **limits: Any) -> Account:
-        return Account("acme-1", "acme", Limits(**limits), default_links=default_links, wall=wall, monotonic=ticks)
+    def make(default_links: int | None = None, **limits: Any) -> Account:
+        return Account(
+            "acme-1",
+            "acme",
+            Limits(**limits),
+            defaults=Limits(max_connections=default_links),
+            wall=wall,
+            monotonic=ticks,
+        )
 
     return make
 
@@ -42,7 +60,8 @@ def test_a_fresh_account_has_no_limits(make: Any) -> None:
     for _ in range(2000):
         account.admit_link()
     assert [(row.type, row.usage, row.limit) for row in account.quotas()] == [
-        ("connection", 2000, math.inf), ("bandwidth", 20_000 << 30, math.inf), ("requests", 10_000, math.inf)
+        ("connection", 2000, math.inf), ("bandwidth", 20_000 << 30, math.inf), ("requests", 10_000, math.inf),
+        ("names", 0, math.inf), ("ports", 0, math.inf),
     ]  # fmt: skip
 
 
@@ -50,13 +69,35 @@ def test_links(make: Any) -> None:
     account = make(max_connections=2)
     account.admit_link()
     account.admit_link()
-    with pytest.raises(Refused, match="already has 2 connections") as caught:
+    with pytest.raises(
+        Refused, match=r"limit of 2 agents is reached: end some, or ask .*account limit acme -connections N"
+    ) as caught:
         account.admit_link()
     assert caught.value.reason == "connection_quota"
-    assert account.exceeded == {"connection": 1, "bandwidth": 0, "requests": 0}
+    assert account.exceeded == {**dict.fromkeys(TYPES, 0), "connection": 1}
     account.drop_link()
     account.admit_link()
     assert account.links == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((1000, -1, 10_000, 100), (900, 10_000, 100)),
+        ((1, -1, 1, 1), (1, 1, 1)),  # never less than one
+        ((2, -1, 0, 0), (2, math.inf, math.inf)),
+        ((10, -1, 0, 0), (9, math.inf, math.inf)),
+        ((1000, 0, 5, 0), (math.inf, 5, math.inf)),
+        ((1000, 7, 0, 5), (7, math.inf, 5)),
+    ],
+)
+def test_limits_at_a_time_of_an_account_without_its_own(
+    flags: tuple[int, int, int, int], expected: tuple[float, float, float]
+) -> None:
+    account = Account("a", "a", defaults=default_limits(*flags))
+    assert (account.link_limit, account.name_limit, account.port_limit) == expected
+    account.set_limits(Limits(max_connections=0, max_names=0, max_ports=1))
+    assert (account.link_limit, account.name_limit, account.port_limit) == (0, 0, 1)
 
 
 def test_the_default_limit_of_links(make: Any) -> None:
@@ -155,7 +196,7 @@ def test_bytes_a_month(make: Any, wall: Any) -> None:
     failure = refused(account)
     assert failure.quota == "bandwidth"
     assert failure.retry_after == NOVEMBER_END - wall.now
-    assert account.exceeded == {"connection": 0, "bandwidth": 1, "requests": 0}
+    assert account.exceeded == {**dict.fromkeys(TYPES, 0), "bandwidth": 1}
     wall.now = NOVEMBER_END + 1
     account.admit_request()
 
@@ -201,7 +242,7 @@ def test_who_comes_while_much_is_owed_is_refused_and_adds_nothing(make: Any, tic
     failure = refused(account)
     assert (failure.quota, failure.text) == ("bandwidth", "The limit of 1000 bytes a second is reached.")
     assert failure.retry_after == pytest.approx(0.75)
-    assert account.exceeded == {"connection": 0, "bandwidth": 1, "requests": 0}
+    assert account.exceeded == {**dict.fromkeys(TYPES, 0), "bandwidth": 1}
     ticks.now += 0.76
     account.admit_request()
 
@@ -266,7 +307,7 @@ def test_all_links_of_an_agent_are_one_connection(make: Any) -> None:
     with pytest.raises(Refused, match=f"already has {MAX_LINKS_EACH} links"):
         account.admit_link("run-1")
     for other in ("run-2", ""):
-        with pytest.raises(Refused, match="already has 1 connections"):
+        with pytest.raises(Refused, match="limit of 1 agents is reached"):
             account.admit_link(other)
     assert account.quotas()[0].usage == 1
     for _ in range(MAX_LINKS_EACH):

@@ -35,8 +35,8 @@ def test_names_and_hosts(registry: Registry) -> None:
         (".localhost", ".localhost"), ("localhost", "localhost"), ("[::1]", "[::1]"),
     ):  # fmt: skip
         assert registry.name_of(host) == name
-    assert registry.host_of("app") == "app.tunnel.example.com"
-    assert registry.host_of("www.example.org") == "www.example.org"
+    assert registry.domain.host_of("app") == "app.tunnel.example.com"
+    assert registry.domain.host_of("www.example.org") == "www.example.org"
 
 
 def test_links_take_turns(registry: Registry) -> None:

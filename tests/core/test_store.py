@@ -344,3 +344,23 @@ async def test_a_sqlite_url_names_the_file(tmp_path: Path) -> None:
     await store.close()
     assert (tmp_path / "mine.db").stat().st_size > 0
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_store_of_the_first_schema_keeps_what_it_has(database_url: str, tmp_path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    database = Database(database_url, tmp_path)
+    database.open()
+    config = Config()
+    config.set_main_option("script_location", str(Path(tables.__file__).parent / "migrations"))
+    with database.transaction(write=True) as conn:
+        account = records.create_account(conn, "acme", 1.0)
+        records.change_account(conn, account.id, {"max_connections": 3})
+        config.attributes["connection"] = conn
+        command.downgrade(config, "0001")
+    assert database.open() == ("0001", tables.REVISIONS[-1])
+    with database.transaction() as conn:
+        limits = records.get_account(conn, "acme").limits
+    assert (limits.max_connections, limits.max_names, limits.max_ports) == (3, None, None)
+    database.close()

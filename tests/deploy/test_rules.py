@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
         {f'tunnel_quota_{what}{{{CORE},account_id="a",type="requests"}}': f"{value}x60"
          for what, value in (("usage", 95), ("limit", 100))},
         {f'tunnel_quota_{what}{{{CORE},account_id="a",type="{kind}"}}': f"{value}x60"
-         for what, value in (("usage", 95), ("limit", 100)) for kind in ("connection",)}
+         for what, value in (("usage", 95), ("limit", 100)) for kind in ("connection", "names", "ports")}
         | {f'tunnel_quota_usage{{{CORE},account_id="b",type="requests"}}': "95x60",
            f'tunnel_quota_limit{{{CORE},account_id="b",type="requests"}}': "1000000x60"},
     ),

@@ -29,6 +29,7 @@ from runbooks import (
 
 from tunnel.config.options import program
 from tunnel.core.phrases import Limit, parse_commands
+from tunnel.core.quotas import TYPES
 from tunnel.core.store import OPERATIONS
 from tunnel.errors import OUTCOMES, REFUSALS
 
@@ -174,7 +175,7 @@ def test_metrics_and_labels_exist(name: str) -> None:
 def test_values_of_closed_labels_exist(name: str) -> None:
     closed = {
         "outcome": set(OUTCOMES), "reason": {*REFUSALS, *OUTCOMES}, "operation": set(OPERATIONS),
-        "type": {"connection", "bandwidth", "requests"}, "listener": {"agent", "public"}, "side": {"visitor", "agent"},
+        "type": set(TYPES), "listener": {"agent", "public"}, "side": {"visitor", "agent"},
         "job": {"tunnel-core", "tunnel-agents", "tunnel-agent", "prometheus", "alertmanager"},
     }  # fmt: skip
     for query in [*queries(TEXTS[name], "promql"), *queries(TEXTS[name], "logql")]:

@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 
 from observability.core_metrics import LIMITS, MAX_CONNECTING, MAX_OPERATIONS, ORDERS, UPSTREAM, CoreMetrics
 from tunnel.core.issuing.authority import RESULTS
+from tunnel.core.quotas import TYPES
 from tunnel.errors import LIMITS as TABLE_LIMITS
 from tunnel.errors import OUTCOMES, REFUSALS
 from tunnel.errors import UPSTREAM as TABLE_UPSTREAM
@@ -73,7 +74,7 @@ def test_closed_label_sets_exist_at_zero(metrics: CoreMetrics) -> None:
         assert numbers["tunnel_authentication_failures_total", reason] == 0
     for reason in TABLE_UPSTREAM:
         assert numbers["tunnel_upstream_errors_total", reason] == 0
-    for type in ("connection", "bandwidth", "requests"):
+    for type in TYPES:
         assert numbers["tunnel_quota_exceeded_total", type] == 0
     for limit in TABLE_LIMITS:
         assert numbers["tunnel_limit_refusals_total", limit] == 0

@@ -51,11 +51,11 @@ def exceeded(core: RunningCore, type: str) -> float:
     return sample(core.metrics, "tunnel_quota_exceeded_total", type=type)
 
 
-def refused_agent(core: RunningCore, token: str, *flags: str) -> dict[str, Any]:
+def refused_agent(core: RunningCore, token: str, *flags: str, local: str = "http://127.0.0.1:9") -> dict[str, Any]:
     """The refusal of an agent that tries once; it must give up with exit code 1."""
     code, out, _ = run_agent(
         "-log-json", f"-server=127.0.0.1:{core.agents[1]}", f"-server-fingerprint={core.fingerprint}",
-        "-local=http://127.0.0.1:9", "-metrics-addr=", "-max-retries=0", *flags, AGENT_TOKEN=token,
+        f"-local={local}", "-metrics-addr=", "-max-retries=0", *flags, AGENT_TOKEN=token,
     )  # fmt: skip
     assert code == 1
     [refusal] = [record for line in out.splitlines() if (record := json.loads(line))["msg"] == "connection refused"]
@@ -90,6 +90,44 @@ def test_max_connections(start_core: Callable[..., RunningCore], service: Servic
     refusal = refused_agent(core, core.new_token("three"))
     assert refusal["reason"] == "too_many_connections" and "2 links" in refusal["error"]
     assert sample(core.metrics, "tunnel_connections_active") == 2
+
+
+# Names and ports -------------------------------------------------------------------------------------------------
+
+
+def test_names_of_an_account(core: RunningCore, service: Service, start_agent: StartAgent) -> None:
+    token, id = limited(core, "names", "-names", "2")
+    failures = sample(core.metrics, "tunnel_authentication_failures_total", reason="name_quota")
+    before = exceeded(core, "names")
+    agent = start_agent(core, f"names-a={service.url},names-b={service.url}", token=token)
+    assert sample(core.metrics, "tunnel_quota_limit", account_id=id, type="names") == 2
+    assert sample(core.metrics, "tunnel_quota_usage", account_id=id, type="names") == 2
+    refusal = refused_agent(core, token, "-agent-id=second", "-subdomain=names-c")
+    assert refusal["reason"] == "name_quota" and f"account limit {id} -names N" in refusal["error"]
+    agent.close()
+    core.wait_for("agent disconnected", account_id=id)
+    assert refused_agent(core, token, "-subdomain=names-c")["reason"] == "name_quota"  # the others are held
+    assert exceeded(core, "names") == before + 2
+    assert sample(core.metrics, "tunnel_authentication_failures_total", reason="name_quota") == failures + 2
+    core.command("tunnel", "reserve", "names-c", "names")  # which counts for no limit
+    start_agent(core, service.url, "-subdomain=names-c", agent_id="third", token=token)
+    assert sample(core.metrics, "tunnel_quota_usage", account_id=id, type="names") == 2
+
+
+def test_ports_of_an_account(start_core: Callable[..., RunningCore], service: Service, start_agent: StartAgent) -> None:
+    core = start_core("-tcp-ports=0", "-max-ports-per-account=2", "-max-names-per-account=4")
+    agent = start_agent(core, "db=tcp://127.0.0.1:1,ssh=tcp://127.0.0.1:1")
+    id = str(core.wait_for("agent connected")["account_id"])
+    assert sample(core.metrics, "tunnel_quota_limit", account_id=id, type="ports") == 2
+    assert sample(core.metrics, "tunnel_quota_usage", account_id=id, type="ports") == 2
+    refusal = refused_agent(core, core.token, "-agent-id=second", local="more=tcp://127.0.0.1:1")
+    assert refusal["reason"] == "port_quota" and f"account limit {id} -ports N" in refusal["error"]
+    assert exceeded(core, "ports") == 1
+    start_agent(core, service.url, "-subdomain=web", agent_id="third")  # which needs no port
+    agent.close()
+    core.wait_for("agent disconnected", agent_id="agent")
+    start_agent(core, "more=tcp://127.0.0.1:1", agent_id="fourth")
+    assert sample(core.metrics, "tunnel_quota_usage", account_id=id, type="ports") == 1
 
 
 # Requests --------------------------------------------------------------------------------------------------------

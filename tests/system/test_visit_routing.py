@@ -91,6 +91,43 @@ def test_a_name_of_another_account_is_refused(
         assert visitor.ask("GET /echo").status == 200
 
 
+def test_the_base_domain_and_what_is_below_anothers_name_are_refused(
+    start_core: StartCore, start_agent: StartAgent, start_service: StartService
+) -> None:
+    core, service, intruders = start_core("-agent-tls=false", "-base-domain=tunnel.example"), start_service(), []
+    start_agent(core, f"alice={service.url},shop.example={service.url}", agent_id="first")
+    token = core.new_token("other")
+    for name, reason, text in (
+        ("tunnel.example", "name_reserved", "the base domain itself"),
+        ("x.alice.tunnel.example", "name_taken", "below alice.tunnel.example"),
+        ("x.alice.localhost", "name_taken", "below alice.tunnel.example"),
+        ("login.shop.example", "name_taken", "below shop.example"),
+    ):
+        intruder = start_agent(
+            core, service.url, f"-subdomain={name}", "-max-retries=0", token=token, agent_id=name, ready=False
+        )
+        intruder.expected_code = 1
+        intruders.append(intruder)
+        refusal = intruder.wait_for("connection refused")
+        assert refusal["reason"] == reason and text in refusal["error"], refusal
+        core.wait_for("agent refused", reason=reason, agent_id=name)
+        with Connection(core.public, "") as visitor:
+            assert visitor.ask("GET /echo", f"Host: {name}").outcome == "no_tunnel"
+    assert all(intruder.wait() == 1 for intruder in intruders)
+    # The owner serves below its names, and an administrator gives the base domain to whom it likes.
+    start_agent(core, service.url, "-subdomain=x.alice.tunnel.example", agent_id="second")
+    core.command("tunnel", "reserve", "tunnel.example", "other", "-json")
+    apex = start_agent(core, service.url, "-subdomain=tunnel.example", token=token, agent_id="apex")
+    with Connection(core.public, "") as visitor:
+        for host in ("x.alice.tunnel.example", "tunnel.example"):
+            assert visitor.ask("GET /echo", f"Host: {host}").status == 200
+    core.command("tunnel", "release", "tunnel.example")
+    refusal = apex.wait_for("connection refused", reason="name_reserved")
+    assert "tunnel reserve tunnel.example ACCOUNT" in refusal["error"]
+    with Connection(core.public, "") as visitor:
+        assert visitor.ask("GET /echo", "Host: tunnel.example").outcome == "no_tunnel"
+
+
 def who(core: RunningCore, services: list[Service], count: int) -> Counter[int]:
     """How many of so many requests each service got."""
     before = [len(service.requests) for service in services]

@@ -26,7 +26,9 @@ FLUSH = 5.0  #: seconds that a killed worker may lose
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCore]:
-    core = RunningCore(tmp_path_factory.mktemp("quotas") / "core", "-workers=2", "-max-visitors-per-address=40")
+    core = RunningCore(
+        tmp_path_factory.mktemp("quotas") / "core", "-workers=2", "-max-visitors-per-address=40", "-tcp-ports=0"
+    )
     yield core
     core.close()
 
@@ -117,6 +119,28 @@ def test_an_accounts_connections(core: RunningCore, start_agent: StartAgent, ser
     assert sample(core.metrics, "tunnel_quota_exceeded_total", type="connection") >= 1
     first.close()
     second.wait_for("tunnel ready", timeout=60)
+
+
+def test_an_accounts_names_and_ports(core: RunningCore, start_agent: StartAgent, service: Service) -> None:
+    first = serve(core, start_agent, service, "named", "-names=2", "-ports=1")
+    id = str(core.wait_for("agent connected", agent_id="named")["account_id"])
+    token, tcp = core.new_token("named"), "named-tcp=tcp://127.0.0.1:1"
+    seen = core.mark()
+    second = start_agent(core, tcp, agent_id="named-2", token=token)
+    wait_links(core, 2, after=seen)
+    usage = {type: sample(core.metrics, "tunnel_quota_usage", account_id=id, type=type) for type in ("names", "ports")}
+    assert usage == {"names": 2, "ports": 1}  # whatever the number of links
+    for local, reason in ((f"other={service.url}", "name_quota"), ("named=tcp://127.0.0.1:1", "port_quota")):
+        if reason == "port_quota":
+            first.close()
+            core.wait_for("agent disconnected", agent_id="named")
+            poll(lambda: len(core.find("agent disconnected", agent_id="named")) == 2, "both links are gone")
+        third = start_agent(core, local, "-max-retries=0", agent_id=reason, token=token, ready=False)
+        third.expected_code = 1
+        assert third.wait_for("connection refused")["reason"] == reason
+        assert third.wait() == 1
+        assert sample(core.metrics, "tunnel_quota_exceeded_total", type=reason.replace("_quota", "s")) >= 1
+    second.close()
 
 
 def test_connections_of_one_address(core: RunningCore) -> None:

@@ -169,8 +169,18 @@ class CoreSettings(Settings, frozen=True, kw_only=True):
         int, Option(v.integer(1), LIMITS, "agents connected in all; all links of one count once")
     ] = 1000
     max_connections_per_account: Annotated[
-        int, Option(v.integer(0), LIMITS, "agents of one account connected; 0: no limit")
-    ] = 0
+        int,
+        Option(
+            v.integer(-1), LIMITS, "agents of one account connected; -1: nine tenths of -max-connections; 0: no limit"
+        ),
+    ] = -1
+    max_names_per_account: Annotated[
+        int,
+        Option(v.integer(0), LIMITS, "names that one account's agents serve or hold, reserved ones aside; 0: no limit"),
+    ] = 10_000
+    max_ports_per_account: Annotated[
+        int, Option(v.integer(0), LIMITS, "TCP tunnels of one account, each with a port; 0: no limit")
+    ] = 100
     max_streams: Annotated[int, Option(v.integer(1, 1_000_000), LIMITS, "open requests on one link")] = 1000
     address_share: Annotated[
         int,

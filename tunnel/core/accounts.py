@@ -9,6 +9,7 @@ is kept in memory, and the outage is logged once.
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -20,9 +21,11 @@ import trio
 
 from tunnel.core import records
 from tunnel.core.board import Row
+from tunnel.core.claiming import find_lost_names
+from tunnel.core.domain import Domain
 from tunnel.core.first import FirstToken, ensure_default
 from tunnel.core.holds import Holds
-from tunnel.core.quotas import TYPES, Account, QuotaFailure, Use
+from tunnel.core.quotas import NO_LIMITS, TYPES, Account, Limits, QuotaFailure, Use
 from tunnel.core.records import AccountRecord, Snapshot, TokenRecord
 from tunnel.core.shared import SharedAccount
 from tunnel.core.store import Store, StoreError
@@ -40,6 +43,7 @@ log = get_logger("tunnel.core")
 _LINGER = 60.0
 #: seconds that the store has for one look at it: a server may be there and say nothing for ever
 _ANSWER_TIME = 5.0
+_LOCAL = Domain("localhost")
 
 UNKNOWN_TOKEN = "the token is not known here; is it of this core? Its operator makes one with `token create`"
 
@@ -77,7 +81,8 @@ class _Seen:
 
 
 class Accounts:
-    """store: opened. flush_interval, watch_interval, name_hold: seconds. wall, monotonic: clocks, seconds.
+    """store: opened. flush_interval, watch_interval, name_hold: seconds. wall, monotonic: clocks, seconds. defaults:
+    limits at a time of accounts that have none of their own.
 
     Raises ConfigError for an unusable JWT key (jwt_public_key is the path of a PEM file).
     """
@@ -88,7 +93,8 @@ class Accounts:
         *,
         jwt_secret: str = "",
         jwt_public_key: str = "",
-        default_max_connections: int = 0,
+        defaults: Limits = NO_LIMITS,
+        domain: Domain = _LOCAL,
         flush_interval: float = 5.0,
         watch_interval: float = 1.0,
         name_hold: float = 600.0,
@@ -100,13 +106,16 @@ class Accounts:
         self.exceeded: dict[str, int] = dict.fromkeys(TYPES, 0)
         self._store = store
         self._jwt = JwtVerifier(jwt_secret, jwt_public_key, wall) if jwt_secret or jwt_public_key else None
-        self._default_links = default_max_connections
+        self._defaults = defaults
         self._rows = rows
         self._flush_interval = flush_interval
         self._watch_interval = watch_interval
         self._wall = wall
         self._monotonic = monotonic
-        self._holds = Holds(store, name_hold, wall, monotonic)
+        self._domain = domain
+        self._holds = Holds(store, name_hold, wall, monotonic, domain)
+        #: TCP ports that are open for an account here, by account id
+        self.ports_open: Callable[[], Mapping[str, int]] = dict
         #: the names that are served or held here (name → account id), for `take_lost`
         self.names_known: Callable[[], Mapping[str, str]] = dict
         self._lost: dict[str, tuple[str, Refused]] = {}
@@ -229,7 +238,7 @@ class Accounts:
     def _make(self, account_id: str, row: Row | None = None) -> Account:
         options: dict[str, Any] = {
             "exceeded": self.exceeded,
-            "default_links": self._default_links,
+            "defaults": self._defaults,
             "wall": self._wall,
             "monotonic": self._monotonic,
         }
@@ -251,8 +260,14 @@ class Accounts:
         return await self._store.query("name.reserved", lambda conn: records.is_reserved(conn, name))
 
     async def claim(self, names: Collection[str], account_id: str) -> None:
-        """Take names for an account, all or none. Raises Refused (name_reserved, name_taken) or StoreError."""
-        await self._holds.claim(names, account_id)
+        """Take names for an account, all or none. Raises Refused (name_reserved, name_taken, name_quota) or
+        StoreError."""
+        account = self._accounts.get(account_id)
+        try:
+            await self._holds.claim(names, account_id, math.inf if account is None else account.name_limit)
+        except Refused as exc:
+            self.exceeded["names"] += exc.reason == "name_quota"
+            raise
 
     async def release(self, names: Collection[str], account_id: str) -> None:
         """The names' last link is gone: they are held for `name_hold` seconds from now. Never raises StoreError."""
@@ -326,8 +341,8 @@ class Accounts:
         ids = list(self._accounts)
         names = dict(self.names_known())
 
-        def read(conn: sa.Connection) -> tuple[Snapshot, dict[str, str]]:
-            return records.read_snapshot(conn, ids), records.find_lost_names(conn, names)
+        def read(conn: sa.Connection) -> tuple[Snapshot, dict[str, Refused]]:
+            return records.read_snapshot(conn, ids), find_lost_names(conn, names, self._domain)
 
         snapshot, lost = await self._store.query("accounts.refresh", read)
         self._holds.clear()
@@ -341,7 +356,7 @@ class Accounts:
             else:
                 _apply(account, record)
         self._take_tokens(snapshot, set(ids))
-        self._lost.update({name: (names[name], _lost(name, reason)) for name, reason in lost.items()})
+        self._lost.update({name: (names[name], refusal) for name, refusal in lost.items()})
         # an account or a name that came while we read may be older than this revision: look once more, at once
         self._is_current = self._accounts.keys() <= set(ids) and self.names_known().keys() <= names.keys()
 
@@ -411,7 +426,13 @@ class Accounts:
 
     def quotas(self) -> list[QuotaStatistics]:
         """Of every account that has a link."""
-        return [row for account in self._accounts.values() if account.links for row in account.quotas()]
+        ports, names = self.ports_open(), self._holds.counts
+        return [
+            row
+            for account in self._accounts.values()
+            if account.links
+            for row in account.quotas(names.get(account.id, 0), ports.get(account.id, 0))
+        ]
 
 
 async def _every(interval: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -421,11 +442,6 @@ async def _every(interval: float, work: Callable[[], Awaitable[None]]) -> None:
         await trio.sleep_until(at)
         at = trio.current_time() + interval
         await work()
-
-
-def _lost(name: str, reason: str) -> Refused:
-    text = f"the name {name} is reserved for another account"
-    return Refused(reason, text if reason == "name_reserved" else "the account is no longer there")
 
 
 def _apply(account: Account, record: AccountRecord) -> None:

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from tunnel.config.values import show_about, show_size
 from tunnel.core import records
 from tunnel.core.database import Database
+from tunnel.core.domain import Domain
 from tunnel.core.phrases import Limit, parse_commands, parse_expiry, parse_name, show_table, show_time
 from tunnel.core.quotas import Limits, Use, month_of
 from tunnel.core.records import AccountRecord, RecordError, TokenRecord
@@ -40,8 +41,8 @@ def run_command(words: list[str], *, database_url: str, data_dir: Path, base_dom
     options = parse_commands(words)
     if isinstance(options, int):
         return options
-    if options.command == "tunnel" and base_domain:
-        options.name = _without_base(getattr(options, "name", None), base_domain)
+    if options.command == "tunnel" and base_domain and getattr(options, "name", None):
+        options.name = Domain(base_domain).name_of(options.name.lower().removesuffix("."))
     try:
         database = Database(database_url, data_dir)
         if not database.exists() and (options.command, options.action) not in _BEGINNINGS:
@@ -68,13 +69,6 @@ def run_command(words: list[str], *, database_url: str, data_dir: Path, base_dom
     elif text:
         print(text)
     return 0
-
-
-def _without_base(name: str | None, base_domain: str) -> str | None:
-    """The key under which a core looks the name up (`Registry.name_of`): one label where it can be one."""
-    host = (name or "").removesuffix(".").lower()
-    labels = [host, *(host.removesuffix(suffix) for suffix in ("." + base_domain.lower().strip("."), ".localhost"))]
-    return next((label for label in labels if label and "." not in label), name)
 
 
 #: (for -json, for standard output, for standard error)
@@ -104,14 +98,15 @@ def _account_facts(account: AccountRecord, use: Use | None = None) -> dict[str, 
     return facts
 
 
-def _show_limit(value: float | None, is_size: bool = False) -> str:
+def _show_limit(value: float | None, limit: Limit) -> str:
     if value is None:
-        return "none"
-    return show_size(int(value)) if is_size else f"{value:g}" if value < 1e6 else str(int(value))
+        return f"none of its own (the core's {limit.default})" if limit.default else "none"
+    return show_size(int(value)) if limit.is_size else f"{value:g}" if value < 1e6 else str(int(value))
 
 
 def _limit_rows(limits: Limits) -> list[tuple[str, str]]:
-    return [(limit.title, _show_limit(getattr(limits, limit.column), limit.is_size)) for limit in Limit.ALL]
+    """All of them; where there is none, what holds instead."""
+    return [(limit.title, _show_limit(getattr(limits, limit.column), limit)) for limit in Limit.ALL]
 
 
 def _account_create(conn: sa.Connection, options: Any) -> Answer:
@@ -170,11 +165,13 @@ def _account_limit(conn: sa.Connection, options: Any) -> Answer:
     }
     records.change_account(conn, account.id, changes)
     account = records.get_account(conn, account.id)
-    words = ", ".join(f"{title} {value}" for title, value in _limit_rows(account.limits) if value != "none")
+    words = ", ".join(
+        f"{title} {value}" for title, value in _limit_rows(account.limits) if not value.startswith("none")
+    )
     return (
         _account_facts(account),
         "",
-        f"account {account.name} now has " + (f"the limits: {words}" if words else "no limits"),
+        f"account {account.name} now has " + (f"the limits: {words}" if words else "no limits of its own"),
     )
 
 

@@ -7,12 +7,14 @@ core, keeps the rule "10 minutes after the last link".
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 
 import sqlalchemy as sa
 
-from tunnel.core import records
+from tunnel.core import claiming
+from tunnel.core.domain import Domain
 from tunnel.core.store import Store, StoreError
 from tunnel.handler import Visit
 from tunnel.log import get_logger
@@ -31,10 +33,23 @@ _SAFE = 30.0
 
 
 class Holds:
-    """hold: seconds that a name stays its account's after its last link. wall, monotonic: clocks, seconds."""
+    """hold: seconds that a name stays its account's after its last link. wall, monotonic: clocks, seconds. domain: the
+    core's base domain.
 
-    def __init__(self, store: Store, hold: float, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    counts: names in use or held by account, as last heard of the store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        hold: float,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
+        domain: Domain,
+    ) -> None:
+        self.counts: dict[str, int] = {}
         self._store = store
+        self._domain = domain
         self._hold = hold
         self._ahead = max(0.0, _SAFE - hold)  # names in use are written as seen so much later than now
         self._wall = wall
@@ -54,30 +69,36 @@ class Holds:
             return cached[1]
         asked = self._asked
         since = self._wall() - self._hold
-        owner = await self._store.query("name.owner", lambda conn: records.name_owner(conn, name, since), parent=parent)
+        owner = await self._store.query(
+            "name.owner", lambda conn: claiming.name_owner(conn, name, since), parent=parent
+        )
         if asked == self._asked:
             self._keep(name, owner)
         return owner
 
-    async def claim(self, names: Collection[str], account_id: str) -> None:
+    async def claim(self, names: Collection[str], account_id: str, most: float = math.inf) -> None:
         """Take names for an account, now in use, all or none of them; in one transaction, however many they are.
 
-        Nothing is written for a name that the account has reserved. Raises Refused (name_reserved, name_taken) or
-        StoreError.
+        Nothing is written for a name that the account has reserved. most: names that it may have. Raises Refused
+        (name_reserved, name_taken, name_quota) or StoreError.
         """
         now = self._wall()
         since = now - self._hold
-        await self._store.query(
+        claimed, self.counts[account_id] = await self._store.query(
             "name.claim",
-            lambda conn: records.claim_names(conn, names, account_id, now + self._ahead, since),
+            lambda conn: claiming.claim_names(conn, names, account_id, now + self._ahead, since, self._domain, most),
             write=True,
         )
-        for name in names:
-            self._claimed[name] = account_id
+        for name in {*names, *claimed}:
+            if self.in_use is None:
+                self._claimed[name] = account_id
             self._forget(name)
 
     async def release(self, names: Collection[str], account_id: str) -> None:
         """The names' last link is gone; they are held from now on. If the store fails, from their last touch on."""
+        above = {one for name in names for one in self._domain.above_here(name)}
+        if above:  # most have none, and there may be many names in use
+            names = {*names, *(above - self._names_in_use().keys())}
         for name in names:
             if self._claimed.get(name) == account_id:
                 del self._claimed[name]
@@ -85,7 +106,7 @@ class Holds:
         now = self._wall()
         owned = dict.fromkeys(names, account_id)
         try:
-            await self._store.query("name.release", lambda conn: records.touch_names(conn, owned, now), write=True)
+            await self._store.query("name.release", lambda conn: claiming.touch_names(conn, owned, now), write=True)
         except StoreError as exc:
             log.error("names not released in the store", tunnels=sorted(names), error=str(exc))
 
@@ -94,14 +115,23 @@ class Holds:
         if self._monotonic() < self._next_touch:
             return
         now = self._wall()
-        claimed = dict(self._claimed if self.in_use is None else self.in_use())
+        claimed = self._names_in_use()
 
-        def touch(conn: sa.Connection) -> None:
-            records.touch_names(conn, claimed, now + self._ahead)
-            records.forget_claims(conn, now, now - self._hold)
+        def touch(conn: sa.Connection) -> dict[str, int]:
+            claiming.touch_names(conn, claimed, now + self._ahead)
+            claiming.forget_claims(conn, now, now - self._hold)
+            return claiming.count_claims(conn, set(claimed.values()), now - self._hold)
 
-        await self._store.query("name.touch", touch, write=True)
+        self.counts = await self._store.query("name.touch", touch, write=True)
         self._next_touch = self._monotonic() + min(_TOUCH_INTERVAL, (self._hold + self._ahead) / _TOUCHES)
+
+    def _names_in_use(self) -> dict[str, str]:
+        """With those above them that were claimed with them."""
+        claimed = dict(self._claimed if self.in_use is None else self.in_use())
+        for name, account_id in list(claimed.items()):
+            for above in self._domain.above_here(name):
+                claimed.setdefault(above, account_id)
+        return claimed
 
     def clear(self) -> None:
         """Forget all answers: something was changed."""

@@ -7,6 +7,7 @@ import ipaddress
 import re
 from functools import lru_cache
 
+from tunnel.core.domain import MAX_LABELS
 from tunnel.errors import Refused
 
 _LABEL = r"(?![_-])[a-z0-9_-]{1,63}(?<!-)"
@@ -74,7 +75,10 @@ def _fault(name: str) -> str:
         return "a name never begins with a dot"
     if ".." in name:
         return "a name never has two dots in a row"
-    for label in name.split("."):
+    labels = name.split(".")
+    if len(labels) > MAX_LABELS:
+        return f"a name has at most {MAX_LABELS} parts"
+    for label in labels:
         if label.startswith("-") or label.endswith("-"):
             return "no part of a name begins or ends with a hyphen"
         if len(label) > 63:

@@ -26,7 +26,8 @@ _MOST = (1 << 63) - 1  # of the store's integers
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit: its column, flag, title in answers, and kind of number."""
+    """One limit: its column, flag, title in answers, and kind of number. default: the core's flag that says what holds
+    for an account without it."""
 
     column: str
     flag: str
@@ -36,6 +37,7 @@ class Limit:
     is_whole: bool = True
     least: float = 1
     most: float = _MOST
+    default: str = ""
     ALL: ClassVar[Sequence[Limit]]
 
     def parse(self, text: str) -> float | int | None:
@@ -54,7 +56,18 @@ class Limit:
 
 
 Limit.ALL = (
-    Limit("max_connections", "connections", "connections", "agents of the account at a time", least=0, most=1 << 30),
+    Limit(
+        "max_connections", "connections", "connections", "agents of the account at a time",
+        least=0, most=1 << 30, default="-max-connections-per-account",
+    ),
+    Limit(
+        "max_names", "names", "names", "that its agents serve or hold, reserved ones aside; 0: reserved ones only",
+        least=0, most=1 << 30, default="-max-names-per-account",
+    ),
+    Limit(
+        "max_ports", "ports", "TCP ports", "of its TCP tunnels",
+        least=0, most=1 << 30, default="-max-ports-per-account",
+    ),
     Limit(
         "requests_per_second", "requests-per-second", "requests a second", "a rate; fractions are fine",
         is_whole=False, least=0.001, most=1e9,

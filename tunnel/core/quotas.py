@@ -30,7 +30,13 @@ MONTHS = 2
 #: links of one agent at one process of the core: as many as it may have workers
 MAX_LINKS_EACH = 16
 #: the types of tunnel_quota_exceeded_total, tunnel_quota_usage, tunnel_quota_limit
-TYPES = ("connection", "bandwidth", "requests")
+TYPES = ("connection", "bandwidth", "requests", "names", "ports")
+#: what an account has at a time, what its owner can do about it, and the flag of `account limit` that says how much
+AT_A_TIME = {
+    "connection": ("agents", "end some", "connections"),
+    "names": ("names, in use or held,", "serve fewer, wait until held ones are free", "names"),
+    "ports": ("TCP ports", "serve fewer TCP tunnels", "ports"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +49,28 @@ class Limits:
     requests_per_month: int | None = None
     bandwidth_bytes_per_second: int | None = None
     bandwidth_bytes_per_month: int | None = None
+    max_names: int | None = None  # in use or held; those that are reserved for it don't count
+    max_ports: int | None = None  # of TCP tunnels
 
 
 LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+NO_LIMITS = Limits()
+
+
+def default_limits(connections: int, connections_each: int, names_each: int, ports_each: int) -> Limits:
+    """Of accounts that have none of their own, by the core's flags: agents in all, agents, names and ports of one
+    account. 0 is no limit; connections_each -1: a tenth of all places stays free for other accounts."""
+    each = math.ceil(connections * 0.9) if connections_each < 0 else connections_each
+    return Limits(max_connections=each or None, max_names=names_each or None, max_ports=ports_each or None)
+
+
+def over_limit(type: str, most: float, account: str) -> str:
+    """What an agent is told that asks for more than its account may have. account: name or id."""
+    what, advice, flag = AT_A_TIME[type]
+    return (
+        f"the account's limit of {most:g} {what} is reached: {advice}, or ask the core's operator for more "
+        f"(account limit {account} -{flag} N)"
+    )
 
 
 class QuotaFailure(Failure):
@@ -90,8 +115,8 @@ class Account:
 
     links: that serve. attached: links that are there, also those that only finish what they have. requests, bytes_in,
     bytes_out: counted by this process since it loaded the account.
-    exceeded: refusals by type, shared by all accounts. default_links: the limit of links of an account that has none
-    of its own; 0 is none. wall, monotonic: clocks, seconds.
+    exceeded: refusals by type, shared by all accounts. defaults:
+    limits at a time of an account that has none of its own. wall, monotonic: clocks, seconds.
     """
 
     __slots__ = (
@@ -100,7 +125,7 @@ class Account:
         "_base_requests",
         "_byte_cost",
         "_bytes_paid",
-        "_default_links",
+        "_defaults",
         "_is_limited",
         "_monotonic",
         "_month_begin",
@@ -133,7 +158,7 @@ class Account:
         limits: Limits | None = None,
         *,
         exceeded: dict[str, int] | None = None,
-        default_links: int = 0,
+        defaults: Limits = NO_LIMITS,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -145,7 +170,7 @@ class Account:
         self.is_disabled = self.is_deleted = False
         self.exceeded = exceeded if exceeded is not None else dict.fromkeys(TYPES, 0)
         self.seen = monotonic()  # when it was last attached or asked for
-        self._default_links = default_links
+        self._defaults = defaults
         self._wall = wall
         self._monotonic = monotonic
         self._taken = Use()  # the counts at the last take()
@@ -200,7 +225,7 @@ class Account:
             self.check_links(agent)
         elif self.agents >= self.link_limit:
             self.exceeded["connection"] += 1
-            raise Refused("connection_quota", f"the account already has {self.agents} connections, its limit")
+            raise Refused("connection_quota", over_limit("connection", self.link_limit, self.name))
         self.add_link(agent)
 
     def check_links(self, agent: str) -> None:
@@ -240,9 +265,19 @@ class Account:
 
     @property
     def link_limit(self) -> float:
-        if self.limits.max_connections is not None:
-            return self.limits.max_connections
-        return self._default_links or math.inf
+        return self._most(self.limits.max_connections, self._defaults.max_connections)
+
+    @property
+    def name_limit(self) -> float:
+        return self._most(self.limits.max_names, self._defaults.max_names)
+
+    @property
+    def port_limit(self) -> float:
+        return self._most(self.limits.max_ports, self._defaults.max_ports)
+
+    def _most(self, own: int | None, default: int | None) -> float:
+        most = default if own is None else own
+        return math.inf if most is None else most
 
     # Requests and bytes: the hot path -------------------------------------------------------------------------
 
@@ -339,8 +374,9 @@ class Account:
         taken = self._taken
         return Use(self.requests - taken.requests, self.bytes_in - taken.bytes_in, self.bytes_out - taken.bytes_out)
 
-    def quotas(self) -> list[QuotaStatistics]:
-        """Use and limit now: links; bytes and requests of this month. The limit is infinite where there is none."""
+    def quotas(self, names: int = 0, ports: int = 0) -> list[QuotaStatistics]:
+        """Use and limit now: agents; bytes and requests of this month; names and TCP ports, of which it has so many.
+        The limit is infinite where there is none."""
         requests, bandwidth = self.limits.requests_per_month, self.limits.bandwidth_bytes_per_month
         fresh = self._untaken()
         fresh_bytes = fresh.bytes_in + fresh.bytes_out
@@ -349,4 +385,6 @@ class Account:
             QuotaStatistics(self.id, "connection", self.agents, self.link_limit),
             QuotaStatistics(self.id, "bandwidth", self.month_bytes, most_bytes, fresh_bytes),
             QuotaStatistics(self.id, "requests", self.month_requests, most_requests, fresh.requests),
+            QuotaStatistics(self.id, "names", names, self.name_limit),
+            QuotaStatistics(self.id, "ports", ports, self.port_limit),
         ]

@@ -1,4 +1,5 @@
-"""What is asked of the store, as plain functions of a connection inside a transaction. All SQL stands here.
+"""What is asked of the store, as plain functions of a connection inside a transaction. All SQL stands here, but
+for that of names which agents claim (claiming.py).
 
 Used by a running core through `Store.query` and by the commands directly. Functions that change what a core must
 notice bump the revision in the same transaction. Times are seconds since 1970; names and ids are exact.
@@ -17,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tunnel.core.quotas import LIMIT_NAMES, Limits, Use
 from tunnel.core.tables import accounts, batches, claims, revision, tokens, tunnels, usage
 from tunnel.core.tokens import SHOWN, hash_token, make_token
-from tunnel.errors import Refused, TunnelError
+from tunnel.errors import TunnelError
 
 #: ids asked for in one statement (PostgreSQL takes 65,535 parameters, SQLite 32,766)
 _CHUNK = 1000
@@ -25,8 +26,6 @@ _CHUNK = 1000
 _ID_DIGITS = "23456789abcdefghjkmnpqrstuvwxyz"
 #: seconds after which the last batch number of a core process that is gone is forgotten
 _BATCH_LIFE = 30 * 86400.0
-#: seconds that the clocks of cores with one store may be apart
-_CLOCKS_APART = 60.0
 
 
 class RecordError(TunnelError):
@@ -75,12 +74,12 @@ def _token(row: sa.Row[Any]) -> TokenRecord:
     return TokenRecord(**{name: values[name] for name in TokenRecord.__slots__})
 
 
-def _upsert(conn: sa.Connection, table: sa.Table) -> Any:
+def upsert(conn: sa.Connection, table: sa.Table) -> Any:
     """INSERT … ON CONFLICT: both databases have it, each in its own class."""
     return postgresql.insert(table) if conn.dialect.name == "postgresql" else sqlite.insert(table)
 
 
-def _chunks(ids: Collection[str]) -> list[list[str]]:
+def chunks(ids: Collection[str]) -> list[list[str]]:
     ordered = sorted(ids)
     return [ordered[i : i + _CHUNK] for i in range(0, len(ordered), _CHUNK)]
 
@@ -156,7 +155,7 @@ def delete_account(conn: sa.Connection, account_id: str) -> None:
 def read_snapshot(conn: sa.Connection, ids: Collection[str]) -> Snapshot:
     """The accounts of these ids that exist, and all their tokens."""
     snapshot = Snapshot(read_revision(conn), {}, {})  # the revision first: it is never newer than what follows
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         for row in conn.execute(sa.select(accounts).where(accounts.c.id.in_(chunk))):
             account = _account(row)
             snapshot.accounts[account.id] = account
@@ -260,74 +259,6 @@ def is_reserved(conn: sa.Connection, name: str) -> bool:
     return conn.execute(sa.select(tunnels.c.account_id).where(tunnels.c.name == name)).first() is not None
 
 
-def find_lost_names(conn: sa.Connection, names: Mapping[str, str]) -> dict[str, str]:
-    """Of these names (name → account id) those that are the account's no longer, each with the refusal's reason:
-    name_reserved for another one, account_disabled where there is no such account any more."""
-    lost: dict[str, str] = {}
-    there: set[str] = set()
-    for chunk in _chunks(set(names.values())):
-        there.update(conn.execute(sa.select(accounts.c.id).where(accounts.c.id.in_(chunk))).scalars())
-    for chunk in _chunks(names):
-        for row in conn.execute(sa.select(tunnels.c.name, tunnels.c.account_id).where(tunnels.c.name.in_(chunk))):
-            if row.account_id != names[row.name]:
-                lost[row.name] = "name_reserved"
-    return lost | {name: "account_disabled" for name, account_id in names.items() if account_id not in there}
-
-
-def name_owner(conn: sa.Connection, name: str, held_since: float) -> str | None:
-    """The id of the account that has reserved the name, or holds it: in use at `held_since` or later."""
-    owner = conn.execute(sa.select(tunnels.c.account_id).where(tunnels.c.name == name)).scalar()
-    if owner is None:
-        query = sa.select(claims.c.account_id).where(claims.c.name == name, claims.c.seen_at >= held_since)
-        owner = conn.execute(query).scalar()
-    return None if owner is None else str(owner)
-
-
-def claim_names(conn: sa.Connection, names: Collection[str], account_id: str, now: float, held_since: float) -> None:
-    """All or none. Raises Refused: name_reserved or name_taken.
-
-    Of two cores that claim at once, one gets the name. In order, or they would lock each other out.
-    """
-    query = sa.select(tunnels.c.name, tunnels.c.account_id).where(tunnels.c.name.in_(names))
-    reserved = {row.name: row.account_id for row in conn.execute(query)}
-    for name, owner in reserved.items():
-        if owner != account_id:
-            raise Refused("name_reserved", f"the name {name} is reserved for another account")
-    wanted = sorted(set(names) - reserved.keys())
-    if not wanted:
-        return
-    insert = _upsert(conn, claims).values([{"name": name, "account_id": account_id, "seen_at": now} for name in wanted])
-    free = sa.or_(claims.c.account_id == account_id, claims.c.seen_at < held_since)
-    won = conn.execute(
-        insert.on_conflict_do_update(
-            index_elements=["name"], set_={"account_id": account_id, "seen_at": now}, where=free
-        ).returning(claims.c.name)
-    ).scalars()
-    lost = sorted(set(wanted) - set(won))
-    if lost:
-        raise Refused("name_taken", f"the name {lost[0]} is in use by another account, or was until a moment ago")
-
-
-def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float) -> None:
-    """These claims (name → account id) were in use until now."""
-    by_account: dict[str, list[str]] = {}
-    for name, account_id in sorted(names.items()):
-        by_account.setdefault(account_id, []).append(name)
-    for account_id, owned in sorted(by_account.items()):
-        for chunk in _chunks(owned):
-            mine = sa.and_(claims.c.name.in_(chunk), claims.c.account_id == account_id)
-            conn.execute(sa.update(claims).where(mine).values(seen_at=now))
-
-
-def forget_claims(conn: sa.Connection, now: float, held_since: float) -> None:
-    """Those of all accounts that ran out. It looks at every claim: for now and then, not for each agent that leaves.
-
-    A claim from the future was made by a clock that was wrong: it counts from now, or it would last until then.
-    """
-    conn.execute(sa.delete(claims).where(claims.c.seen_at < held_since))
-    conn.execute(sa.update(claims).where(claims.c.seen_at > now + _CLOCKS_APART).values(seen_at=now))
-
-
 # Usage -------------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +277,7 @@ def add_usage(
     """
     ids = {account_id for account_id, _ in use}
     known: set[str] = set()
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         known.update(conn.execute(sa.select(accounts.c.id).where(accounts.c.id.in_(chunk))).scalars())
     if _is_new_batch(conn, writer, number, now):
         rows = [
@@ -361,7 +292,7 @@ def add_usage(
             if id in known
         ]
         if rows:
-            insert = _upsert(conn, usage)
+            insert = upsert(conn, usage)
             columns = ("requests", "bytes_in", "bytes_out")
             add = {name: usage.c[name] + insert.excluded[name] for name in columns}
             conn.execute(insert.on_conflict_do_update(index_elements=["account_id", "period"], set_=add), rows)
@@ -372,7 +303,7 @@ def add_usage(
 
 
 def _is_new_batch(conn: sa.Connection, writer: str, number: int, now: float) -> bool:
-    insert = _upsert(conn, batches).values(writer=writer, number=number, written_at=now)
+    insert = upsert(conn, batches).values(writer=writer, number=number, written_at=now)
     changed = conn.execute(
         insert.on_conflict_do_update(
             index_elements=["writer"],
@@ -387,7 +318,7 @@ def _is_new_batch(conn: sa.Connection, writer: str, number: int, now: float) -> 
 
 def read_usage_of(conn: sa.Connection, ids: Collection[str], periods: Collection[str]) -> dict[tuple[str, str], Use]:
     found: dict[tuple[str, str], Use] = {}
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         query = sa.select(usage).where(usage.c.account_id.in_(chunk), usage.c.period.in_(sorted(periods)))
         for row in conn.execute(query):
             values = row._mapping

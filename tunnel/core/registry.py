@@ -14,6 +14,7 @@ from functools import lru_cache
 from time import monotonic
 
 from tunnel.core.crowds import Crowds
+from tunnel.core.domain import Domain
 from tunnel.core.quotas import Account
 from tunnel.errors import Failure, Refused
 from tunnel.handler import LinkVisit
@@ -110,22 +111,11 @@ class Registry:
         self._by_instance: dict[str, list[AgentLink]] = {}
         #: hears of each tunnel that gets its first link here (True) or has lost its last one
         self.on_change: Callable[[Tunnel, bool], None] | None = None
-        self._suffix = "." + base_domain.lower().strip(".")
+        self.domain = Domain(base_domain)
         self._hold = hold
         self._clock = clock
         #: the tunnel name that a (normalised) host name means; visitors ask for the same ones again and again
-        self.name_of: Callable[[str], str] = lru_cache(1024)(self._name_of)
-
-    def _name_of(self, host: str) -> str:
-        for suffix in (self._suffix, ".localhost"):
-            if host.endswith(suffix):
-                label = host[: -len(suffix)]
-                if label and "." not in label:
-                    return label
-        return host
-
-    def host_of(self, name: str) -> str:
-        return name if "." in name else name + self._suffix
+        self.name_of: Callable[[str], str] = lru_cache(1024)(self.domain.name_of)
 
     def find(self, host: str) -> Tunnel | None:
         """The tunnel in service or held under this host name."""

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from time import monotonic
 
+from tunnel.core.quotas import over_limit
+
 Name = tuple[str, str, str]  #: tunnel, account id, protocol
 
 
@@ -73,9 +75,8 @@ class Roster:
         if agent not in self._agents:
             if len(self._agents) >= most:
                 return "too_many_connections", f"the core has its {most} links; try again later"
-            count = self._accounts[account_id]
-            if count >= limit:
-                return "connection_quota", f"the account already has {count} connections, its limit"
+            if self._accounts[account_id] >= limit:
+                return "connection_quota", over_limit("connection", limit, account_id)
             self._accounts[account_id] += 1
         self._agents[agent] += 1
         self._links[connection_id] = worker, agent

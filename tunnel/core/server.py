@@ -42,6 +42,7 @@ from tunnel.core.private import make_private
 from tunnel.core.probing import Prober
 from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.quick import Quick
+from tunnel.core.quotas import default_limits
 from tunnel.core.recent import Recent
 from tunnel.core.registry import Registry, Tunnel
 from tunnel.core.reports import Reports
@@ -184,7 +185,7 @@ class Core:
         default = 443 if scheme == "https" else 80
         port = self._outside_port(default)
         suffix = f":{port}" if port != default else ""
-        return f"{scheme}://{self.registry.host_of(tunnel.name)}{suffix}"
+        return f"{scheme}://{self.registry.domain.host_of(tunnel.name)}{suffix}"
 
     @property
     def metrics_address(self) -> Address | None:
@@ -316,7 +317,13 @@ class Core:
             store,
             jwt_secret=settings.jwt_secret,
             jwt_public_key=settings.jwt_public_key,
-            default_max_connections=settings.max_connections_per_account,
+            defaults=default_limits(
+                settings.max_connections,
+                settings.max_connections_per_account,
+                settings.max_names_per_account,
+                settings.max_ports_per_account,
+            ),
+            domain=self.registry.domain,
             name_hold=settings.name_hold,
             rows=SiblingRows(siblings) if siblings is not None else None,
         )
@@ -409,6 +416,7 @@ class Core:
             ports = self._ports = Ports(
                 source, self.registry, exchanger, layers, handlers, settings.request_timeout, proxies, shares, siblings
             )
+            accounts.ports_open = ports.by_account
             gate = self._gate = Gate(
                 self.registry,
                 accounts,

@@ -127,8 +127,8 @@ class SharedAccount(Account):
                 self._add_month(0, n_in + n_out)
             return super().take_bytes(n_in, n_out)
 
-    def quotas(self) -> list[QuotaStatistics]:
-        rows = super().quotas()
+    def quotas(self, names: int = 0, ports: int = 0) -> list[QuotaStatistics]:
+        rows = super().quotas(names, ports)
         if self._counts_month:
             for row in rows:
                 row.pending = 0  # all that is known is in the common number

@@ -202,13 +202,13 @@ class Siblings:
 
     # Ports ------------------------------------------------------------------------------------------------------
 
-    async def take_port(self, account_id: str, name: str) -> list[stdlib_socket.socket]:
+    async def take_port(self, account_id: str, name: str, most: float) -> list[stdlib_socket.socket]:
         try:
-            text, files = await self._channel.call_for_files("port", [account_id, name])
+            refused, files = await self._channel.call_for_files("port", [account_id, name, most])
         except ChannelLost as exc:
             raise Refused("no_port", str(exc)) from exc
-        if text:
-            raise Refused("no_port", text)
+        if refused:
+            raise Refused(*refused)
         sockets = [stdlib_socket.socket(fileno=number) for number in files]
         for sock in sockets:
             sock.setblocking(False)
@@ -248,14 +248,18 @@ class SiblingPorts:
     def __init__(self, siblings: Siblings) -> None:
         self._siblings = siblings
 
-    async def take(self, account_id: str, name: str) -> list[stdlib_socket.socket]:
-        return await self._siblings.take_port(account_id, name)
+    async def take(self, account_id: str, name: str, most: float) -> list[stdlib_socket.socket]:
+        return await self._siblings.take_port(account_id, name, most)
 
     def give_back(self, account_id: str, name: str) -> None:
         self._siblings.give_port_back(account_id, name)
 
     def sockets(self) -> dict[str, list[stdlib_socket.socket]]:
         return {}
+
+    @property
+    def by_account(self) -> dict[str, int]:
+        return {}  # the supervisor knows
 
 
 def head_bytes(head: Head) -> bytes:

@@ -121,7 +121,9 @@ class Supervisor:
             total.held_bytes_limit += one.held_bytes_limit
             total.acme_failing = max(total.acme_failing, one.acme_failing)
             total.certificate_expiry.update(one.certificate_expiry)
-        total.quotas = add_quotas([said.statistics.quotas for _, said in self._whole.said], self._roster.by_account)
+        total.quotas = add_quotas(
+            [said.statistics.quotas for _, said in self._whole.said], self._roster.by_account, self._ports.by_account
+        )
         return total
 
     def _retire(self, said: Said) -> None:
@@ -285,8 +287,8 @@ class Supervisor:
             try:
                 sockets = ports.take(worker.key, *message)
             except Refused as exc:
-                return str(exc)
-            return WithFiles("", copies([sock.fileno() for sock in sockets]))
+                return exc.reason, str(exc)
+            return WithFiles(None, copies([sock.fileno() for sock in sockets]))
 
         def port_back(message: Any, files: list[int]) -> None:
             ports.give_back(worker.key, *message)
@@ -357,8 +359,11 @@ def _count(total: CoreStatistics, one: CoreStatistics) -> None:
             mine[name] = mine.get(name, 0) + count
 
 
-def add_quotas(quotas: Sequence[Sequence[QuotaStatistics]], agents: Mapping[str, int]) -> list[QuotaStatistics]:
-    """Those of several workers as one: what is stored once, and what each has not stored yet."""
+def add_quotas(
+    quotas: Sequence[Sequence[QuotaStatistics]], agents: Mapping[str, int], ports: Mapping[str, int]
+) -> list[QuotaStatistics]:
+    """Those of several workers as one: what is stored once, and what each has not stored yet. agents, ports: that
+    accounts have at all of them together."""
     rows: dict[tuple[str, str], QuotaStatistics] = {}
     for one in (one for worker in quotas for one in worker):
         key = one.account_id, one.type
@@ -366,6 +371,8 @@ def add_quotas(quotas: Sequence[Sequence[QuotaStatistics]], agents: Mapping[str,
         row.usage = max(row.usage, one.usage - one.pending)
         row.pending += one.pending
         row.limit = min(row.limit, one.limit)
+    known_here = {"connection": agents, "ports": ports}
     for row in rows.values():
-        row.usage = agents.get(row.account_id, 0) if row.type == "connection" else row.usage + row.pending
+        counted = known_here.get(row.type)
+        row.usage = row.usage + row.pending if counted is None else counted.get(row.account_id, 0)
     return list(rows.values())

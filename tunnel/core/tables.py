@@ -1,7 +1,7 @@
 """The store's tables. `migrations/` makes them; a test holds that both say the same.
 
 Times are seconds since 1970 (UTC) as doubles, so that both databases agree on them without a word about time zones.
-A limit that is NULL does not exist.
+A limit that is NULL does not exist; of agents, names and ports at a time the core's own holds then.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: every schema that ever was, oldest first; the last is the one this code works with
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 
 metadata = sa.MetaData()
 
@@ -32,6 +32,8 @@ accounts = sa.Table(
     sa.Column("requests_per_month", sa.BigInteger()),
     sa.Column("bandwidth_bytes_per_second", sa.BigInteger()),
     sa.Column("bandwidth_bytes_per_month", sa.BigInteger()),
+    sa.Column("max_names", sa.Integer()),
+    sa.Column("max_ports", sa.Integer()),
 )
 
 tokens = sa.Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket as stdlib_socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -18,7 +18,7 @@ from tunnel.core.proxied import ProxyHeaderError, ProxyHeaders, read_header
 from tunnel.core.registry import AgentLink, Registry, Tunnel
 from tunnel.core.siblings import Siblings
 from tunnel.core.visitor import RAW, Visitor
-from tunnel.errors import OUTCOMES, Failure
+from tunnel.errors import OUTCOMES, Failure, Refused
 from tunnel.handler import Layer, StreamVisit, wrap
 from tunnel.link.stream import RawStream, Stream
 from tunnel.listening import accept_each
@@ -96,11 +96,16 @@ class Ports:
         self._opening = trio.Lock()
 
     async def open(self, tunnel: Tunnel) -> None:
-        """Listen for a tunnel; sets `tunnel.port`. Raises Refused(no_port)."""
+        """Listen for a tunnel; sets `tunnel.port`. Raises Refused (no_port, port_quota)."""
         async with self._opening:
             if tunnel.name in self._open or not tunnel.links:
                 return
-            sockets = await self._source.take(tunnel.account_id, tunnel.name)
+            account = tunnel.links[0].account
+            try:
+                sockets = await self._source.take(account.id, tunnel.name, account.port_limit)
+            except Refused as exc:
+                account.exceeded["ports"] += exc.reason == "port_quota"
+                raise
             if not tunnel.links:  # they ended while we waited
                 for socket in sockets:
                     socket.close()
@@ -118,6 +123,10 @@ class Ports:
         if scope is not None:
             scope.cancel()
             self._source.give_back(tunnel.account_id, tunnel.name)
+
+    def by_account(self) -> Mapping[str, int]:
+        """Tunnels that have ports, by account id, as far as this process knows."""
+        return self._source.by_account
 
     def sockets(self) -> dict[str, list[stdlib_socket.socket]]:
         """Those that listen now, by what a successor calls them."""

@@ -190,7 +190,7 @@ def links() -> list[Json]:
         graph(504, "New links", "Agent links that authenticated, a second. Steady above 0: agents lose their links again and again.",
               [query(rate("tunnel_connections_total", CORE), "new links")], "cps"),
         graph(505, "Refused links by reason", """Agents turned away, a second. bad_token, revoked, expired: look at who dials in.
-              connection_quota, too_many_connections: limits. The log lines "authentication failed" and
+              connection_quota, name_quota, port_quota, too_many_connections: limits. The log lines "authentication failed" and
               "agent refused" have the address.""",
               [query(f'{rate("tunnel_authentication_failures_total", CORE, "reason")} > 0', "{{reason}}"),
                query(rate("tunnel_authentication_failures_total", CORE), "all")], "cps"),
@@ -220,11 +220,11 @@ def accounts() -> list[Json]:
     return row(
         700, "Accounts and quotas",
         graph(701, "Refused for quota", """Refusals a second because an account used up its quota: of requests (429), of bandwidth
-              (429), of links. Nobody else is affected. QuotaExceeded watches it.""",
+              (429), of agents (connection), names or TCP ports. Nobody else is affected. QuotaExceeded watches it.""",
               [query(rate("tunnel_quota_exceeded_total", CORE, "type"), "{{type}}")], "reqps", stacked=True),
-        bars(702, "Quota used", """Use of the current period as a share of the limit, for accounts that have a link and a limit: the
-             ten nearest to it. At 100 % the account is refused until the period ends or the limit is raised
-             (`account limit`).""",
+        bars(702, "Quota used", """Use as a share of the limit, for accounts that have a link and a limit: the ten nearest to it. At 100 %
+             the account is refused more: of requests and bandwidth until the month ends, of agents (connection), names and
+             TCP ports until it has fewer, or the limit is raised (`account limit`).""",
              query(f"topk(10, max by (account_id, type) ({used}))", "{{account_id}} {{type}}"), "percentunit", USED, ceiling=1),
         table(703, "Top accounts", "Accounts by links, and by requests and bytes over the time range, among those with a link now.",
               [instant(f"topk(10, sum by (account_id) (tunnel_connections_by_account{{{ACCOUNT}}}))"),

@@ -26,6 +26,10 @@ START = (
 )
 BOUND = 60.0
 
+MAKING = "Making .venv, an environment for Python (a few seconds) ..."
+INSTALLING = "Installing into .venv (once; about a minute) ..."
+STOPPED = "Stopped. Run it again, and it begins anew."
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -78,12 +82,12 @@ def interrupt(process: subprocess.Popen[str]) -> list[str]:
     return err.splitlines()
 
 
-def check_next(checkout: Path) -> None:
+def check_next(checkout: Path, *said: str) -> None:
     """The next start does it all."""
     with start(checkout, "./one-1.0-py3-none-any.whl", PIP_NO_INDEX="1") as process:
         out, err = process.communicate(timeout=BOUND)
     assert (process.returncode, out) == (0, ""), err
-    assert err.splitlines() == ["Installing into .venv (once; about a minute) ..."]
+    assert err.splitlines() == [*said, INSTALLING]
     python = checkout / ".venv" / "bin" / "python"
     assert subprocess.run([python, "-c", "import one"], check=False).returncode == 0
     with start(checkout, "./one-1.0-py3-none-any.whl") as process:  # and the one after that has nothing to do
@@ -94,8 +98,8 @@ def test_while_the_environment_is_made(checkout: Path) -> None:
     with start(checkout, "one") as process:
         poll(lambda: list(checkout.glob(".venv/lib/python*/site-packages/pip/__init__.py")), "pip comes", BOUND, 0.001)
         said = interrupt(process)
-    assert said == ["Stopped. Run it again, and it begins anew."]
-    check_next(checkout)
+    assert said == [MAKING, STOPPED]
+    check_next(checkout, MAKING)
 
 
 def test_while_packages_are_installed(checkout: Path, index: tuple[str, threading.Event]) -> None:
@@ -103,12 +107,9 @@ def test_while_packages_are_installed(checkout: Path, index: tuple[str, threadin
     with start(checkout, "one", PIP_INDEX_URL=url) as process:
         assert asked.wait(BOUND)
         said = interrupt(process)
-    assert said == [
-        "Installing into .venv (once; about a minute) ...",
-        "Stopped. Run it again, and it begins anew.",
-    ]
+    assert said == [MAKING, INSTALLING, STOPPED]
     assert not list(checkout.glob(".venv/.tmp"))
-    check_next(checkout)
+    check_next(checkout, MAKING)
 
 
 def test_killed_while_the_environment_is_made(checkout: Path) -> None:
@@ -117,7 +118,7 @@ def test_killed_while_the_environment_is_made(checkout: Path) -> None:
         poll(lambda: list(checkout.glob(".venv/lib/python*/site-packages/pip/__init__.py")), "pip comes", BOUND, 0.001)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=BOUND)
-    check_next(checkout)
+    check_next(checkout, MAKING)
 
 
 def test_an_environment_of_ones_own_stays(checkout: Path) -> None:
@@ -133,5 +134,6 @@ def test_an_environment_that_can_not_be_made(checkout: Path) -> None:
     with start(checkout, "one") as process:
         out, err = process.communicate(timeout=BOUND)
     assert (process.returncode, out) == (1, "")
-    [line] = err.splitlines()
+    making, line = err.splitlines()
+    assert making == MAKING
     assert line.startswith(f"{checkout}/.venv could not be made: ")

@@ -13,9 +13,11 @@ from tunnel.link.link import MAX_UNSENT, Link
 from tunnel.net import EAGER
 from tunnel.ready import make_ready
 from tunnel.wire import control, frames
+from tunnel.wire.credit import MOST_PENDING
 from tunnel.wire.frames import MAX_DATA, MAX_HEAD, STREAM_WINDOW, Open, Response
 from tunnel.wire.held import Held
-from tunnel.wire.session import CRUMB, MOST_IN_FRONT, MOST_PENDING, Session
+from tunnel.wire.outbox import MOST_IN_FRONT
+from tunnel.wire.session import CRUMB, Session
 from tunnel.wire.stream import Stream
 
 OPEN = Open(frames.HTTP, 0, 0, frames.UNKNOWN, b"", b"GET / HTTP/1.1\r\nHost: a\r\n")

@@ -14,7 +14,7 @@ from tunnel.link.link import MAX_CONTROL, MAX_PONGS, Link
 from tunnel.link.sweeper import Sweeper
 from tunnel.wire import control, frames
 from tunnel.wire.frames import HTTP, MAX_MESSAGE, NO_BODY, Open
-from tunnel.wire.session import LAST_ID, SPARE_IDS
+from tunnel.wire.sending import LAST_ID, SPARE_IDS
 
 
 class Clocks:

@@ -7,9 +7,10 @@ import pytest
 from msgspec.structs import replace
 
 from tunnel.errors import OUTCOMES, LocalWireError, WireError
-from tunnel.wire import frames, session
+from tunnel.wire import frames, outbox
+from tunnel.wire.credit import MOST_PENDING
 from tunnel.wire.frames import END, HTTP, LINK_WINDOW, MAX_DATA, STREAM_WINDOW, UNKNOWN, Open, Response
-from tunnel.wire.session import ANSWERED, BODY, CONTROL, FAILED, MOST_PENDING, OPENED, TOLD, Session
+from tunnel.wire.session import ANSWERED, BODY, CONTROL, FAILED, OPENED, TOLD, Session
 from tunnel.wire.stream import Stream
 from tunnel.wire.windows import FLOOR
 
@@ -186,7 +187,7 @@ def test_bulk_streams_take_turns(pair: Pair) -> None:
     order: list[int] = []
     while pair.core.has_queued:
         message, _ = pair.core.take()
-        assert len(message) <= session.BULK_PER_MESSAGE + MAX_DATA + 20
+        assert len(message) <= outbox.BULK_PER_MESSAGE + MAX_DATA + 20
         order += [stream for _, stream in kinds(message)]
         pair.agent.receive(message)
     assert order == [stream.id for stream in streams] * 6

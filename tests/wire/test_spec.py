@@ -15,7 +15,7 @@ from tunnel.core.gate import MAX_TUNNELS
 from tunnel.errors import ASKED_REFUSALS, FINAL_REFUSALS, LOAD_REFUSALS, OF_AGENTS, OUTCOMES, REFUSALS
 from tunnel.http import heads, response
 from tunnel.link import link, transport
-from tunnel.wire import control, frames, session, states
+from tunnel.wire import control, frames, outbox, session, states
 from tunnel.wire.frames import END, HTTP, NO_BODY, UNKNOWN, Open, Response
 
 SPEC = (Path(tunnel.__file__).parent / "SPEC.md").read_text()
@@ -146,8 +146,8 @@ def test_the_heartbeat() -> None:
 
 def test_the_priorities() -> None:
     text = " ".join(section("Order and priority").split())
-    assert f"(up to {session.SMALL_FRAME} bytes)" in text
-    assert f"about {session.BULK_PER_MESSAGE} bytes a message" in text
+    assert f"(up to {outbox.SMALL_FRAME} bytes)" in text
+    assert f"about {outbox.BULK_PER_MESSAGE} bytes a message" in text
 
 
 @pytest.mark.parametrize(

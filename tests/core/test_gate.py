@@ -10,8 +10,9 @@ import trio
 from inprocess import until
 from linking import OPEN, socket_pair
 
+from tunnel.core.admission import MAX_TUNNELS
 from tunnel.core.database import StoreError
-from tunnel.core.gate import MAX_TUNNELS, Gate
+from tunnel.core.gate import Gate
 from tunnel.core.limits import Rate, no_refusals
 from tunnel.core.quotas import MAX_LINKS_EACH, Account, Limits
 from tunnel.core.registry import Registry
@@ -223,7 +224,7 @@ async def test_refusals_for_load() -> None:
         assert (await app.refused("two", token="small")).reason == "connection_quota"
         await app.welcomed("two")
         assert (await app.refused("three")).reason == "too_many_connections"
-        app.gate.send_away("the core restarts")
+        app.gate.links.send_away("the core restarts")
         assert (await app.refused("four")).reason == "draining"
 
 
@@ -318,7 +319,7 @@ async def test_links_that_only_finish_what_they_have_are_bounded_too() -> None:
 async def test_each_link_that_is_closed_hears_why_also_where_another_serves_its_names() -> None:
     async with rig() as app:
         links = [(await app.welcomed())[0] for _ in range(3)]
-        app.gate.close_links("the core is shutting down")
+        app.gate.links.close_all("the core is shutting down")
         with trio.fail_after(10):
             for link in links:
                 await link.ended.wait()
@@ -356,10 +357,10 @@ async def test_a_lost_link_is_lost() -> None:
 async def test_revoked_while_connected() -> None:
     async with rig() as app:
         link, _ = await app.welcomed()
-        app.gate.recheck()
+        app.gate.links.recheck()
         assert not link.end_reason
         app.accounts.refusal = Refused("revoked", "the token was revoked")
-        app.gate.recheck()
+        app.gate.links.recheck()
         with trio.fail_after(10):
             kind, payload = await link.receive_control()
             await link.ended.wait()
@@ -377,7 +378,7 @@ async def test_a_name_that_is_lost_while_it_is_served() -> None:
             "app": ("acme", Refused("name_reserved", "the name app is reserved for another account")),
             "other": ("somebody", Refused("name_reserved", "of one who served it before")),
         }
-        app.gate.recheck()
+        app.gate.links.recheck()
         assert app.registry.find("app.example.com") is None
         with trio.fail_after(10):
             kind, payload = await link.receive_control()
@@ -389,7 +390,7 @@ async def test_a_name_that_is_lost_while_it_is_served() -> None:
         link, _ = await app.welcomed("app", token="owner")
         tunnel = app.registry.find("app.example.com")
         assert tunnel is not None and (tunnel.account_id, len(tunnel.links)) == ("owner", 1)
-        app.gate.recheck()
+        app.gate.links.recheck()
         assert not link.end_reason
 
 
@@ -405,7 +406,7 @@ async def test_names_of_an_account_that_is_gone_are_free_at_once() -> None:
         assert said.reason == "name_taken" and "held for 600 s more for another account" in said.text
         assert "in use by another account" in (await app.refused("app", token="other")).text
         app.accounts.refusal, app.accounts.lost = gone, {"held": ("acme", gone), "app": ("acme", gone)}
-        app.gate.recheck()
+        app.gate.links.recheck()
         app.accounts.refusal = None
         await app.welcomed("held", "app", token="other")
 

@@ -96,7 +96,7 @@ async def test_what_is_too_much_is_counted() -> None:
             await rest(await stranger(app, TOO_MUCH[name]))
         await until(lambda: len(app.connects) == 2)
         assert app.refusals["attaching_bytes"] == 2
-        assert app.gate.protocol_errors == 2
+        assert app.gate.links.protocol_errors == 2
 
 
 async def test_the_largest_hello_there_may_be_is_welcome() -> None:
@@ -202,7 +202,7 @@ async def test_a_breach_ends_the_link_with_a_code_and_a_reason(name: str) -> Non
         await until(lambda: app.links)
         assert app.links[0].outcome == "link_lost"
         assert app.links[0].error.startswith("the other end broke the link protocol: ")
-        assert app.gate.protocol_errors == 1
+        assert app.gate.links.protocol_errors == 1
         assert not other.end_reason and len(app.registry.links) == 1
 
 
@@ -224,7 +224,7 @@ async def test_a_breach_below_the_frames_is_counted_too(name: str) -> None:
         app.nursery.start_soon(_send, socket, WEBSOCKET_BREACHES[name])
         said = await rest(socket)
         await until(lambda: app.links)
-        assert app.gate.protocol_errors == 1
+        assert app.gate.links.protocol_errors == 1
         assert app.links[0].error.startswith("the other end broke the link protocol: ")
         code = 1009 if name == "too long" else 1002
         if name != "too long":  # there the rest of the message may meet a closed socket, whose reset overtakes

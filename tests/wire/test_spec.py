@@ -11,7 +11,7 @@ from tunnel.agent.backoff import NETWORK_CAP, REFUSAL_CAP
 from tunnel.agent.client import CONNECT_TIMEOUT
 from tunnel.agent.farewell import SPARE
 from tunnel.config import AgentSettings, CoreSettings
-from tunnel.core.gate import MAX_TUNNELS
+from tunnel.core.admission import MAX_TUNNELS
 from tunnel.errors import ASKED_REFUSALS, FINAL_REFUSALS, LOAD_REFUSALS, OF_AGENTS, OUTCOMES, REFUSALS
 from tunnel.http import heads, response
 from tunnel.link import link, transport

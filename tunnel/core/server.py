@@ -167,7 +167,7 @@ class Core:
             dropped,
             {one.listener: one.expiry for one in self._certificates if one.expiry is not None},
             {**self._refusals, "buffer": self._refusals["buffer"] + self._held.refused},
-            self._gate.protocol_errors if self._gate else 0,
+            self._gate.links.protocol_errors if self._gate else 0,
             self._held.bytes,
             self._part(self.settings.max_buffer) or math.inf,
             dict(self._issuer.results) if self._issuer else {},
@@ -175,7 +175,7 @@ class Core:
         )
 
     def _take_round_trips(self) -> list[float]:
-        return self._gate.take_round_trips() if self._gate else []
+        return self._gate.links.take_round_trips() if self._gate else []
 
     def url_of(self, tunnel: Tunnel) -> str:
         """What visitors type for a tunnel."""
@@ -241,7 +241,7 @@ class Core:
         self._pages.stop()
         self.stop_taking_agents()
         names = self.registry.names_in_use()
-        self._gate.send_away("the core is being upgraded")
+        self._gate.links.send_away("the core is being upgraded")
         self.is_orphan = not await successor.wait_moved(names)
         if self.is_orphan:
             log.error("upgrade broke off, this core ends too", error="the successor ended after it had taken the ports")
@@ -257,7 +257,7 @@ class Core:
 
     def send_agents_away(self) -> None:
         if self._gate is not None:
-            self._gate.send_away("the core is being upgraded")
+            self._gate.links.send_away("the core is being upgraded")
 
     async def close(self, is_handed_over: bool) -> None:
         """Begin to shut down; returns when nothing is accepted any more."""
@@ -443,7 +443,7 @@ class Core:
                 siblings=siblings,
                 drain_timeout=settings.drain_timeout,
             )
-            await background.start(accounts.run, gate.recheck)
+            await background.start(accounts.run, gate.links.recheck)
             if self._member is None:
                 self._pages.start(background, self._program.pages, status_page(self))
             if siblings is not None and self._member is not None:
@@ -527,7 +527,7 @@ class Core:
         """Let every accepted request finish, within the deadline."""
         exchanger.is_draining = True
         if not self._is_handed_over:
-            gate.send_away("the core is shutting down")
+            gate.links.send_away("the core is shutting down")
         keep = KEEP_SECONDS if self._is_handed_over else 0.0
         timeout = self.settings.drain_timeout
         async with open_pair() as nursery:
@@ -545,7 +545,7 @@ class Core:
             with trio.move_on_after(CUT_OFF_TIME):
                 await exchanger.wait_idle()
         door.close_idle()
-        gate.close_links("the core is shutting down")
+        gate.links.close_all("the core is shutting down")
         with trio.move_on_after(1):
             for agent in list(self.registry.links.values()):
                 await agent.link.ended.wait()

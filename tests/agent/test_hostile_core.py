@@ -134,10 +134,10 @@ async def test_all_links_together_hold_no_more_than_they_may() -> None:
         port = listener.socket.getsockname()[1]
         async with attacked(core, max_buffer=4 * MIB, local=f"http://127.0.0.1:{port}") as agent:
             with trio.fail_after(20):
-                while agent._held.refused == 0:
+                while agent._keeper.held.refused == 0:
                     await trio.lowlevel.checkpoint()
             assert len(core.links) == 8
-            assert agent._held.bytes <= 4 * MIB
+            assert agent._keeper.held.bytes <= 4 * MIB
         nursery.cancel_scope.cancel()
 
 
@@ -147,14 +147,14 @@ async def test_no_stream_begins_while_all_is_full() -> None:
         with trio.fail_after(10):
             while not agent.tunnels:
                 await trio.lowlevel.checkpoint()
-            agent._held.bytes += agent._held.most
+            agent._keeper.held.bytes += agent._keeper.held.most
             stream: Any = core.links[0].session.open(
                 Open(frames.HTTP, 0, 0, NO_BODY, b"", b"GET / HTTP/1.1\r\n"), end=True
             )
             while stream.failure is None:
                 await trio.lowlevel.checkpoint()
             assert stream.failure[0] == 15 and "-max-buffer" in stream.failure[1]
-            agent._held.bytes -= agent._held.most
+            agent._keeper.held.bytes -= agent._keeper.held.most
 
 
 # Farewells that never end --------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tunnel.agent.client import Agent, _Attempt, _Connect
+from tunnel.agent.attempt import Attempt, Connecting
+from tunnel.agent.client import Agent
 from tunnel.agent.telling import EVERY, MAX_REASONS, Telling
 from tunnel.config import load_agent
 from tunnel.errors import Refused, TunnelError
@@ -50,18 +51,19 @@ def agent_that(reach: Callable[[int], None], draining: bool = False) -> Agent:
     agent = Agent(load_agent(["-server=core.test:8443", "-token=x", "-tls=false", "-metrics-addr="], {}))
     tried = 0
 
-    async def dial(visit: _Connect) -> Any:
+    async def dial(visit: Connecting) -> Any:
         nonlocal tried
         tried += 1
         await trio.lowlevel.checkpoint()
         reach(tried)
 
-    agent._dial = dial  # type: ignore[method-assign] # a network that does as it is told
+    keeper = agent._keeper
+    keeper._connector._dial = dial  # type: ignore[method-assign] # a network that does as it is told
     if draining:
-        old = _Attempt(agent._slots.all[0], 1)
+        old = Attempt(keeper._slots.all[0], 1)
         old.connected = old.went_away = True
         old.link = type("Link", (), {"round_trips": [], "session": None})()  # type: ignore[assignment] # looked at, not used
-        agent._attempts.append(old)
+        keeper.attempts.append(old)
     return agent
 
 
@@ -71,8 +73,8 @@ def said(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[tu
 
 async def run_for(agent: Agent, seconds: float) -> None:
     with trio.move_on_after(seconds):
-        async with trio.open_nursery() as agent._keeping:
-            await agent._keep(agent._slots.all[0])
+        async with trio.open_nursery() as agent._keeper._keeping:
+            await agent._keeper._keep(agent._keeper._slots.all[0])
 
 
 async def test_a_core_that_is_away_for_ten_minutes(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -108,14 +110,14 @@ async def test_reconnections_are_of_a_link_that_was_there(autojump_clock: MockCl
         nonlocal tried
         tried += 1
         if tried == 7:
-            agent._draining = True
+            agent._keeper.is_draining = True
         if tried != 3:
             raise TunnelError("refused")
 
     async def attached(visit: Any) -> None:
         await trio.lowlevel.checkpoint()
 
-    agent._handle_connect, agent._handle_link = connect, attached
+    agent._keeper._handle_connect, agent._keeper._handle_link = connect, attached
     await run_for(agent, 600)
     counts = agent.statistics()
     assert (tried, counts.reconnections, counts.reconnection_errors) == (7, 4, 3)

@@ -8,7 +8,7 @@ import pytest
 
 import tunnel
 from tunnel.agent.backoff import NETWORK_CAP, REFUSAL_CAP
-from tunnel.agent.client import CONNECT_TIMEOUT
+from tunnel.agent.connecting import CONNECT_TIMEOUT
 from tunnel.agent.farewell import SPARE
 from tunnel.config import AgentSettings, CoreSettings
 from tunnel.core.admission import MAX_TUNNELS

@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 import os
 import socket
-import urllib.parse
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -25,57 +23,49 @@ from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, se
 from tunnel.core.accounts import Accounts
 from tunnel.core.board import AGENT_HANDSHAKES, GUESTS, VISITOR_HANDSHAKES, VISITORS
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
+from tunnel.core.common import Common
 from tunnel.core.door import Door
+from tunnel.core.draining import finish
 from tunnel.core.exchange import Exchanger
-from tunnel.core.first import FirstToken, agent_command, ensure_default, leave_invitation
+from tunnel.core.figures import links_of
+from tunnel.core.first import FirstToken, ensure_default, leave_invitation
 from tunnel.core.forwarding import Forwarding
 from tunnel.core.gate import Gate
-from tunnel.core.inherited import AGENTS, HTTP, PUBLIC, Inherited, adopt, inherit
+from tunnel.core.inherited import AGENTS, HTTP, PUBLIC, inherit
 from tunnel.core.issuing.challenges import Challenges
 from tunnel.core.issuing.issuer import Issuer
 from tunnel.core.issuing.making import CERTIFICATES, make_issuer, place_for
-from tunnel.core.limits import Rate, Shares, no_refusals
+from tunnel.core.limits import no_refusals
+from tunnel.core.outside import Outside
 from tunnel.core.ownpages import OwnPages
-from tunnel.core.plain import PlainSide
+from tunnel.core.parts import make_exchanger, make_plain_side
 from tunnel.core.ports import OwnPorts, PortSource
-from tunnel.core.private import make_private
 from tunnel.core.probing import Prober
 from tunnel.core.proxied import ProxyHeaders
 from tunnel.core.quick import Quick
 from tunnel.core.quotas import default_limits
 from tunnel.core.recent import Recent
-from tunnel.core.registry import Registry, Tunnel
+from tunnel.core.registry import Registry
 from tunnel.core.reports import Reports
-from tunnel.core.shared import SharedRate, SharedShares
 from tunnel.core.siblings import SiblingPorts, SiblingRows, Siblings
+from tunnel.core.starting import FORGET_INTERVAL, Address, announce, check_settings, handed_to
 from tunnel.core.status import Said, said_by, status_page
-from tunnel.core.store import Store, StoreError
+from tunnel.core.store import Store
+from tunnel.core.storing import LAST_WRITES, LEAST_WRITES, hurry, opened
 from tunnel.core.tcp import Ports
-from tunnel.core.upgrade import KEEP_SECONDS, Predecessor, Successor, UpgradeError
-from tunnel.errors import ConfigError
-from tunnel.handler import CoreStatistics, Layer, LinkStatistics, RequestVisit
-from tunnel.interrupts import ADVICE, say_drain
+from tunnel.core.upgrade import Predecessor, Successor, UpgradeError
+from tunnel.handler import CoreStatistics, Layer, RequestVisit
+from tunnel.interrupts import ADVICE
 from tunnel.link.sweeper import Sweeper
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.net import address_text
 from tunnel.plugins import Program
 from tunnel.ready import make_ready
-from tunnel.wire.frames import MOST_WINDOW
 from tunnel.wire.held import Held
 from tunnel.workers.member import Member
 
 log = get_logger("tunnel.core")
-
-MAX_HEAD = 96 * 1024  #: the largest -max-head: with our own fields it must fit wire.frames.MAX_HEAD
-DRAIN_POLL = 0.02  #: seconds
-CUT_OFF_TIME = 0.5  #: seconds that requests have to be answered with "draining" at the deadline
-STORE_PAUSE = 2.0  #: seconds between tries to open the store
-LAST_WRITES = 3.0  #: seconds that the store has at most for what is written last, within the drain's time
-LEAST_WRITES = 1.0  #: and at least, also beyond it, or after a second signal
-FORGET_INTERVAL = 10.0  #: seconds between looks for names whose hold is over
-
-Address = tuple[str, int]
 
 
 class Core:
@@ -100,10 +90,11 @@ class Core:
         self.reports = Reports()
         self._refusals = no_refusals()
         self._draining = trio.Event()
-        self._inherited = inherit(os.environ) if member is None else _handed(member)
+        self._inherited = inherit(os.environ) if member is None else handed_to(member)
         self._member = member
         self._siblings = None if member is None else Siblings(member, self.registry, member.orders["count"])
-        self._held = Held(self._part(settings.max_buffer), monotonic)
+        self._common = Common(settings, self._siblings)
+        self._held = Held(self._common.part(settings.max_buffer), monotonic)
         self._is_handed_over = False  # a successor goes on: agents are with it, kept connections have a moment
         self._told = trio.Event()  # the supervisor wants no more to be accepted
         self._is_closed = trio.Event()  # nothing is accepted any more
@@ -126,42 +117,18 @@ class Core:
         self._accounts: Accounts | None = None
         self._exchanger: Exchanger | None = None
         self._gate: Gate | None = None
-        self._public_url = urllib.parse.urlsplit(settings.public_url)
+        self._outside = Outside(settings, self.registry)
 
     # What others may ask --------------------------------------------------------------------------------------
 
     def statistics(self) -> CoreStatistics:
         accounts, exchanger = self._accounts, self._exchanger
-        links = []
-        for agent in self.registry.links.values():
-            session, visit = agent.link.session, agent.visit
-            links.append(
-                LinkStatistics(
-                    visit.connection_id,
-                    visit.agent_id,
-                    visit.account_id,
-                    visit.state,
-                    len(session.streams),
-                    session.frames_in,
-                    session.frames_out,
-                    session.frames_bad,
-                    session.queued_bytes,
-                    agent.link.rtt,
-                    agent.link.offset,
-                    sum(stream.receivable <= 0 for stream in session.streams.values()),
-                    sum(stream.credit <= 0 for stream in session.streams.values()),
-                    agent.instance,
-                    self._member.number if self._member is not None else 0,
-                    visit.remote,
-                    round(time() - monotonic() + visit.started, 1),
-                )
-            )
         dropped = self._program.details().get("logs", {}).get("dropped", 0)
         return CoreStatistics(
             self.settings.max_connections,
             exchanger.bytes_in if exchanger else 0,
             exchanger.bytes_out if exchanger else 0,
-            links,
+            links_of(self.registry, self._member.number if self._member is not None else 0),
             accounts.quotas() if accounts else [],
             dict(accounts.exceeded) if accounts else {},
             dropped,
@@ -169,23 +136,13 @@ class Core:
             {**self._refusals, "buffer": self._refusals["buffer"] + self._held.refused},
             self._gate.links.protocol_errors if self._gate else 0,
             self._held.bytes,
-            self._part(self.settings.max_buffer) or math.inf,
+            self._common.part(self.settings.max_buffer) or math.inf,
             dict(self._issuer.results) if self._issuer else {},
             self._issuer.failing if self._issuer else 0,
         )
 
     def _take_round_trips(self) -> list[float]:
         return self._gate.links.take_round_trips() if self._gate else []
-
-    def url_of(self, tunnel: Tunnel) -> str:
-        """What visitors type for a tunnel."""
-        if tunnel.protocol == "tcp":
-            return f"tcp://{self.settings.base_domain}:{tunnel.port}"
-        scheme = self._public_url.scheme or ("https" if self.settings.public_tls else "http")
-        default = 443 if scheme == "https" else 80
-        port = self._outside_port(default)
-        suffix = f":{port}" if port != default else ""
-        return f"{scheme}://{self.registry.domain.host_of(tunnel.name)}{suffix}"
 
     @property
     def metrics_address(self) -> Address | None:
@@ -201,10 +158,6 @@ class Core:
     def recent(self) -> Recent:
         """How requests ended."""
         return self._exchanger.recent.say() if self._exchanger is not None else Recent()
-
-    def _outside_port(self, default: int = 443) -> int:
-        """The port that visitors type."""
-        return (self._public_url.port if self._public_url.scheme else self.public_address[1]) or default
 
     def _check_draining(self) -> tuple[bool, str]:
         return (False, "shutting down") if self._draining.is_set() else (True, "serving")
@@ -279,7 +232,7 @@ class Core:
         async with open_pair() as background:
             async with (
                 self._program.plugged_in(self.settings.layers, background) as layers,
-                self._opened_store(layers) as store,
+                opened(self.settings, self.data_dir, layers, self._draining, self._write_last) as store,
             ):
                 if store is None:
                     task_status.started()
@@ -287,26 +240,9 @@ class Core:
                     await self._serve(background, layers, store, task_status)
             background.cancel_scope.cancel()
 
-    @asynccontextmanager
-    async def _opened_store(self, layers: Sequence[Layer]) -> AsyncIterator[Store | None]:
-        """None when a drain began while it was away."""
-        try:
-            make_private(self.data_dir)
-        except OSError as exc:
-            raise ConfigError(f"-data-dir: can't make {self.data_dir} ({exc.strerror}); give another one") from exc
-        store = Store(self.settings.database.url, self.data_dir, layers)
-        if not await reach(store, self.settings.database.wait, self._draining):
-            yield None
-            return
-        try:
-            yield store
-        finally:
-            store.end_by(trio.current_time() + LAST_WRITES)
-            with trio.CancelScope(shield=True):
-                if self._accounts is not None:
-                    await self._accounts.flush_last()
-                with trio.move_on_after(1):
-                    await store.close()
+    async def _write_last(self) -> None:
+        if self._accounts is not None:
+            await self._accounts.flush_last()
 
     async def _serve(
         self, background: trio.Nursery, layers: Sequence[Layer], store: Store, task_status: trio.TaskStatus[None]
@@ -351,38 +287,18 @@ class Core:
             self._listeners[HTTP] = plain
             self.http_address = plain[0].getsockname()[:2]
         self.public_address, self.agent_address = public[0].getsockname()[:2], agents[0].getsockname()[:2]
-        exchanger = self._exchanger = Exchanger(
-            self.registry,
-            accounts,
-            layers,
-            Forwarding(settings.trusted_proxies, guests=self._shares(GUESTS, 0)),
-            max_head=settings.max_head,
-            max_target=settings.max_target,
-            max_body=settings.max_body,
-            head_timeout=settings.head_timeout,
-            request_timeout=settings.request_timeout,
-            body_idle_timeout=settings.body_idle_timeout,
-            server_timing=settings.tracing.server_timing,
-            max_fields=settings.max_fields,
-            max_requests=settings.max_requests,
-            refusals=self._refusals,
-            held=self._held,
+        self._outside.listening_port = self.public_address[1]
+        forwarding = Forwarding(settings.trusted_proxies, guests=self._common.shares(GUESTS, 0))
+        exchanger = self._exchanger = make_exchanger(
+            settings, self.registry, accounts, layers, forwarding, self._refusals, self._held
         )
         exchanger.on_finished = self.on_request
         exchanger.elsewhere = siblings
-        plain_side = PlainSide(
-            exchanger.forwarding,
-            self._refusals,
-            outside_port=self._outside_port,
-            find=challenges.find if challenges is not None else None,
-            max_head=settings.max_head,
-            max_target=settings.max_target,
-            max_fields=settings.max_fields,
-            head_timeout=settings.head_timeout,
-        )
+        find = challenges.find if challenges is not None else None
+        plain_side = make_plain_side(settings, forwarding, self._refusals, self._outside.port, find)
         proxies = ProxyHeaders(settings.proxy_protocol)
-        shares = self._shares(VISITORS, settings.max_visitors)
-        rates = [self._rate(kind) for kind in (AGENT_HANDSHAKES, VISITOR_HANDSHAKES)]
+        shares = self._common.shares(VISITORS, settings.max_visitors)
+        rates = [self._common.rate(kind) for kind in (AGENT_HANDSHAKES, VISITOR_HANDSHAKES)]
         make_door = partial(
             Door,
             sweeper=self._sweeper,
@@ -424,7 +340,7 @@ class Core:
                 self.reports,
                 self._sweeper,
                 layers,
-                self.url_of,
+                self._outside.url_of,
                 tls=agent_tls,
                 max_connections=settings.max_connections,
                 max_streams=settings.max_streams,
@@ -433,7 +349,7 @@ class Core:
                 heartbeat=settings.heartbeat,
                 heartbeat_timeout=settings.heartbeat_timeout,
                 refusals=self._refusals,
-                max_attaching=self._part(settings.max_attaching),
+                max_attaching=self._common.part(settings.max_attaching),
                 rate=rates[0],
                 held=self._held,
                 ready=self._ready,
@@ -479,7 +395,9 @@ class Core:
             if self._successor is not None:
                 await self._successor.go()
             began = trio.current_time()
-            await self._finish(exchanger, door, gate)
+            await finish(
+                exchanger, door, gate, self.registry, settings.drain_timeout, is_handed_over=self._is_handed_over
+            )
             left = began + settings.drain_timeout - trio.current_time()
             store.end_by(trio.current_time() + min(LAST_WRITES, max(LEAST_WRITES, left)))
             plain_door.close_idle()
@@ -489,22 +407,6 @@ class Core:
             log.info("stopped")
         else:
             log.debug("worker stopped")
-
-    # What several workers count together
-
-    def _part(self, limit: int) -> int:
-        """Of a limit on this process' memory, its part."""
-        return limit if self._siblings is None else -(-limit // self._siblings.count)
-
-    def _shares(self, kind: int, most: int) -> Shares:
-        most_each = self.settings.max_visitors_per_address
-        if self._siblings is None:
-            return Shares(most, most_each)
-        return SharedShares(most, most_each, self._siblings.board, kind)
-
-    def _rate(self, kind: int) -> Rate:
-        most = self.settings.max_handshakes
-        return Rate(most) if self._siblings is None else SharedRate(most, self._siblings.board, kind)
 
     async def _wait_turn(self, member: Member) -> None:
         """Say that agents are taken here, and wait for the word to take visitors, or for the end."""
@@ -522,33 +424,6 @@ class Core:
         with trio.CancelScope() as scope:
             self._until_upgrade.append(scope)
             await gate.accept(listener, handlers)
-
-    async def _finish(self, exchanger: Exchanger, door: Door, gate: Gate) -> None:
-        """Let every accepted request finish, within the deadline."""
-        exchanger.is_draining = True
-        if not self._is_handed_over:
-            gate.links.send_away("the core is shutting down")
-        keep = KEEP_SECONDS if self._is_handed_over else 0.0
-        timeout = self.settings.drain_timeout
-        async with open_pair() as nursery:
-            nursery.start_soon(say_drain, log, lambda: exchanger.active, timeout)
-            with trio.move_on_after(timeout) as scope:
-                while True:
-                    waiting = door.close_idle(keep)
-                    if not waiting and not exchanger.active:
-                        break
-                    await trio.sleep(DRAIN_POLL)
-            nursery.cancel_scope.cancel()
-        if scope.cancelled_caught:
-            log.warning("drain deadline reached", requests=exchanger.active)
-            door.cut_off()
-            with trio.move_on_after(CUT_OFF_TIME):
-                await exchanger.wait_idle()
-        door.close_idle()
-        gate.links.close_all("the core is shutting down")
-        with trio.move_on_after(1):
-            for agent in list(self.registry.links.values()):
-                await agent.link.ended.wait()
 
     async def _forget_names(self) -> None:
         while True:
@@ -575,76 +450,3 @@ class Core:
 
     def readiness(self) -> dict[str, dict[str, Any]]:
         return self._program.readiness()
-
-
-def announce(
-    settings: CoreSettings,
-    first: FirstToken | None,
-    *,
-    public: Address,
-    agents: Address,
-    metrics: Address | None,
-    dashboard: Address | None,
-    fingerprint: str,
-    plain: Address | None = None,
-    **more: Any,
-) -> None:
-    """Say where all of it is; until an agent has come also the whole command that connects one, to be pasted. The token
-    stays in its file."""
-
-    def url(address: Address | None, path: str = "") -> str:
-        return f"http://{address_text(address)}{path}" if address else "off"
-
-    log.info(
-        "core ready",
-        public=address_text(public),
-        agents=address_text(agents),
-        **({"http": url(plain)} if plain else {}),
-        metrics=url(metrics, "/metrics"),
-        status=url(dashboard),
-        fingerprint=fingerprint or "none (no TLS on the agents' links)",
-        **more,
-    )
-    if first is not None:
-        command = agent_command(f"{settings.base_domain}:{agents[1]}", first.path, fingerprint)
-        why = "first start" if first.is_new else "no agent has come yet"
-        log.info(f"{why}: connect an agent with this command", command=command)
-
-
-async def reach(store: Store, seconds: float, draining: trio.Event) -> bool:
-    """Open it. One that is away gets a while: a database may start later than we do. False: a drain began."""
-    until = trio.current_time() + seconds
-    while not draining.is_set():
-        try:
-            await store.open()
-            return True
-        except StoreError as exc:
-            left = until - trio.current_time()
-            if left <= 0:
-                raise
-            log.warning("the store is away, trying again", cause=str(exc), left=f"{left:.0f}s")
-            with trio.move_on_after(min(left, STORE_PAUSE)):
-                await draining.wait()
-    return False
-
-
-async def hurry(store: Store) -> None:
-    """When all is cancelled, as by a second signal, what the store still writes has a moment."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        store.end_by(trio.current_time() + LEAST_WRITES)
-
-
-def check_settings(settings: CoreSettings) -> None:
-    """What no single setting shows. Raises ConfigError."""
-    if settings.max_head > MAX_HEAD:
-        raise ConfigError(f"-max-head: at most {MAX_HEAD} bytes, the link carries no larger head")
-    if not settings.stream_window <= settings.link_window <= MOST_WINDOW:
-        raise ConfigError("-link-window: at least -stream-window, and less than 2 GiB")
-
-
-def _handed(member: Member) -> Inherited:
-    """The listening sockets that a worker is given with its orders."""
-    numbers = iter(member.files)
-    return Inherited({name: [adopt(next(numbers)) for _ in range(count)] for name, count in member.orders["sockets"]})

@@ -36,9 +36,10 @@ from tunnel.core.ports import OwnPorts, SharedPorts
 from tunnel.core.private import make_private
 from tunnel.core.recent import RecentRequests, together
 from tunnel.core.roster import Roster
-from tunnel.core.server import FORGET_INTERVAL, announce, check_settings, reach
+from tunnel.core.starting import FORGET_INTERVAL, announce, check_settings
 from tunnel.core.status import Said, status_page, united
 from tunnel.core.store import Store
+from tunnel.core.storing import reach
 from tunnel.core.upgrade import Predecessor, Successor, UpgradeError
 from tunnel.errors import ConfigError, Refused
 from tunnel.handler import CoreStatistics, QuotaStatistics

@@ -24,7 +24,7 @@ from tunnel.http.chunks import MAX_LINE, MAX_TRAILERS, Chunks
 from tunnel.http.forwarded import read_forwarded
 from tunnel.http.heads import check_relayed, check_trailers, parse_request
 from tunnel.http.repeated import know
-from tunnel.link.transport import Tap
+from tunnel.link.tap import Tap
 from tunnel.wire import control, frames
 from tunnel.wire.frames import MAX_MESSAGE, NO_BODY, UNKNOWN, Open, Response
 from tunnel.wire.session import Session

@@ -8,8 +8,9 @@ import trio
 from linking import linked, socket_pair
 
 from tunnel.errors import LocalWireError, WireError
-from tunnel.link import transport
 from tunnel.link.link import MAX_UNSENT, Link
+from tunnel.link.tap import Tap
+from tunnel.link.websocket import TURN
 from tunnel.net import EAGER
 from tunnel.ready import make_ready
 from tunnel.wire import control, frames
@@ -273,7 +274,7 @@ def _random_frames(rng: random.Random, kinds: list[int], streams: int) -> bytes:
 async def test_a_long_message_in_tiny_pieces_is_joined_once() -> None:
     """Each byte on its own: copying what is there for each would take minutes."""
     near, far = socket_pair()
-    tap = transport.Tap(near, client=False)
+    tap = Tap(near, client=False)
     found: list[bytes] = []
     tap.on_message = found.append
     data = b"\x82\xff" + (400_000).to_bytes(8, "big") + bytes(4) + bytes(400_000)
@@ -316,7 +317,7 @@ async def test_a_peer_that_never_pauses_starves_nobody() -> None:
 async def test_messages_full_of_tiny_frames_and_tiny_messages_are_taken_in_turns() -> None:
     """A read brings up to 256 KiB: others run before all the frames in it have been looked at."""
     near, far = socket_pair()
-    tap = transport.Tap(near, client=False)
+    tap = Tap(near, client=False)
     link = Link(True, 5, 15)
     tap.on_message = link.on_message
     tiny = frames.frame(99, 0)
@@ -334,7 +335,7 @@ async def test_messages_full_of_tiny_frames_and_tiny_messages_are_taken_in_turns
                 break
             assert tap._add(b"") == b""
         assert at - before == count * len(message) // 10
-        assert most <= transport.TURN + frames.MAX_FRAMES
+        assert most <= TURN + frames.MAX_FRAMES
         assert not tap._parts
     near.close()
     far.close()
@@ -343,7 +344,7 @@ async def test_messages_full_of_tiny_frames_and_tiny_messages_are_taken_in_turns
 @pytest.mark.parametrize("is_joined", [False, True])
 async def test_others_have_their_turn_between_them(is_joined: bool) -> None:
     near, far = socket_pair()
-    tap = transport.Tap(near, client=False)
+    tap = Tap(near, client=False)
     found: list[bytes] = []
     tap.on_message = found.append
     turns = 0

@@ -15,6 +15,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from tunnel.errors import WireError
 from tunnel.link import transport
+from tunnel.link.tap import Tap
+from tunnel.link.websocket import MASKS
 from tunnel.net import Socket, with_tls
 from tunnel.ready import make_ready
 from tunnel.wire.frames import MAX_MESSAGE
@@ -73,7 +75,7 @@ def _cut(client: bool, pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     one, other = socket_pair()
     one.close()
     other.close()
-    tap = transport.Tap(other, client)
+    tap = Tap(other, client)
     found: list[bytes] = []
     tap.on_message = found.append
     rest = b""
@@ -453,8 +455,8 @@ async def test_the_plain_way_never_sends_without_waiting() -> None:
 
 async def test_masking_keys_are_used_once() -> None:
     one, other = socket_pair()
-    tap = transport.Tap(one, client=True)
-    keys = {tap._frame(b"")[2:6] for _ in range(10 * transport.MASKS)}
-    assert len(keys) == 10 * transport.MASKS
+    tap = Tap(one, client=True)
+    keys = {tap._frame(b"")[2:6] for _ in range(10 * MASKS)}
+    assert len(keys) == 10 * MASKS
     one.close()
     other.close()

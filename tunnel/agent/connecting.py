@@ -18,6 +18,7 @@ from tunnel.config import AgentSettings, LocalService, parse_address
 from tunnel.errors import Refused, TunnelError, WireError
 from tunnel.link import transport
 from tunnel.link.tasks import open_pair
+from tunnel.link.websocket import OnMessage
 from tunnel.log import get_logger
 from tunnel.wire import control, frames
 from tunnel.wire.control import MAX_STREAMS, Hello, RefusedMessage, TunnelRequest, Welcome
@@ -86,7 +87,7 @@ class Connector:
         visit.nursery.start_soon(visit.link.run, carrier)
         return carrier
 
-    async def _reach(self, on_message: transport.OnMessage, worker: int | None, one: Try[_Reached]) -> None:
+    async def _reach(self, on_message: OnMessage, worker: int | None, one: Try[_Reached]) -> None:
         """worker: of the core, that the connection is meant for."""
         host, port = parse_address(self._settings.server)
         if worker not in self._tls:

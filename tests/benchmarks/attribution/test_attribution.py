@@ -28,7 +28,7 @@ CASES = [
     (["trio._core._io_epoll:EpollIOManager.get_events", "trio._core._run:unrolled_run"], groups.SCHEDULER),
     (["trio._socket:_SocketType.recv", "trio_websocket._impl:WebSocketConnection._reader_task"], groups.SOCKETS),
     (["trio_websocket._impl:WebSocketConnection._reader_task", "trio._core._run:unrolled_run"], groups.LINK),
-    (["tunnel.net:Socket.send_nowait", "tunnel.link.transport:Tap._send"], groups.SOCKETS),
+    (["tunnel.net:Socket.send_nowait", "tunnel.link.tap:Tap._send"], groups.SOCKETS),
     (["prometheus_client.metrics:Counter.inc", "observability.core_metrics:CoreMetrics.end"], groups.OBSERVABILITY),
     (["observability.runtime:PauseMeter._callback", "tunnel.wire.session:Session.receive"], groups.COLLECTOR),
     (["random:Random.getrandbits", "mystery:f"], groups.OTHER),

@@ -148,6 +148,39 @@ async def test_an_answer_that_went_on_had_not_stalled() -> None:
         assert (await app.finished()).stalled_us == 0
 
 
+async def test_a_service_that_takes_none_of_a_long_body() -> None:
+    """The agent has all of the body that the window lets it have: nobody but the service holds it up."""
+    async with core(server_timing=True) as app:
+        await app.agent(waits)
+        caller = app.visitor()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                caller.send, head("POST", "/", "app.example.com", "Content-Length: 3000000") + bytes(3_000_000)
+            )
+            stream = await told(app)
+            await until(lambda: stream.credit == 0 and not stream.pending_bytes)
+            backdate(stream, 29.5)
+            app.tick(31)
+            request = await app.finished()
+            nursery.cancel_scope.cancel()
+        assert request.outcome == "timeout"
+        check(request, 29_800_000, 29_750_000)
+
+
+async def test_a_body_that_the_agent_may_have_taken_is_nobodys() -> None:
+    """So little of it is out there that the agent may wait for more, and the service for nothing."""
+    async with core() as app:
+        await app.agent(waits)
+        caller = app.visitor()
+        await caller.send(head("POST", "/", "app.example.com", "Content-Length: 3000000") + bytes(100_000))
+        stream = await told(app)
+        await until(lambda: any(one.request and one.request.reading for one in app.door.visitors))
+        backdate(stream, 20)
+        caller.socket.abort()
+        await until(lambda: app.tick(1) or app.requests)
+        check(await app.finished(), 300_000, 250_000)
+
+
 async def test_a_visitor_whose_body_does_not_come_was_waited_for() -> None:
     async with core(server_timing=True) as app:
         await app.agent(waits)

@@ -19,7 +19,7 @@ def note_shares(request: Request, outcome: str) -> None:
         return
     at, agent_us, local_us = stream.told
     since = 0
-    if request.body_over:  # else the service may have taken more of it meanwhile
+    if request.body_over or stream.link.session.is_untaken(stream):  # else the agent may wait for more of it by now
         since = max(int((stream.link.alive_until(monotonic()) - at) * 1e6), 0)
     if "answered" not in request.marks:
         request.agent_us, request.local_us = agent_us + since, local_us + since

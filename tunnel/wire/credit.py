@@ -144,6 +144,11 @@ class Credit(Outbox):
         under_way = self._window.stream - stream.credit
         return min(stream.credit, self._credit, frames.MAX_DATA, share - under_way)
 
+    def is_untaken(self, stream: Stream) -> bool:
+        """Whether the other end surely has some of the body that we sent and has not taken it: had it taken all, it
+        would have given credit back."""
+        return self._window.stream - stream.credit - stream.pending_bytes >= self._window.step
+
     def _take_starved(self) -> list[Stream]:
         """Those that the link's credit held up and that may send now."""
         self._has_new_credit = False

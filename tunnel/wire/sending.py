@@ -134,13 +134,14 @@ class Sending(Credit):
         self._starved.discard(stream)
 
     def _forget_pending(self, stream: Stream) -> None:
-        """Frames never sent need no credit at the other end, but ours was spent: take it back for the link.
+        """Frames never sent need no credit at the other end, but ours was spent: take it back.
 
         What is still in the inbox stays readable for its owner (a broken answer is passed on up to the break).
         """
         for part in stream.pending:
             if part[0] == frames.DATA:
                 self._credit += len(part) - 10
+                stream.credit += len(part) - 10
                 self._has_new_credit = True
             self.queued_bytes -= len(part)
             self.held.bytes -= len(part)

@@ -598,6 +598,7 @@ def test_local_services() -> None:
         ("a=1,b=2", "c", "-subdomain names one service"), ("a=1", "b", "differently"), ("-x=1", "", "name"),
         ("=1", "", "name"), ("tcp://x", "", "port"), ("http://x:0", "", "port"), ("http://x:99999", "", "port"),
         ("1", "a b", "-subdomain: expected a name such as app"), ("x y", "", "-local"),
+        ("http://", "", '"http://" has no address'), ("a=https:///", "", '"a" has no address'),
         ("http://a..b:1", "", "host name"), (f"tcp://{'a' * 64}:1", "", "host name"),
     ],
 )  # fmt: skip

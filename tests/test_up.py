@@ -88,6 +88,10 @@ def test_a_wrong_value_is_one_line(words: list[str], said: str, capsys: pytest.C
         (["up", "-subdomain"], "tunnel up: -subdomain: the value is missing; python -m tunnel up -h shows how"),
         (["up", "-log-level=wraning"],
          "tunnel up: -log-level: 'wraning' is none of debug, info, warning, error; did you mean warning?"),
+        (["up", "-sub", "x"], "tunnel up: unknown flag -sub; did you mean -subdomain?"),
+        (["up", "--sub", "x"], "tunnel up: unknown flag -sub; did you mean -subdomain?"),
+        (["core", "account", "limit", "a", "-name", "3"],
+         "tunnel core: account limit: unknown flag -name; did you mean -names?"),
         (["core", "account"], "tunnel core: account: ACTION is missing; python -m tunnel.core account -h shows how"),
         (["core", "account", "lsit"],
          "tunnel core: account: ACTION: 'lsit' is none of create, list, show, limit, disable, enable, delete; "

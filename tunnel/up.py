@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO, cast
 
-from tunnel.config.helping import OneDash, explain
+from tunnel.config.helping import OneDash, explain, two_dashes
 from tunnel.errors import ConfigError, TunnelError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def main_of(
 ) -> int:
     """`main` for a program that runs an Up."""
     try:
-        options = parser.parse_args(argv)
+        options = parser.parse_args(two_dashes(argv))
         import trio  # after the flags: `--help` is not to wait for it
 
         from tunnel.openfiles import raise_limit

@@ -16,6 +16,7 @@ from tunnel.core.quotas import (
     beginning_of,
     default_limits,
     month_of,
+    over_limit,
 )
 from tunnel.errors import Failure, Refused
 
@@ -98,6 +99,17 @@ def test_limits_at_a_time_of_an_account_without_its_own(
     assert (account.link_limit, account.name_limit, account.port_limit) == expected
     account.set_limits(Limits(max_connections=0, max_names=0, max_ports=1))
     assert (account.link_limit, account.name_limit, account.port_limit) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("type", "most", "said"),
+    [
+        ("connection", 1, "limit of 1 agent is reached"), ("connection", 2, "limit of 2 agents is reached"),
+        ("names", 1, "limit of 1 name, in use or held, is reached"), ("ports", 1, "limit of 1 TCP port is reached"),
+    ],
+)  # fmt: skip
+def test_one_is_not_several(type: str, most: int, said: str) -> None:
+    assert said in over_limit(type, most, "acme")
 
 
 def test_the_default_limit_of_links(make: Any) -> None:
@@ -307,7 +319,7 @@ def test_all_links_of_an_agent_are_one_connection(make: Any) -> None:
     with pytest.raises(Refused, match=f"already has {MAX_LINKS_EACH} links"):
         account.admit_link("run-1")
     for other in ("run-2", ""):
-        with pytest.raises(Refused, match="limit of 1 agents is reached"):
+        with pytest.raises(Refused, match="limit of 1 agent is reached"):
             account.admit_link(other)
     assert account.quotas()[0].usage == 1
     for _ in range(MAX_LINKS_EACH):

@@ -11,7 +11,7 @@ def test_an_agent_counts_once_whatever_its_links(ticks: Any) -> None:
     assert roster.admit(1, "acme", "i1", "c2", 1, 10) is None
     assert roster.by_account == {"acme": 1}
     refused = roster.admit(1, "acme", "i2", "c3", 1, 10)
-    assert refused is not None and refused[0] == "connection_quota" and "limit of 1 agents is reached" in refused[1]
+    assert refused is not None and refused[0] == "connection_quota" and "limit of 1 agent is reached" in refused[1]
     roster.drop("c1")
     roster.drop("c1")
     assert roster.by_account == {"acme": 1}

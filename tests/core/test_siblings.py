@@ -55,7 +55,7 @@ async def test_a_link_that_was_given_up_while_it_was_admitted_is_not_counted(
         await worker.call("sync")
         assert len(admitted) == 1 and roster.by_account == {}
         await siblings.admit("acme", "two", "c2", 1, 10)  # the account's only place
-        with pytest.raises(Refused, match="limit of 1 agents"):
+        with pytest.raises(Refused, match="limit of 1 agent"):
             await siblings.admit("acme", "three", "c3", 1, 10)
         assert roster.by_account == {"acme": 1}
         worker.close()

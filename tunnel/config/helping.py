@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from collections.abc import Sequence
 
 from tunnel.config.sources import near
 
@@ -30,14 +31,22 @@ class OneDash(argparse.RawDescriptionHelpFormatter):
         return flag if action.nargs == 0 else f"{flag} {action.metavar or action.dest.upper()}"
 
 
+def two_dashes(words: Sequence[str]) -> list[str]:
+    """A command line in which each flag has two: behind one argparse takes the beginning of a flag for all of it,
+    whatever `allow_abbrev` says."""
+    return [f"-{word}" if re.match(r"-[A-Za-z]{2}", word) else word for word in words]
+
+
 def explain(parser: argparse.ArgumentParser, message: str) -> str:
     """What argparse complains of: (1) a word or flag that is not known, (2) one that is missing, (3) a wrong choice."""
     if found := re.fullmatch(r"unrecognized arguments: (\S+).*", message, re.DOTALL):
         word = found[1].partition("=")[0]
         if not word.startswith("-"):
             return f"unexpected argument {word!a}"
+        word = "-" + word.lstrip("-")
         flags = [flag for flag in parser._option_string_actions if not flag.startswith("--")]
-        meant = near(word, flags)
+        begun = [flag for flag in flags if flag.startswith(word)]
+        meant = begun[0] if len(begun) == 1 else near(word, flags)
         return f"unknown flag {word}" + (f"; did you mean {meant}?" if meant else "")
     if found := re.fullmatch(r"the following arguments are required: (.*)", message):
         *others, last = found[1].split(", ")

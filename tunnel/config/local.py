@@ -89,6 +89,8 @@ def _service(part: str) -> LocalService:
         raise ConfigError(f"{where} must not have a user or password in its address")
     if re.search(r"[/?#]", rest):
         raise ConfigError(f"{where} must not have a path: requests keep their own; give scheme, host and port only")
+    if mark and not rest:  # a shell's variable that is empty: not port 80 of this machine
+        raise ConfigError(f"{where} has no address; {_EXAMPLE}")
     if rest.isascii() and rest.isdigit():
         rest = f"localhost:{rest}"
     elif mark and scheme in _PORTS and not re.search(r":\d+$|:$", rest.rpartition("]")[2]):

@@ -150,7 +150,7 @@ def _account_show(conn: sa.Connection, options: Any) -> Answer:
             ", ".join(show_about(each, is_binary=is_binary) for each in (use.bytes_in, use.bytes_out)),
         ),
         ("usable tokens", str(sum(token["state"] == "usable" for token in tokens))),
-        ("names", " ".join(row["name"] for row in names) or "none"),
+        ("names that it has", " ".join(row["name"] for row in names) or "none"),
     ]
     facts = {**_account_facts(account, use), "tokens": tokens, "tunnels": names}
     return facts, show_table((), rows), ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, NoReturn
 
-from tunnel.config.helping import OneDash, explain
+from tunnel.config.helping import OneDash, explain, two_dashes
 from tunnel.config.values import parse_duration, parse_tunnel_name, scale
 
 _ACCOUNT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -157,11 +157,13 @@ class _Parser(argparse.ArgumentParser):
 def parse_commands(words: Sequence[str]) -> argparse.Namespace | int:
     """What was asked (command, action, json and the command's own words), or the exit code if that was all."""
     try:
-        options, unknown = _parser().parse_known_args(list(words))
+        options, unknown = _parser().parse_known_args(two_dashes(words))
         if unknown:  # said by the command's own parser, which knows what could be meant
             options.parser.error(f"unrecognized arguments: {unknown[0]}")
         if options.command == "account" and options.action == "limit" and not _has_limit(options):
-            options.parser.error("say which limit: -" + ", -".join(limit.flag for limit in Limit.ALL))
+            options.parser.error(
+                "say which limit (`account show` shows them): -" + ", -".join(limit.flag for limit in Limit.ALL)
+            )
         if options.command == "usage" and options.month and not _MONTH.fullmatch(options.month):
             options.parser.error("-month is a year and a month such as 2026-11")
     except SystemExit as exc:

@@ -33,9 +33,9 @@ MAX_LINKS_EACH = 16
 TYPES = ("connection", "bandwidth", "requests", "names", "ports")
 #: what an account has at a time, what its owner can do about it, and the flag of `account limit` that says how much
 AT_A_TIME = {
-    "connection": ("agents", "end some", "connections"),
-    "names": ("names, in use or held,", "serve fewer, wait until held ones are free", "names"),
-    "ports": ("TCP ports", "serve fewer TCP tunnels", "ports"),
+    "connection": ("agent{s}", "end some", "connections"),
+    "names": ("name{s}, in use or held,", "serve fewer, wait until held ones are free", "names"),
+    "ports": ("TCP port{s}", "serve fewer TCP tunnels", "ports"),
 }
 
 
@@ -67,6 +67,12 @@ def default_limits(connections: int, connections_each: int, names_each: int, por
 def over_limit(type: str, most: float, account: str) -> str:
     """What an agent is told that asks for more than its account may have. account: name or id."""
     what, advice, flag = AT_A_TIME[type]
+    what = what.format(s="" if most == 1 else "s")
+    if type == "names" and not most:
+        return (
+            "the account serves only names that are reserved for it: choose one of them, or ask the core's operator "
+            f"for this one (tunnel reserve NAME {account})"
+        )
     return (
         f"the account's limit of {most:g} {what} is reached: {advice}, or ask the core's operator for more "
         f"(account limit {account} -{flag} N)"

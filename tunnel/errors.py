@@ -56,7 +56,7 @@ class Failure(TunnelError):
     """
 
     def __init__(self, outcome: str, text: str = "", retry_after: float = 0, status: int = 0, limit: str = "") -> None:
-        super().__init__(text or OUTCOMES[outcome].title)
+        super().__init__(text or row_of(outcome, limit).title)
         self.outcome = outcome
         self.text = text
         self.retry_after = retry_after
@@ -201,6 +201,12 @@ BY_LIMIT = {
         advice="Try again in a moment.",
     ),
 }
+
+
+def row_of(outcome: str, limit: str = "") -> Outcome:
+    """What everybody is told of an outcome, where this limit was reached. Raises KeyError for an unknown outcome."""
+    return BY_LIMIT.get(limit) or OUTCOMES[outcome]
+
 
 #: outcomes counted as tunnel_upstream_errors_total{reason}: the request failed past the core
 UPSTREAM = ("no_agent", "link_lost", "local_refused", "local_broken", "timeout", "overloaded")

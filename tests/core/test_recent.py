@@ -60,6 +60,17 @@ def test_who_is_turned_away_has_a_cause_and_has_not_failed() -> None:
     assert noted(ended("no_tunnel", 404)).failures[0].error  # what the outcome says, where nobody knows more
 
 
+def test_whose_side_a_limit_is_on() -> None:
+    (one,) = noted(ended("overloaded", 503, limit="streams_per_address", error="this address has many")).failures
+    assert (one.outcome, one.side, one.limit, one.failed) == ("overloaded", "visitor", "streams_per_address", True)
+    (one,) = noted(ended("overloaded", 503, limit="link_streams")).failures
+    assert (one.side, one.limit) == ("core", "link_streams")
+    requests = RecentRequests()
+    requests.note_tcp("db", 20000, Failure("overloaded", limit="streams_per_address"), None)
+    (one,) = requests.say().failures
+    assert one.side == "visitor" and one.error.startswith("This address has as many")
+
+
 def test_ends_that_are_usual_are_counted_only() -> None:
     recent = noted(
         ended("visitor_aborted", 499, event_stream=True), ended("visitor_aborted", 499, method=""), ended("", 0)

@@ -348,6 +348,12 @@ async def test_slow_uploads_of_one_address_leave_places_for_others() -> None:
         assert (refused.status, refused.outcome) == (503, "overloaded")
         assert b"Side: visitor (all who come from this address together)" in refused.body
         assert refused.fields[b"retry-after"] == b"1"
+        title = "This address has as many of the tunnel's open requests as it may: others need room, too."
+        assert (await app.finished()).error == title  # as in the log and on the span
+        (noted,) = app.exchanger.recent.say().failures
+        assert (noted.outcome, noted.side, noted.limit, noted.error) == (
+            "overloaded", "visitor", "streams_per_address", title,
+        )  # fmt: skip
         assert (await app.visitor("192.0.2.2").get()).status == 200
         assert counted(app) == {"streams_per_address": 1}
         uploads.pop().socket.abort()

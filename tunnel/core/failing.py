@@ -9,7 +9,7 @@ from tunnel.core.answering import Answerer
 from tunnel.core.limits import Counts
 from tunnel.core.request import Request
 from tunnel.core.shares import note_shares
-from tunnel.errors import OUTCOMES, Failure
+from tunnel.errors import OUTCOMES, Failure, row_of
 from tunnel.http.answers import answer as make_answer
 
 #: what is left of such a request is not known, or not wanted
@@ -28,14 +28,14 @@ class Refuser:
         row = OUTCOMES[failure.outcome]
         if row.name == "ok":
             row = OUTCOMES["link_lost"]  # the agent said "done" before it answered
-        request.outcome = row.name
+        request.outcome, request.limit = row.name, failure.limit
         note_shares(request, row.name)
         if failure.limit:
             self._refusals[failure.limit] += 1
         elif row.name == "timeout" and not (request.expired or request.head_written):  # by the agent's clock
             self._refusals["first_byte_time"] += 1
         if row.failed:
-            request.error = failure.text or row.title
+            request.error = failure.text or row_of(row.name, failure.limit).title
         else:
             request.cause = failure.text
         if request.head_written:

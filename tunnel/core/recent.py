@@ -14,7 +14,7 @@ from time import time
 
 import msgspec
 
-from tunnel.errors import OUTCOMES, Failure
+from tunnel.errors import Failure, row_of
 from tunnel.handler import RequestVisit, StreamVisit, Visit, monotonic, path_of
 from tunnel.log import CONTROL, redact
 
@@ -48,6 +48,7 @@ class FailedRequest(msgspec.Struct):
     account_id: str = ""
     trace_id: str = ""
     worker: int = 0  # that had it
+    limit: str = ""  # of tunnel/errors.py, that was reached
 
 
 class Recent(msgspec.Struct):
@@ -81,11 +82,12 @@ class RecentRequests:
 
     def note_tcp(self, tunnel: str, port: int, failure: Failure, visit: StreamVisit | None) -> None:
         """So has a connection to a TCP tunnel, whose visitor can't be told why. It counts as no request."""
-        row = OUTCOMES[failure.outcome]
+        row = row_of(failure.outcome, failure.limit)
         error = harmless(str(failure), MAX_TEXT)
         noted = FailedRequest(
-            time(), "", "TCP", "", f"port {port}", 0, row.name, row.side, row.failed, error, 0.0, tunnel
-        )
+            time(), "", "TCP", "", f"port {port}", 0, row.name, row.side, row.failed, error, 0.0, tunnel,
+            limit=failure.limit,
+        )  # fmt: skip
         if visit is not None:  # it had got as far as an agent
             noted.milliseconds = _milliseconds(visit)
             noted.agent_id = harmless(visit.agent_id, MAX_NAME)
@@ -127,7 +129,7 @@ def _in_order(failures: Iterable[FailedRequest]) -> list[FailedRequest]:
 
 
 def _describe(visit: RequestVisit) -> FailedRequest:
-    row = OUTCOMES[visit.outcome]
+    row = row_of(visit.outcome, visit.limit)
     # A service's own 5xx is passed on as it is ("ok"), and has failed all the same.
     is_the_services = row.name == "ok"
     return FailedRequest(
@@ -147,6 +149,7 @@ def _describe(visit: RequestVisit) -> FailedRequest:
         visit.connection_id,
         visit.account_id,
         visit.trace_id if visit.sampled else "",
+        limit=visit.limit,
     )
 
 

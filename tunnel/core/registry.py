@@ -96,7 +96,9 @@ class Tunnel:
             if any(one.has_room for one in links):
                 raise Failure("overloaded", retry_after=1, limit="streams_per_address")
             has_free_streams = any(len(one.link.session.streams) - one.probes < one.max_streams for one in links)
-            raise Failure("overloaded", retry_after=1, limit="link_buffer" if has_free_streams else "link_streams")
+            if has_free_streams:
+                raise Failure("overloaded", "the link to the agent is full", retry_after=1, limit="link_buffer")
+            raise Failure("overloaded", retry_after=1, limit="link_streams")
         return second
 
 

@@ -17,7 +17,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tunnel.errors import OUTCOMES
+from tunnel.errors import OUTCOMES, row_of
 from tunnel.log import CONTROL
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _failures(failures: Sequence[FailedRequest], now: float) -> Iterable[str]:
 
 
 def _failure(one: FailedRequest, anchor: str, now: float) -> str:
-    row = OUTCOMES.get(one.outcome)
+    row = row_of(one.outcome, one.limit) if one.outcome in OUTCOMES else None
     kind, colour = ("failed", "bad") if one.failed else ("refused", "odd")
     request_id = f"<code>{_text(one.request_id)}</code>"
     answered = f"{one.status or ''} {'' if one.outcome == 'ok' else _text(one.outcome)}".strip()

@@ -121,6 +121,7 @@ class RequestVisit(Visit):
     "first_byte" (answer's head written), "upgraded" (101 written), "event" (first body byte of an event stream).
     `request_headers` are (name, value) byte pairs as the visitor sent them, in order.
     `cause` says in one line why it was turned away, where that is no failure (those have `error`); "" otherwise.
+    `limit` is the word of `tunnel.errors.LIMITS` that had been reached, where that is why.
     `agent_us` and `local_us` are the agent's and the local service's share up to the answer's head, or to the end of a
     request that got none, microseconds, -1 where unknown. `stalled_us` is how long an answer that broke off had waited
     for the local service then.
@@ -141,6 +142,7 @@ class RequestVisit(Visit):
     account_id: str = ""
     connection_id: str = ""
     cause: str = ""
+    limit: str = ""
     event_stream: bool = False
     agent_us: int = -1
     local_us: int = -1

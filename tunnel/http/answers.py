@@ -20,7 +20,7 @@ from http import HTTPStatus
 import h11
 import msgspec
 
-from tunnel.errors import BY_LIMIT, OUTCOMES, Outcome
+from tunnel.errors import Outcome, row_of
 
 HTML, JSON, TEXT = "html", "json", "text"
 
@@ -68,7 +68,7 @@ def answer(
     close: say so; the caller closes. The body is empty for HEAD; head and body are empty for a visitor who has left.
     limit: which one was reached, where it is not the outcome's usual one. Raises KeyError for an unknown outcome.
     """
-    row = BY_LIMIT.get(limit) or OUTCOMES[outcome]
+    row = row_of(outcome, limit)
     code = status or row.status
     if code == 499:
         return code, b"", b""

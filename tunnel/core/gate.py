@@ -22,6 +22,7 @@ from tunnel.core.admission import Admission, Connecting
 from tunnel.core.certificates import Certificates
 from tunnel.core.crowds import SHARE
 from tunnel.core.database import StoreError
+from tunnel.core.early import why_early
 from tunnel.core.limits import Counts, Failures, Rate, Waiting
 from tunnel.core.links import PARTING, Links
 from tunnel.core.registry import Registry, Tunnel
@@ -166,7 +167,7 @@ class Gate:
             )
         except (TunnelError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as exc:
             evicted = connect is not None and connect.evicted
-            detail = "it was silent and made room for others" if evicted else str(exc)
+            detail = "it was silent and made room for others" if evicted else why_early(exc)
             self._refusals["attaching"] += evicted
             traced = connect.trace_fields if connect is not None else {}
             log.info("agent connection ended early", detail=detail, remote=remote, **traced)

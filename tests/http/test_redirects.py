@@ -89,5 +89,14 @@ def test_a_reason_is_no_field() -> None:
     assert Redirects("http", ["localhost:3000"]).rewrite(head, HTTPS) == head
 
 
+def test_a_location_that_is_said_twice_leads_to_one_place() -> None:
+    """Browsers take it, as long as both are the same; of others each is looked at by itself."""
+    assert LOCAL.redirects is not None
+    once, other = b"Location: http://localhost:3000/a\r\n", b"Location: http://www.example/\r\n"
+    there = b"Location: https://app.example.com/a\r\n"
+    assert LOCAL.redirects.rewrite(b"Found\r\n" + once + once, HTTPS) == b"Found\r\n" + there + there
+    assert LOCAL.redirects.rewrite(b"Found\r\n" + other + once, HTTPS) == b"Found\r\n" + other + there
+
+
 def test_a_service_that_gets_what_the_visitor_typed() -> None:
     assert Service("localhost", 3000, False).redirects is None

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 
 _LOCATION = re.compile(rb"(?i)(?<=\nlocation: )(?:(https?):)?//([^/?#\\@\s]+)(?=[/?#\\\r])")
 _ASKED = re.compile(rb"(?im)^x-forwarded-(proto|host): ([^\r\n]*)\r$")
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _USUAL = {b"http": b":80", b"https": b":443"}
 
+MOST_FIELDS = 4  #: that are rewritten of one answer, and get longer: browsers take a few, if they say the same
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "0.0.0.0")
 
 
@@ -34,26 +36,26 @@ class Redirects:
 
     def rewrite(self, head: bytes, asked: bytes) -> bytes:
         """head: of an answer, as the link carries it. asked: the fields of its request, as they came over the link."""
-        found = _LOCATION.search(head)
-        if found is None:
-            return head
+        return _LOCATION.sub(partial(self._lead, asked), head, MOST_FIELDS)
+
+    def _lead(self, asked: bytes, found: re.Match[bytes]) -> bytes:
         scheme = (found[1] or self._scheme).lower()
         is_own_scheme = scheme == self._scheme
         authority = _plain(found[2].lower(), scheme)
         if authority not in self._own and (is_own_scheme or authority not in self._hosts):
-            return head
+            return found[0]
         origin: dict[bytes, bytes] = {match[1].lower(): match[2] for match in _ASKED.finditer(asked)}
         proto, host = origin.get(b"proto", b""), origin.get(b"host", b"")
         match = _AUTHORITY.fullmatch(host)
         if proto not in _USUAL or match is None:  # not as a core says it
-            return head
+            return found[0]
         if not found[1]:
             public = b"//" + host
         elif is_own_scheme or scheme == proto:
             public = proto + b"://" + host
         else:
             public = scheme + b"://" + _host(host)  # the port is the other scheme's
-        return head[: found.start()] + public + head[found.end() :]
+        return public
 
 
 def _plain(authority: bytes, scheme: bytes) -> bytes:

@@ -25,10 +25,11 @@ def phases(visit: RequestVisit, ended: float) -> dict[str, float]:
     """Milliseconds by phase, in order, of a request that ended at `ended` (monotonic seconds).
 
     visitor: its head arrives. queue: until a stream is open. upload: until the last of a body that came in parts has
-    left for the agent. link: the way to the agent and back. agent, local: their shares up to the answer's head, or to
-    the end of the wait for one; remote: these three together, where nobody knows more. answer: until that head is
-    written. body: the rest; what of it an answer that broke off had waited for the service is local. A phase that was
-    not reached is missing; the one in which the request got stuck has the time. The sum is the visit's duration.
+    left for the agent, or the service took no more of it. link: the way to the agent and back. agent, local: their
+    shares up to the answer's head, or to the end of the wait for one; remote: these three together, where nobody knows
+    more. answer: until that head is written. body: the rest; what of it an answer that broke off had waited for the
+    service is local. A phase that was not reached is missing; the one in which the request got stuck has the time. The
+    sum is the visit's duration.
     """
     marks = visit.marks
     out: dict[str, float] = {}

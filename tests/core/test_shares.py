@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from time import monotonic
 
 import pytest
@@ -10,6 +11,7 @@ from inprocess import Core, core, head, respond, until
 
 from tunnel.handler import RequestVisit
 from tunnel.link.stream import Stream
+from tunnel.wire.frames import STREAM_WINDOW
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -178,7 +180,8 @@ async def test_a_body_that_the_agent_may_have_taken_is_nobodys() -> None:
         backdate(stream, 20)
         caller.socket.abort()
         await until(lambda: app.tick(1) or app.requests)
-        check(await app.finished(), 300_000, 250_000)
+        request = await app.finished()
+        assert (request.agent_us, request.local_us) == (-1, -1)
 
 
 async def test_a_visitor_whose_body_does_not_come_was_waited_for() -> None:
@@ -193,3 +196,41 @@ async def test_a_visitor_whose_body_does_not_come_was_waited_for() -> None:
         assert answer.status == 408
         assert b"upload;dur=" in answer.fields[b"server-timing"]
         assert (await app.finished()).agent_us == -1
+
+
+async def stuck(app: Core) -> None:
+    """A visitor whose body the agent does not take: what the window has no room for stays at the core."""
+    caller = app.visitor()
+    size = 8 * STREAM_WINDOW
+
+    async def upload() -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it is never taken to its end
+            await caller.send(bytes(size))
+
+    await caller.send(head("POST", "/", "app.example.com", f"Content-Length: {size}"))
+    app.nursery.start_soon(upload)
+    stream = await told(app)
+    await until(lambda: stream.credit == 0)
+
+
+async def test_what_came_before_the_last_wait_of_a_body_that_got_stuck_was_its_way() -> None:
+    is_late = trio.Event()
+
+    async def gives_up(stream: Stream) -> None:
+        stream.link.session.tell_waiting(stream, 200_000, 200_000)
+        await is_late.wait()
+        stream.link.session.tell_waiting(stream, 3_000_000, 2_900_000)
+        stream.reset("timeout", "too slow")
+
+    async with core() as app:
+        await app.agent(gives_up)
+        await stuck(app)
+        request = app.only_visitor().request
+        assert request is not None
+        request.started -= 60
+        request.marks["opened"] = opened = request.marks["opened"] - 60
+        is_late.set()
+        ended = await app.finished()
+        assert ended.outcome == "timeout"
+        check(ended, 3_000_000, 2_900_000)
+        assert 57 <= ended.marks["uploaded"] - opened < 60

@@ -2,7 +2,9 @@
 
 An answer's head says what the agent and the local service took. Without one the core knows when it sent the request,
 and what the newest WAITING said (tunnel/SPEC.md): since then the service has been waited for, as long as the agent was
-there to wait. Where the agent has said nothing the shares stay unknown, and nobody gets the blame.
+there to wait. Within a body that still comes in it may have gone on meanwhile: unless the agent has not taken what it
+has, only the word counts with which it gives up. What came before that wait was upload. Where the agent has said
+nothing the shares stay unknown, and nobody gets the blame.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 from time import monotonic
 
 from tunnel.core.request import Request
+
+_FAILED_IN_A_WAIT = frozenset({"timeout", "local_broken"})  #: what an agent says right behind the wait that it gives up
 
 
 def note_shares(request: Request, outcome: str) -> None:
@@ -19,9 +23,14 @@ def note_shares(request: Request, outcome: str) -> None:
         return
     at, agent_us, local_us = stream.told
     since = 0
+    is_answered = "answered" in request.marks
     if request.body_over or stream.link.session.is_untaken(stream):  # else the agent may wait for more of it by now
         since = max(int((stream.link.alive_until(monotonic()) - at) * 1e6), 0)
-    if "answered" not in request.marks:
+    elif not is_answered and (request.expired or request.aborted or outcome not in _FAILED_IN_A_WAIT):
+        return
+    if not (request.body_over or is_answered):
+        request.marks["uploaded"] = max(at - agent_us / 1e6, request.marks["opened"])
+    if not is_answered:
         request.agent_us, request.local_us = agent_us + since, local_us + since
     elif at >= request.visitor.wrote:  # else another part has come after it
         request.stalled_us = local_us + since

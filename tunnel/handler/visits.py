@@ -117,8 +117,8 @@ class RequestVisit(Visit):
     """A visitor's HTTP request at the core, first byte of its head to last byte of the answer.
 
     Marks: "head" (request head read), "opened" (stream opened), "uploaded" (the last of a body that came in parts is on
-    its way), "answered" (answer's head came from the agent),
-    "first_byte" (answer's head written), "upgraded" (101 written), "event" (first body byte of an event stream).
+    its way, or the service took no more of it), "answered" (answer's head came from the agent), "first_byte" (answer's
+    head written), "upgraded" (101 written), "event" (first body byte of an event stream).
     `request_headers` are (name, value) byte pairs as the visitor sent them, in order.
     `cause` says in one line why it was turned away, where that is no failure (those have `error`); "" otherwise.
     `limit` is the word of `tunnel.errors.LIMITS` that had been reached, where that is why.

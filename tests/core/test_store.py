@@ -5,6 +5,8 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import trio
 
 from tunnel.core import records, tables
 from tunnel.core.database import Database, StoreError
-from tunnel.core.store import OPERATIONS, Store
+from tunnel.core.store import OPERATIONS, READERS, Store
 from tunnel.errors import ConfigError
 from tunnel.handler import Handler, QueryVisit, RequestVisit
 
@@ -263,6 +265,44 @@ async def test_a_program_that_ends_does_not_wait_for_a_write_that_hangs(
         assert trio.current_time() - began == pytest.approx(2)
         assert len(failures) == (1 if is_cancelled else 2)
         assert all("did not answer before this program had to end" in text for text in failures)
+    finally:
+        go.set()
+
+
+async def test_a_program_that_ends_does_not_wait_behind_reads_that_hang(
+    store: Store, autojump_clock: trio.testing.MockClock
+) -> None:
+    """They are given up, and their threads go on: of a database that hangs as many as there may be."""
+    go = threading.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2 * READERS):
+                nursery.start_soon(partial(store.query, "revision.read", lambda conn: go.wait(30)))
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        began = trio.current_time()
+        store.end_by(began + 2)
+        with trio.fail_after(10), suppress(StoreError):  # where reads have places of their own it may come through
+            await store.query("usage.add", records.count_accounts, write=True)
+        assert trio.current_time() - began <= 2.1
+    finally:
+        go.set()
+
+
+async def test_a_close_that_hangs_is_left_behind(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    go, closed = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        go.wait(30)
+        closed.set()
+
+    monkeypatch.setattr(sqlite_store.database, "close", hang)
+    try:
+        with trio.move_on_after(1) as scope:
+            await sqlite_store.close()
+        assert scope.cancelled_caught and not closed.is_set()
     finally:
         go.set()
 

@@ -76,11 +76,11 @@ class Store:
 
     async def close(self) -> None:
         """Close the idle connections. A query after that opens new ones."""
-        await trio.to_thread.run_sync(self.database.close)
+        await trio.to_thread.run_sync(self.database.close, abandon_on_cancel=True)
 
     def end_by(self, until: float) -> None:
-        """The program ends: from then on (trio's clock) no write is waited for, those under way neither. They raise
-        StoreError, and whether they have come to anything is not known."""
+        """The program ends: from then on (trio's clock) no write is waited for, nor one under way, nor for its turn.
+        They raise StoreError, and whether they have come to anything is not known."""
         self._until = min(self._until, until)
         for scope in self._writing:
             scope.deadline = self._until
@@ -131,14 +131,15 @@ class Store:
         visit.outcome = "ok"
 
     async def _write(self, visit: _Query) -> None:
-        async with self._writers:
-            with trio.CancelScope(shield=True, deadline=self._until) as scope:
-                self._writing.add(scope)
-                try:
+        with trio.CancelScope(deadline=self._until) as scope:
+            self._writing.add(scope)
+            try:
+                async with self._writers:  # reads that were given up may keep the places of all
+                    scope.shield = True
                     visit.result = await trio.to_thread.run_sync(
                         visit.work, abandon_on_cancel=True, limiter=self._threads
                     )
-                finally:
-                    self._writing.discard(scope)
+            finally:
+                self._writing.discard(scope)
         if scope.cancelled_caught:
             raise StoreError(f"the store {self.database.name} did not answer before this program had to end")

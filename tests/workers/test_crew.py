@@ -14,10 +14,16 @@ import pytest
 import trio
 from scarcity import open_files, room_below
 
+from observability.export import STOP_SECONDS
+from observability.logqueue import JOIN
+from tunnel.agent.farewell import PARTING
+from tunnel.core.draining import CUT_OFF_TIME, PARTING_TIME
+from tunnel.core.storing import CLOSE_TIME, LEAST_WRITES
 from tunnel.workers import VARIABLE
 from tunnel.workers import crew as crews
 from tunnel.workers.channel import Channel
-from tunnel.workers.crew import Crew, Worker
+from tunnel.workers.crew import END_SECONDS, Crew, Worker
+from tunnel.workers.member import LAST_WORDS_SECONDS
 
 WORKER = f'''
 import json, os, socket, struct, sys
@@ -181,3 +187,11 @@ async def test_an_older_answer_replaces_no_newer_one() -> None:
     assert worker.said == {"metrics": b"two", "core": b"one"}
     worker.channel.close()
     theirs.close()
+
+
+def test_a_worker_that_needs_all_of_its_time_to_end_is_not_killed() -> None:
+    """Beyond the drain's deadline it may take as long as each of its last steps, whatever hangs: requests that are cut
+    off, links that close, the store's last writes and its close, the exporters, and its last words."""
+    both = STOP_SECONDS + JOIN + LAST_WORDS_SECONDS
+    core = CUT_OFF_TIME + PARTING_TIME + LEAST_WRITES + CLOSE_TIME + both
+    assert max(core, PARTING + both) + 1 < END_SECONDS

@@ -9,6 +9,7 @@ from functools import partial
 
 import trio
 
+from tunnel.agent.farewell import PARTING
 from tunnel.agent.forward import Forwarder
 from tunnel.agent.keeping import Keeper, Stopped, Tunnel
 from tunnel.agent.pages import listen_for_pages
@@ -139,7 +140,7 @@ class Agent:
                     nursery.cancel_scope.cancel()
             for link in links:
                 link.close("the agent was stopped")
-            with trio.move_on_after(2):
+            with trio.move_on_after(PARTING):
                 for link in links:
                     await link.ended.wait()
         working.cancel_scope.cancel()

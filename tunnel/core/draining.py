@@ -17,6 +17,7 @@ log = get_logger("tunnel.core")
 
 DRAIN_POLL = 0.02  #: seconds
 CUT_OFF_TIME = 0.5  #: seconds that requests have to be answered with "draining" at the deadline
+PARTING_TIME = 1.0  #: seconds for links to be closed
 
 
 async def finish(
@@ -43,6 +44,6 @@ async def finish(
             await exchanger.wait_idle()
     door.close_idle()
     gate.links.close_all("the core is shutting down")
-    with trio.move_on_after(1):
+    with trio.move_on_after(PARTING_TIME):
         for agent in list(registry.links.values()):
             await agent.link.ended.wait()

@@ -18,8 +18,9 @@ from tunnel.log import get_logger
 log = get_logger("tunnel.core")
 
 STORE_PAUSE = 2.0  #: seconds between tries to open the store
-LEAST_WRITES = 1.0  #: and at least, also beyond it, or after a second signal
 LAST_WRITES = 3.0  #: seconds that the store has at most for what is written last, within the drain's time
+LEAST_WRITES = 1.0  #: and at least, also beyond it, or after a second signal
+CLOSE_TIME = 1.0  #: seconds for its connections to be closed
 
 
 @asynccontextmanager
@@ -45,7 +46,7 @@ async def opened(
         store.end_by(trio.current_time() + LAST_WRITES)
         with trio.CancelScope(shield=True):
             await write_last()
-            with trio.move_on_after(1):
+            with trio.move_on_after(CLOSE_TIME):
                 await store.close()
 
 

@@ -46,7 +46,7 @@ GOOD_SECONDS = 10.0  #: a worker that lived for so long is replaced at once
 MAX_WAIT = 10.0  #: seconds before one that ends again and again is started again
 MAX_PAUSE = 0.2  #: between two looks whether its process has ended
 MAX_WORDS = 100  #: last words that are kept for whoever asks
-END_SECONDS = 5.0  #: that a worker has beyond the drain's deadline before it is killed
+END_SECONDS = 10.0  #: that a worker has beyond the drain's deadline before it is killed; all its last steps fit
 
 #: meant for one process only
 _OURS = (

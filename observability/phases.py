@@ -74,6 +74,6 @@ def _share(out: dict[str, float], visit: RequestVisit, spent: float, *, is_answe
     elif is_answered:
         out["link"] = spent
     elif visit.outcome == "request_timeout":
-        out["upload"] = spent
+        out["upload"] = out.get("upload", 0.0) + spent
     else:
         out["remote"] = spent

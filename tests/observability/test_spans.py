@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tracetools import SPAN, TRACE, a_local, a_request, a_stream
 
@@ -352,6 +352,7 @@ def test_an_answer_that_broke_off_had_waited_for_the_service() -> None:
 MARKS = ["head", "opened", "uploaded", "answered", "first_byte", "upgraded"]
 
 
+@example({"opened": 100.1, "uploaded": 100.2}, -1, -1, 0, "request_timeout", 100.5)
 @given(
     st.dictionaries(st.sampled_from(MARKS), st.floats(99, 103)),
     st.integers(-1, 5_000_000),

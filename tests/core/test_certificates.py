@@ -236,6 +236,13 @@ def test_a_certificate_of_another_time(tmp_path: Path, caplog: pytest.LogCapture
         caplog.clear()
 
 
+async def test_what_another_process_has_said_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = Certificates("public", write(tmp_path, "a.example", year=2001), is_said=True)
+    assert not caplog.records
+    await made.reload()
+    assert "certificate has expired" in caplog.messages
+
+
 def test_what_counts_as_a_pair(tmp_path: Path) -> None:
     for name in ("a.crt", "a.key", "b.pem", "b.key", "c.pem", ".d.pem", ".d.key", "README"):
         (tmp_path / name).touch()

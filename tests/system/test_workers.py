@@ -326,6 +326,13 @@ def test_under_tls_the_bytes_are_passed_on(
     assert set(forwarded) == {"https"}
 
 
+def test_what_is_odd_about_a_certificate_is_said_once(tmp_path: Path, start_core: Start) -> None:
+    pair = tmp_path / "pair.pem"
+    trustme.CA().issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(pair)
+    core = start_core(TWO, f"-public-cert={pair}", f"-public-key={pair}")
+    assert len(core.find("no certificate is for the tunnels' names")) == 1
+
+
 def test_an_answer_that_breaks_off_breaks_off_behind_the_other_worker_too(old: tuple[RunningCore, Service]) -> None:
     core, _ = old
     for _ in range(10):

@@ -51,7 +51,8 @@ class Loaded:
 class Certificates:
     """listener: "agent" or "public", in logs and metrics and as the beginning of the flags (-agent-cert).
 
-    is_ours: the default was made by the core itself. base_domain: whose names a certificate should be for, if any.
+    is_ours: the default was made by the core itself. is_said: another process has told already what is wrong with them
+    now, and only what comes later is news. base_domain: whose names a certificate should be for, if any.
     default: for names that no other certificate is for; without one such handshakes are refused. directories: where
     more of them are (`pairs_in`). Raises ConfigError when the default, or all of them, can't be used.
     """
@@ -63,6 +64,7 @@ class Certificates:
         directories: Sequence[Path] = (),
         *,
         is_ours: bool = False,
+        is_said: bool = False,
         base_domain: str = "",
     ) -> None:
         self.listener = listener
@@ -92,7 +94,8 @@ class Certificates:
             where = " and ".join(map(str, directories))
             nothing = f"there is no NAME.crt or NAME.pem with its NAME.key in {where}, nor NAME/fullchain.pem"
             raise ConfigError(f"-{listener}-cert-dir: {(reasons or [nothing])[0]}{more}")
-        self._complain(problems)
+        if not is_said:
+            self._complain(problems)
 
     @property
     def fingerprint(self) -> str:
@@ -206,16 +209,16 @@ class Certificates:
             log.warning("no certificate is for the tunnels' names", listener=self.listener, names=names, advice=advice)
 
 
-def for_agents(settings: CoreSettings, data_dir: Path) -> Certificates | None:
+def for_agents(settings: CoreSettings, data_dir: Path, *, is_said: bool = False) -> Certificates | None:
     """Of the agents' links: the one given, or a self-made one. None without TLS. Raises ConfigError."""
     if not settings.agent_tls:
         return None
     if settings.agent_cert:
-        return Certificates("agent", _pair(settings.agent_cert, settings.agent_key))
-    return Certificates("agent", Pair(*ensure_certificate(data_dir)), is_ours=True)
+        return Certificates("agent", _pair(settings.agent_cert, settings.agent_key), is_said=is_said)
+    return Certificates("agent", Pair(*ensure_certificate(data_dir)), is_ours=True, is_said=is_said)
 
 
-def for_visitors(settings: CoreSettings, issued: Path | None = None) -> Certificates | None:
+def for_visitors(settings: CoreSettings, issued: Path | None = None, *, is_said: bool = False) -> Certificates | None:
     """issued: where certificates lie that the core gets itself; until it has them a self-made one is the default.
 
     None without TLS. Raises ConfigError.
@@ -229,7 +232,7 @@ def for_visitors(settings: CoreSettings, issued: Path | None = None) -> Certific
     if issued is not None:
         default = default or Pair(*ensure_certificate(issued.parent, "self-signed"))
         directories.append(issued)
-    return Certificates("public", default, directories, is_ours=is_ours, base_domain=base_domain)
+    return Certificates("public", default, directories, is_ours=is_ours, is_said=is_said, base_domain=base_domain)
 
 
 def _pair(cert: str, key: str) -> Pair:

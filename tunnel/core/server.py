@@ -266,8 +266,9 @@ class Core:
         accounts.set_names_in_use(self.registry.names_in_use)
         accounts.names_known = self.registry.known_names
         acme = place_for(settings, self.data_dir)
-        agent_tls = for_agents(settings, self.data_dir)
-        public_tls = for_visitors(settings, acme / CERTIFICATES if acme is not None else None)
+        is_said = siblings is not None  # by the supervisor
+        agent_tls = for_agents(settings, self.data_dir, is_said=is_said)
+        public_tls = for_visitors(settings, acme / CERTIFICATES if acme is not None else None, is_said=is_said)
         challenges: Challenges | None = None
         if acme is not None and public_tls is not None:
             self._issuer, challenges = make_issuer(

@@ -95,6 +95,22 @@ async def test_one_that_says_no_more_and_does_not_end_is_killed(
     assert [one.getMessage() for one in caplog.records] == ["worker killed", "worker ended"]
 
 
+async def test_one_that_ends_soon_is_waited_for_longer_however_long_its_start_took(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Starts are slow where the machine is busy, and workers that end again and again make it busier."""
+    monkeypatch.setattr(crews, "GOOD_SECONDS", 0.4)
+    crew = make_crew(1)
+    crew._command[-1] = "import time; time.sleep(0.5)" + WORKER
+    async with running(crew):
+        for turn in range(1, 4):
+            await until(lambda: crew.get(0) is not None)
+            os.kill(crew.living[0].pid, signal.SIGKILL)
+            await until(lambda turn=turn: len(caplog.records) == turn)  # type: ignore[misc]
+    waits = [record.fields["wait"] for record in caplog.records]  # type: ignore[attr-defined]
+    assert waits == ["0s", "0.8s", "1.6s"]
+
+
 async def test_a_replacement_that_can_not_be_started_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     crew = make_crew(2)
     async with running(crew):

@@ -7,7 +7,8 @@ life of each is one task:
 1. start, send its orders, wait for "ready";
 2. until it ends: its messages, its log, and a ping now and then; one that does not answer for HANG_SECONDS is killed;
 3. it has ended: what it had is given up (`on_end`), and unless all are to end a new one takes its place, at once the
-   first time, later and later if they end soon after their start, or can't be started (no room for files, processes).
+   first time, later and later if they end soon after they were ready, or can't be started (no room for files,
+   processes).
 
 A worker that ends before it is ready, in the first round, ends the program: its log says why.
 """
@@ -42,7 +43,7 @@ PING_SECONDS = 2.0
 HANG_SECONDS = 30.0  #: without an answer to a ping: twice the time after which its links are dead
 ASK_SECONDS = 5.0  #: for a worker to do what it is asked for
 LOOK_SECONDS = 1.0  #: for a worker to say how it is: whoever asks for a page waits so long
-GOOD_SECONDS = 10.0  #: a worker that lived for so long is replaced at once
+GOOD_SECONDS = 10.0  #: a worker that was ready for so long is replaced at once
 MAX_WAIT = 10.0  #: seconds before one that ends again and again is started again
 MAX_PAUSE = 0.2  #: between two looks whether its process has ended
 MAX_WORDS = 100  #: last words that are kept for whoever asks
@@ -65,7 +66,7 @@ class Worker:
         self.key = f"{number}.{turn}"
         self.process = process
         self.channel = channel
-        self.is_ready = False
+        self.ready_since: float | None = None  # by trio's clock
         self.said: dict[str, bytes] = {}  # what it offers, by name, as of its newest answer
         self.last_words: Said | None = None
         self.pinged: float | None = None  # since when it owes us an answer to a ping
@@ -75,6 +76,15 @@ class Worker:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ready_since is not None
+
+    @property
+    def has_served(self) -> bool:
+        """Whether it was good for something. How long its start took says more of the machine."""
+        return self.ready_since is not None and trio.current_time() - self.ready_since > GOOD_SECONDS
 
     @property
     def is_silent(self) -> bool:
@@ -231,7 +241,6 @@ class Crew:
         is_first = True
         failures = 0
         while not self.is_ending:
-            began = trio.current_time()
             try:
                 worker, near = self._start(number)
             except OSError as exc:
@@ -248,7 +257,7 @@ class Crew:
             is_first = False
             if self.is_ending:
                 return
-            failures = 0 if trio.current_time() - began > GOOD_SECONDS else failures + 1
+            failures = 0 if worker.has_served else failures + 1
             wait = _wait(failures) if failures > 1 else 0.0
             self.restarts += 1
             log.error("worker ended", worker=number, pid=worker.pid, wait=f"{wait:g}s", error=_how(worker.code))
@@ -323,7 +332,7 @@ class Crew:
 
     def _make_ready(self, worker: Worker) -> Handler:
         async def ready(message: Any, files: list[int]) -> None:
-            worker.is_ready = True
+            worker.ready_since = trio.current_time()
             self._on_ready(worker)
             self._note_change()
             await self._may_open.wait()

@@ -80,7 +80,28 @@ async def test_a_probe_takes_no_visitors_place(registry: Registry, autojump_cloc
         for stream in begun:
             pair.agent.session.respond(stream, NOTHING, end=True)
         await trio.sleep(0.1)
-        assert len(pair.core.session.streams) == 1 and agent.probes == 0 and not agent.has_room
+        assert len(pair.core.session.streams) == 1 and not agent.probes and not agent.has_room
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answered_probe_leaves_no_place_before_its_task_hears_of_it(
+    registry: Registry, autojump_clock: Any, nursery: trio.Nursery
+) -> None:
+    begun: list[Stream] = []
+    free: list[int] = []
+    async with linked() as pair:
+        answering(pair, begun.append)
+        agent = attach(registry, pair, "conn-1", "api", "web")
+        agent.max_streams = 3
+        nursery.start_soon(Prober(registry, 15).run)
+        await trio.sleep(TURN * 1.5)
+        pair.core.session.open(OPEN)
+        for stream in list(pair.core.session.streams.values()):
+            stream.on_change = lambda: free.append(agent.free_places)  # type: ignore[attr-defined]
+        for stream in begun[:2]:
+            pair.agent.session.respond(stream, NOTHING, end=True)
+        await trio.sleep(0.1)
+        assert free == [2, 2] and agent.free_places == 2
         nursery.cancel_scope.cancel()
 
 

@@ -10,6 +10,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from tunnel.core import door
 from tunnel.core.crowds import Crowds
+from tunnel.core.inherited import Inherited
+from tunnel.core.ports import OwnPorts
+from tunnel.core.proxied import ProxyHeaders
+from tunnel.core.tcp import Ports
+from tunnel.handler import Handler, StreamVisit
 from tunnel.link.stream import Stream
 from tunnel.wire.held import Held
 
@@ -478,3 +483,70 @@ async def test_pipelined_refusals_let_others_run() -> None:
         for _ in range(200):
             assert (await caller.answer()).status == 404
         assert turns > 200
+
+
+@pytest.mark.parametrize(
+    "fields", [("POST", "Content-Length: 100000"), ("GET", "Connection: upgrade", "Upgrade: websocket")], ids=str
+)
+async def test_what_comes_at_once_stays_within_the_limit(fields: tuple[str, ...]) -> None:
+    """A link is chosen when the head is here, and the stream is opened by a task that runs later."""
+    async with core() as app:
+        agent = await app.agent(silence, max_streams=5)
+        callers = [app.visitor("127.0.0.1") for _ in range(20)]
+        for caller in callers:  # each has its task, which waits for the next request
+            await caller.send(head("OPTIONS", "/", "nobody.example.com"))
+            assert (await caller.answer()).status == 404
+        await wait_all_tasks_blocked()
+        for caller in callers:
+            await caller.send(head(fields[0], "/", "app.example.com", *fields[1:]))
+        await until(lambda: len(app.requests) == 20 + 15)
+        await wait_all_tasks_blocked()
+        assert len(agent.link.session.streams) == 5
+        assert {request.outcome for request in app.requests[20:]} == {"overloaded"}
+        assert counted(app) == {"link_streams": 15}
+
+
+async def test_what_comes_at_once_goes_to_all_links_with_room() -> None:
+    """Nothing of an upload has left before its stream is open: another link may have it, whatever its method."""
+    async with core() as app:
+        agents = [await app.agent(silence, max_streams=most) for most in (1, 9, 2)]
+        callers = [app.visitor("127.0.0.1") for _ in range(15)]
+        for caller in callers:
+            await caller.send(head("OPTIONS", "/", "nobody.example.com"))
+            await caller.answer()
+        await wait_all_tasks_blocked()
+        for caller in callers:
+            await slow_upload(caller)
+        await until(lambda: len(app.requests) == 15 + 3)
+        await wait_all_tasks_blocked()
+        assert [len(one.link.session.streams) for one in agents] == [1, 9, 2]
+        assert counted(app) == {"link_streams": 3}
+
+
+async def test_tcp_connections_that_a_layer_held_up_stay_within_the_limit() -> None:
+    waiting: list[StreamVisit] = []
+    go = trio.Event()
+
+    def layer(handler: Handler) -> Handler:
+        async def held_up(visit: Any) -> None:
+            waiting.append(visit)
+            await go.wait()
+            await handler(visit)
+
+        return held_up
+
+    async with core() as app:
+        agent = await app.agent(silence, max_streams=2)
+        tunnel = app.registry.attach(agent, "raw", "tcp", 1)
+        source = OwnPorts("127.0.0.1", range(1), Inherited({}))
+        ports = Ports(source, app.registry, app.exchanger, [layer], app.nursery, 30.0, ProxyHeaders(()), app.shares)
+        await ports.open(tunnel)
+        callers = [await trio.open_tcp_stream("127.0.0.1", tunnel.port) for _ in range(5)]
+        await until(lambda: len(waiting) == 5)
+        go.set()
+        await until(lambda: app.exchanger.refusals["link_streams"] == 3)
+        assert len(agent.link.session.streams) == 2
+        assert sorted(visit.outcome for visit in waiting) == ["", "", *["overloaded"] * 3]
+        ports.close(tunnel)
+        for caller in callers:
+            await caller.aclose()

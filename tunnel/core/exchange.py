@@ -43,6 +43,8 @@ log = get_logger("tunnel.core")
 
 #: may be tried on another link once it is sure that no local service got them (RFC 9110, 9.2.2)
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+#: limits of one link only (words of tunnel.errors.LIMITS)
+LINK_LIMITS = frozenset({"link_streams", "streams_per_address", "link_buffer"})
 TRIES = 3  #: links that one request is offered to
 
 
@@ -264,7 +266,8 @@ class Exchanger:
             again = make_stream(
                 request, stream.protocol, self._assign(request, stream.tunnel_entry, tried), stream.tunnel_entry
             )
-            again.body, stream = stream.body, again
+            again.body, again.complete = stream.body, stream.complete
+            stream = again
             try:
                 await self._handle_stream(stream)
                 return
@@ -276,14 +279,18 @@ class Exchanger:
     def _may_try_again(self, visit: RequestStream, failure: Failure, tried: Sequence[AgentLink]) -> bool:
         """Whether another link may have the request: surely no local service got it, and all of it is still here.
 
-        Sure is (1) an agent that says so by the outcome of its reset, (2) a link that ended before the OPEN had left
-        its queue. A link that ended later may have brought the request: that is never sent twice.
+        Sure is (1) a link that was full by the time that the stream was to be opened, (2) an agent that says so by the
+        outcome of its reset, (3) a link that ended before the OPEN had left its queue. A link that ended later may have
+        brought the request: that is never sent twice.
         """
         request, stream = visit.request, visit.request.stream
-        if request.method not in IDEMPOTENT or not visit.complete or request.head_written or request.aborted:
+        if request.head_written or request.aborted:
             return False
-        if stream is None or not (stream.unsent or (failure.outcome in UNSENT and stream.failure is not None)):
-            return False
+        if visit.stream_id or failure.limit not in LINK_LIMITS:
+            if request.method not in IDEMPOTENT or not visit.complete:
+                return False
+            if stream is None or not (stream.unsent or (failure.outcome in UNSENT and stream.failure is not None)):
+                return False
         crowd = request.visitor.crowd
         others = any(one.has_room_for(crowd) and one not in tried for one in visit.tunnel_entry.links)
         return others and len(tried) < TRIES and not request.expired and not self.is_draining
@@ -323,6 +330,7 @@ class Exchanger:
             if visit.refusal is not None:
                 raise visit.refusal
             if not visit.stream_id:
+                visit.agent.check_room_for(visit.request.visitor.crowd)  # others have come since it was chosen
                 self.open(visit)
             if visit.complete:
                 await self.answerer.answer(visit)
@@ -384,10 +392,8 @@ class Exchanger:
         end = visit.complete and not is_upgrade
         if visit.body and not session.can_carry(None, len(visit.body)):
             raise Failure("overloaded", "the link to the agent is full", retry_after=1, limit="link_buffer")
-        crowd = request.visitor.crowd
-        if crowd and not visit.complete and not agent.leaves_room_to(crowd):  # its task opens it, and others have come
-            raise Failure("overloaded", retry_after=1, limit="streams_per_address")
         stream = session.open(opened, visit.body, end)
+        crowd = request.visitor.crowd
         if crowd:
             agent.crowds.enter(crowd)
             visit.crowd = crowd

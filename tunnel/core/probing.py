@@ -101,7 +101,7 @@ class Prober:
         opened = Open(frames.PROBE, agent.indexes[name], int(self._timeout * 1000), NO_BODY, b"", b"")
         stream = agent.link.session.open(opened, b"", True)
         assert isinstance(stream, Stream)
-        agent.probes += 1
+        agent.probes.add(stream.id)
         outcome, reason = "timeout", f"the agent did not answer within {self._timeout:g} s"
         try:
             with trio.move_on_after(self._timeout):
@@ -111,7 +111,7 @@ class Prober:
             outcome, reason = exc.outcome, str(exc)
         finally:
             stream.reset("ok")
-            agent.probes -= 1
+            agent.probes.discard(stream.id)
         if outcome == "link_lost" or self._registry.links.get(key[0]) is not agent:
             return
         before = self._results.get(key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import monotonic
@@ -38,22 +38,31 @@ class AgentLink:
     indexes: dict[str, int] = field(default_factory=dict)
     withdrawn: bool = False  # serves nothing new; its account has it no more
     is_welcomed: bool = True  # before its WELCOME is on the way it gets no requests
-    probes: int = 0  # of its open streams: they take no visitor's place
+    probes: set[int] = field(default_factory=set)  # numbers of streams that take no visitor's place while they are open
     crowds: Crowds = field(default_factory=Crowds)
 
     @property
+    def free_places(self) -> int:
+        """Streams that visitors may still have."""
+        streams = self.link.session.streams
+        free = self.max_streams - len(streams)
+        return free + sum(one in streams for one in self.probes) if self.probes else free
+
+    @property
     def has_room(self) -> bool:
-        session = self.link.session
-        has_streams = len(session.streams) - self.probes < self.max_streams
-        return self.is_welcomed and has_streams and session.queued_bytes < self.max_queue
+        return self.has_room_for("")
 
     def has_room_for(self, crowd: str) -> bool:
         """crowd: what the visitor's address counts as (tunnel.core.crowds)."""
-        return self.has_room and (not crowd or self.leaves_room_to(crowd))
+        free = self.free_places
+        if free <= 0 or not self.is_welcomed or self.link.session.queued_bytes >= self.max_queue:
+            return False
+        return not crowd or self.crowds.may_enter(crowd, free)
 
-    def leaves_room_to(self, crowd: str) -> bool:
-        """Whether these visitors may have one more of the free places."""
-        return self.crowds.may_enter(crowd, self.max_streams + self.probes - len(self.link.session.streams))
+    def check_room_for(self, crowd: str) -> None:
+        """Right before a stream is opened by who could not do so when the link was chosen. Raises Failure."""
+        if not self.has_room_for(crowd):
+            raise full([self])
 
 
 @dataclass(eq=False, slots=True)
@@ -93,13 +102,17 @@ class Tunnel:
                     return one
                 second = second or one
         if second is None:
-            if any(one.has_room for one in links):
-                raise Failure("overloaded", retry_after=1, limit="streams_per_address")
-            has_free_streams = any(len(one.link.session.streams) - one.probes < one.max_streams for one in links)
-            if has_free_streams:
-                raise Failure("overloaded", "the link to the agent is full", retry_after=1, limit="link_buffer")
-            raise Failure("overloaded", retry_after=1, limit="link_streams")
+            raise full(links)
         return second
+
+
+def full(links: Sequence[AgentLink]) -> Failure:
+    """None of these links has room: by which limit."""
+    if any(one.has_room for one in links):
+        return Failure("overloaded", retry_after=1, limit="streams_per_address")
+    if any(one.free_places > 0 for one in links):
+        return Failure("overloaded", "the link to the agent is full", retry_after=1, limit="link_buffer")
+    return Failure("overloaded", retry_after=1, limit="link_streams")
 
 
 class Registry:

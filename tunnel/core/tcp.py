@@ -222,17 +222,24 @@ class Ports:
             if visit is not None or failure is not None:
                 _note(visitor, tunnel, visit, failure)
 
-    async def _stream(self, visit: _Stream) -> None:
-        """The innermost handler of a TCP stream."""
+    def _open_stream(self, visit: _Stream) -> Stream:
+        """Raises Failure."""
+        agent, crowd = visit.agent, visit.visitor.crowd
+        agent.check_room_for(crowd)  # a layer may have waited since it was chosen
         context = "".join(f"{name}: {value}\r\n" for name, value in visit.headers.items()).encode("latin-1", "replace")
-        opened = Open(frames.TCP, visit.agent.indexes[visit.tunnel], int(self._timeout * 1000), UNKNOWN, context, b"")
-        stream = visit.agent.link.session.open(opened)
+        opened = Open(frames.TCP, agent.indexes[visit.tunnel], int(self._timeout * 1000), UNKNOWN, context, b"")
+        stream = agent.link.session.open(opened)
         assert isinstance(stream, Stream)
         visit.stream, visit.stream_id = stream, stream.id
-        crowds, crowd = visit.agent.crowds, visit.visitor.crowd
         if crowd:
-            crowds.enter(crowd)
+            agent.crowds.enter(crowd)
+        return stream
+
+    async def _stream(self, visit: _Stream) -> None:
+        """The innermost handler of a TCP stream."""
+        stream: Stream | None = None
         try:
+            stream = self._open_stream(visit)
             with trio.move_on_after(self._timeout) as scope:
                 await stream.answer()
             if scope.cancelled_caught:
@@ -244,7 +251,7 @@ class Ports:
             visit.error = str(exc) if OUTCOMES[exc.outcome].failed else ""
             raise
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            if stream.failure is None:
+            if stream is None or stream.failure is None:
                 visit.outcome = "visitor_aborted"
                 raise
             try:
@@ -256,9 +263,9 @@ class Ports:
             visit.outcome = "draining"
             raise
         finally:
-            if crowd:
-                crowds.leave(crowd)
+            if stream is not None and visit.visitor.crowd:
+                visit.agent.crowds.leave(visit.visitor.crowd)
             self._exchanger.bytes_in += visit.bytes_in
             self._exchanger.bytes_out += visit.bytes_out
-            if not stream.is_over or stream.inbox:
+            if stream is not None and (not stream.is_over or stream.inbox):
                 stream.reset(visit.outcome or "internal")

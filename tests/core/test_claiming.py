@@ -436,3 +436,126 @@ async def test_a_claim_costs_a_few_statements_however_many_names_it_has(
     deep = ".".join("abcdefghijklm")
     await core.claim([f"{deep}.n{number}.tunnel.example" for number in range(100)], a)
     assert counts[2] <= 10
+
+
+# Reserved no more, while it is served --------------------------------------------------------------------------------
+
+
+async def release(store: Store, name: str, wall: Any) -> None:
+    """As `tunnel release` does."""
+
+    def work(conn: Any) -> None:
+        claiming.keep_claim(conn, name, records.unreserve_name(conn, name).id, wall.now)
+
+    await store.query("account.default", work, write=True)
+
+
+@pytest.fixture
+def serving(make_core: MakeCore) -> Callable[[dict[str, str]], Accounts]:
+    """A core that serves these names (name → account id), and looks at the store every second."""
+
+    def make(names: dict[str, str]) -> Accounts:
+        core = make_core()
+        core.set_names_in_use(lambda: names)
+        core.names_known = lambda: names
+        return core
+
+    return make
+
+
+async def pass_time(seconds: int, core: Accounts, wall: Any, ticks: Any) -> None:
+    for _ in range(0, seconds, 5):
+        wall.now += 5
+        ticks.now += 5
+        await core._flush_quietly()
+        await core.watch(lambda: None)
+
+
+async def test_a_name_that_is_released_while_it_is_served_stays_with_its_account(
+    make_core: MakeCore, serving: Any, store: Store, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    a, b = ids
+    core = serving({"api": a})
+    await reserve(store, "api", a)
+    await core.claim(["api"], a)
+    await core.watch(lambda: None)
+    assert await claimed(store, a) == []
+    await release(store, "api", wall)
+    other = make_core()
+    assert (await refused(other, b, "api")).reason == "name_taken"
+    await pass_time(1500, core, wall, ticks)
+    assert (await refused(other, b, "api")).reason == "name_taken"
+    assert await claimed(store, a) == ["api"] and core.take_lost() == {}
+    wall.now += 601  # nobody serves it any more
+    await other.claim(["api"], b)
+
+
+async def test_with_a_name_that_is_reserved_no_more_comes_what_stands_above_it(
+    serving: Any, store: Store, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    a, b = ids
+    core = serving({"x.alice.tunnel.example": a, "x.bob.tunnel.example": a, "x.carol.tunnel.example": a})
+    for name in ("x.alice.tunnel.example", "x.bob.tunnel.example", "carol", "x.carol.tunnel.example"):
+        await reserve(store, name, a)
+    await core.claim(["bob"], b)
+    for name in ("x.alice.tunnel.example", "x.bob.tunnel.example", "x.carol.tunnel.example"):
+        await release(store, name, wall)
+    await pass_time(10, core, wall, ticks)
+    assert await claimed(store, a) == ["alice", "x.alice.tunnel.example", "x.carol.tunnel.example"]
+    lost = core.take_lost()
+    assert lost.keys() == {"x.bob.tunnel.example"}
+    assert lost["x.bob.tunnel.example"][0] == a and lost["x.bob.tunnel.example"][1].reason == "name_taken"
+    await core.claim(["x.bob.tunnel.example"], b)  # nothing is left of it
+
+
+async def test_a_claim_that_was_forgotten_while_its_core_had_no_store_is_made_again(
+    make_core: MakeCore, serving: Any, store: Store, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    a, b = ids
+    names = {f"name{number}": a for number in range(5)}
+    core = serving(names)
+    await core.claim(names, a)
+    wall.now += 700
+    ticks.now += 700
+    other = make_core()
+    await other._flush_quietly()  # forgets what ran out
+    await other.claim(["name3"], b)
+    assert await claimed(store, a) == []
+    await pass_time(10, core, wall, ticks)
+    assert await claimed(store, a) == ["name0", "name1", "name2", "name4"]
+    assert {name: why.reason for name, (_, why) in core.take_lost().items()} == {"name3": "name_taken"}
+
+
+async def test_names_of_an_account_that_is_gone_are_not_claimed_again(
+    serving: Any, store: Store, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    a, _ = ids
+    core = serving({"api": a})
+    await core.claim(["api"], a)
+    await do(store, records.delete_account, a)
+    core._holds.clear()
+    assert await core._holds.touch() == {}
+    await core.watch(lambda: None)
+    assert core.take_lost()["api"][1].reason == "account_disabled"
+
+
+async def test_what_is_reserved_costs_no_claim(
+    serving: Any, store: Store, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    a, b = ids
+    core = serving({"alice": a, "x.alice.tunnel.example": a, "tunnel.example": a, "x.bob.tunnel.example": a})
+    for name in ("alice", "tunnel.example", "x.bob.tunnel.example"):
+        await reserve(store, name, a)
+    await reserve(store, "bob", b)
+    await core.claim(["alice", "x.alice.tunnel.example", "tunnel.example", "x.bob.tunnel.example"], a)
+    asked: list[str] = []
+    real = store.query
+
+    async def query(operation: str, work: Any, **more: Any) -> Any:
+        asked.append(operation)
+        return await real(operation, work, **more)
+
+    store.query = query  # type: ignore[method-assign]
+    await pass_time(100, core, wall, ticks)
+    assert "name.touch" in asked and "name.claim" not in asked
+    assert await claimed(store, a) == ["x.alice.tunnel.example"] and core.take_lost() == {}

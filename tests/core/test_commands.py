@@ -187,8 +187,28 @@ def test_names(run: Run) -> None:
         ["api", "acme", "reserved"], ["www.example.com", "acme", "reserved"]
     ]  # fmt: skip
     assert run("tunnel", "reserve", "api", "acme")[2] == "tunnel core: api is reserved already, by account acme\n"
-    assert run("tunnel", "release", "api")[0] == 0
-    assert [each["name"] for each in ask(run, "tunnel", "list")] == ["www.example.com"]
+    assert run("tunnel", "release", "api") == (
+        0, "", "api is no longer reserved; account acme keeps it while it serves it, and for -name-hold after that; to "
+        "give it to another account: tunnel reserve api ACCOUNT\n",
+    )  # fmt: skip
+    assert [(each["name"], each["account"], each["state"]) for each in ask(run, "tunnel", "list")] == [
+        ("api", "acme", "claimed"), ("www.example.com", "acme", "reserved")
+    ]  # fmt: skip
+    facts = ask(run, "tunnel", "release", "www.example.com")
+    assert facts == {"name": "www.example.com", "account": "acme", "released": True}
+    run("account", "create", "other")
+    assert ask(run, "tunnel", "reserve", "api", "other")["taken_from"] == "acme"
+
+
+def test_the_base_domain_is_nobodys_once_it_is_released(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"database_url": "", "data_dir": tmp_path, "base_domain": "tunnel.example"}
+    for words in (["account", "create", "acme"], ["tunnel", "reserve", "tunnel.example", "acme"]):
+        assert run_command(words, **options) == 0
+    capfd.readouterr()
+    assert run_command(["tunnel", "release", "tunnel.example"], **options) == 0
+    assert capfd.readouterr()[1] == "tunnel.example is no longer reserved\n"
+    with Database("", tmp_path).transaction() as conn:
+        assert records.list_names(conn) == []
 
 
 def test_migrate(run: Run) -> None:

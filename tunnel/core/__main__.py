@@ -45,6 +45,7 @@ def _main(argv: Sequence[str] | None) -> int:
                 database_url=settings.database.url,
                 data_dir=data_dir(settings),
                 base_domain=settings.base_domain,
+                name_hold=settings.name_hold,
             )
     except ConfigError as exc:
         from tunnel.config.asked import asks_for_json

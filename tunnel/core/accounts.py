@@ -374,7 +374,10 @@ class Accounts:
     async def _flush_quietly(self) -> None:
         try:
             await self.flush()
-            await self._holds.touch()
+            lost = await self._holds.touch()
+            if lost:
+                self._lost.update(lost)
+                self.look_again()  # `watch` says so
         except StoreError as exc:
             self._writing.note(str(exc))
         else:

@@ -28,6 +28,9 @@ from tunnel.errors import Refused
 
 #: seconds that the clocks of cores with one store may be apart
 _CLOCKS_APART = 60.0
+#: seconds that a name in use is safe at least after it was written, however short it is held later: several times the
+#: interval at which that can happen, and below what clocks may be apart
+SAFE = 30.0
 #: any number; who claims on PostgreSQL holds the advisory lock of this name
 _CLAIM_LOCK = 0x636C61696D
 #: seconds after which PostgreSQL gives up a transaction with it whose core stands still
@@ -112,6 +115,13 @@ def _one_at_a_time(conn: sa.Connection) -> None:
         conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
 
 
+def _find_accounts(conn: sa.Connection, ids: Collection[str]) -> set[str]:
+    found: set[str] = set()
+    for chunk in chunks(ids):
+        found.update(conn.execute(sa.select(accounts.c.id).where(accounts.c.id.in_(chunk))).scalars())
+    return found
+
+
 def _find_reserved(conn: sa.Connection, names: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for chunk in chunks(names):
@@ -174,9 +184,7 @@ def count_claims(conn: sa.Connection, account_ids: Collection[str], held_since: 
 def find_lost_names(conn: sa.Connection, names: Mapping[str, str], domain: Domain) -> dict[str, Refused]:
     """Of these names (name → account id) those that are the account's no longer, and why: reserved for another one, or
     below what is, or the base domain and reserved no more; or there is no such account any more."""
-    there: set[str] = set()
-    for chunk in chunks(set(names.values())):
-        there.update(conn.execute(sa.select(accounts.c.id).where(accounts.c.id.in_(chunk))).scalars())
+    there = _find_accounts(conn, set(names.values()))
     above = {name: those for name in names if (those := domain.above(name))}
     reserved = _find_reserved(conn, {*names, *(one for those in above.values() for one in those)})
     lost: dict[str, Refused] = {}
@@ -200,15 +208,58 @@ def name_owner(conn: sa.Connection, name: str, held_since: float) -> str | None:
     return _find_reserved(conn, [name]).get(name) or _find_holders(conn, [name], held_since).get(name)
 
 
-def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float) -> None:
-    """These claims (name → account id) were in use until now."""
-    by_account: dict[str, list[str]] = {}
-    for name, account_id in names.items():
-        by_account.setdefault(account_id, []).append(name)
-    for account_id, owned in sorted(by_account.items()):
+def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float) -> set[tuple[str, str]]:
+    """These claims (name → account id) were in use until now. Returns those that there are."""
+    there: set[tuple[str, str]] = set()
+    for account_id, owned in sorted(by_account(names).items()):
         for chunk in chunks(owned):
             mine = sa.and_(claims.c.name.in_(chunk), claims.c.account_id == account_id)
-            conn.execute(sa.update(claims).where(mine).values(seen_at=now))
+            touched = sa.update(claims).where(mine).values(seen_at=now).returning(claims.c.name)
+            there.update((name, account_id) for name in conn.execute(touched).scalars())
+    return there
+
+
+def by_account(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """names: name → account id."""
+    found: dict[str, list[str]] = {}
+    for name, account_id in names.items():
+        found.setdefault(account_id, []).append(name)
+    return found
+
+
+def find_unclaimed(
+    conn: sa.Connection, names: Mapping[str, str], there: Collection[tuple[str, str]], domain: Domain
+) -> dict[str, str]:
+    """Of these names in use (name → account id) those whose claim is missing, or one that comes with it. there: claims
+    of them, and of those above. A name that is reserved needs none."""
+    missing: dict[str, list[str]] = {}  # which claims, by name
+    for name, account_id in names.items():
+        if those := [one for one in (name, *domain.above_here(name)) if (one, account_id) not in there]:
+            missing[name] = those
+    if not missing:
+        return {}
+    above = {name: domain.above(name) for name in missing}
+    reserved = _find_reserved(conn, {*missing, *(one for those in above.values() for one in those)})
+    has_account = _find_accounts(conn, {names[name] for name in missing})
+    found: dict[str, str] = {}
+    for name, those in missing.items():
+        is_alone = any(one in reserved for one in above[name])  # below what is reserved nothing comes with it
+        if name not in reserved and names[name] in has_account and (name in those or not is_alone):
+            found[name] = names[name]
+    return found
+
+
+def keep_claim(conn: sa.Connection, name: str, account_id: str, now: float) -> None:
+    """The account had the name reserved, and may be serving it: it is its claim now, as of one whose link has gone."""
+    insert = upsert(conn, claims).values(name=name, account_id=account_id, seen_at=now)
+    newest = {"account_id": account_id, "seen_at": now}
+    conn.execute(insert.on_conflict_do_update(index_elements=["name"], set_=newest))
+
+
+def give_up_claims(conn: sa.Connection, names: Collection[str], account_id: str) -> None:
+    """The account is to have them no longer, whoever serves them."""
+    for chunk in chunks(names):
+        conn.execute(sa.delete(claims).where(claims.c.name.in_(chunk), claims.c.account_id == account_id))
 
 
 def forget_claims(conn: sa.Connection, now: float, held_since: float) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from tunnel.config.values import show_about, show_size
-from tunnel.core import records
+from tunnel.core import claiming, records
 from tunnel.core.database import Database
 from tunnel.core.domain import Domain
 from tunnel.core.phrases import Limit, parse_commands, parse_expiry, parse_name, show_table, show_time
@@ -31,18 +31,21 @@ from tunnel.errors import TunnelError
 COMMANDS = ("account", "token", "tunnel", "usage", "migrate")
 
 
-def run_command(words: list[str], *, database_url: str, data_dir: Path, base_domain: str = "") -> int:
+def run_command(
+    words: list[str], *, database_url: str, data_dir: Path, base_domain: str = "", name_hold: float = 600.0
+) -> int:
     """Run one command and return the exit code. words: after the program's own flags, such as ["account", "list"].
 
     database_url, data_dir: as `database.Database` takes them. The store is migrated if need be; a file is made only by
     what begins a store, or each slip in its path would leave one that is empty.
-    base_domain: of the core; <subdomain>.<base_domain> means the subdomain.
+    base_domain: of the core; <subdomain>.<base_domain> means the subdomain. name_hold: of the core, seconds.
     """
     options = parse_commands(words)
     if isinstance(options, int):
         return options
+    options.domain, options.name_hold = Domain(base_domain), name_hold
     if options.command == "tunnel" and base_domain and getattr(options, "name", None):
-        options.name = Domain(base_domain).name_of(options.name.lower().removesuffix("."))
+        options.name = options.domain.name_of(options.name.lower().removesuffix("."))
     try:
         database = Database(database_url, data_dir)
         if not database.exists() and (options.command, options.action) not in _BEGINNINGS:
@@ -262,8 +265,15 @@ def _tunnel_reserve(conn: sa.Connection, options: Any) -> Answer:
 
 def _tunnel_release(conn: sa.Connection, options: Any) -> Answer:
     name = parse_name("tunnel", options.name)
-    records.unreserve_name(conn, name)
-    return {"name": name, "released": True}, "", f"{name} is no longer reserved"
+    account = records.unreserve_name(conn, name)
+    note = f"{name} is no longer reserved"
+    if name != options.domain.apex:
+        claiming.keep_claim(conn, name, account.id, time.time() + max(0.0, claiming.SAFE - options.name_hold))
+        note += (
+            f"; account {account.name} keeps it while it serves it, and for -name-hold after that; "
+            f"to give it to another account: tunnel reserve {name} ACCOUNT"
+        )
+    return {"name": name, "account": account.name, "released": True}, "", note
 
 
 def _tunnel_list(conn: sa.Connection, options: Any) -> Answer:

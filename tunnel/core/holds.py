@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from tunnel.core import claiming
 from tunnel.core.domain import Domain
 from tunnel.core.store import Store, StoreError
+from tunnel.errors import Refused
 from tunnel.handler import Visit
 from tunnel.log import get_logger
 
@@ -27,9 +28,6 @@ CACHE_SIZE = 10_000
 #: names in use are written this often within the time they are held, and at least once in so many seconds
 _TOUCHES = 10
 _TOUCH_INTERVAL = 60.0
-#: seconds that a name in use is safe at least after it was written, however short it is held later: several times the
-#: interval at which that can happen, and below what clocks may be apart (records.py)
-_SAFE = 30.0
 
 
 class Holds:
@@ -51,7 +49,7 @@ class Holds:
         self._store = store
         self._domain = domain
         self._hold = hold
-        self._ahead = max(0.0, _SAFE - hold)  # names in use are written as seen so much later than now
+        self._ahead = max(0.0, claiming.SAFE - hold)  # names in use are written as seen so much later than now
         self._wall = wall
         self._monotonic = monotonic
         self._cache: OrderedDict[str, tuple[float, str | None]] = OrderedDict()  # name → (good until, owner)
@@ -98,7 +96,7 @@ class Holds:
         """The names' last link is gone; they are held from now on. If the store fails, from their last touch on."""
         above = {one for name in names for one in self._domain.above_here(name)}
         if above:  # most have none, and there may be many names in use
-            names = {*names, *(above - self._names_in_use().keys())}
+            names = {*names, *(above - self._with_above(self._in_use()).keys())}
         for name in names:
             if self._claimed.get(name) == account_id:
                 del self._claimed[name]
@@ -110,33 +108,59 @@ class Holds:
         except StoreError as exc:
             log.error("names not released in the store", tunnels=sorted(names), error=str(exc))
 
-    async def touch(self) -> None:
-        """Write again, when it is time, that the names in use are in use. Raises StoreError."""
+    async def touch(self) -> dict[str, tuple[str, Refused]]:
+        """Write again, when it is time, that the names in use are in use. Says which of them are another account's by
+        now: whose they were, and why not any more. Raises StoreError."""
         if self._monotonic() < self._next_touch:
-            return
+            return {}
         now = self._wall()
-        claimed = self._names_in_use()
+        in_use = self._in_use()
+        claimed = self._with_above(in_use)
 
-        def touch(conn: sa.Connection) -> dict[str, int]:
-            claiming.touch_names(conn, claimed, now + self._ahead)
+        def touch(conn: sa.Connection) -> tuple[dict[str, int], dict[str, str]]:
+            there = claiming.touch_names(conn, claimed, now + self._ahead)
             claiming.forget_claims(conn, now, now - self._hold)
-            return claiming.count_claims(conn, set(claimed.values()), now - self._hold)
+            counts = claiming.count_claims(conn, set(claimed.values()), now - self._hold)
+            return counts, claiming.find_unclaimed(conn, in_use, there, self._domain)
 
-        self.counts = await self._store.query("name.touch", touch, write=True)
+        self.counts, unclaimed = await self._store.query("name.touch", touch, write=True)
         self._next_touch = self._monotonic() + min(_TOUCH_INTERVAL, (self._hold + self._ahead) / _TOUCHES)
+        lost: dict[str, tuple[str, Refused]] = {}
+        for account_id, names in claiming.by_account(unclaimed).items():
+            lost.update(await self._claim_again(names, account_id))
+        return lost
 
-    def _names_in_use(self) -> dict[str, str]:
+    async def _claim_again(self, names: Collection[str], account_id: str) -> dict[str, tuple[str, Refused]]:
+        """Names in use that are reserved no more, or forgotten by others while we did not reach the store. Whatever the
+        account's limit: it has them."""
+        try:
+            await self.claim(names, account_id)
+        except Refused as exc:
+            if len(names) > 1:  # all or none were claimed
+                parts = [await self._claim_again([name], account_id) for name in names]
+                return {name: why for part in parts for name, why in part.items()}
+            await self._store.query(
+                "name.release", lambda conn: claiming.give_up_claims(conn, names, account_id), write=True
+            )
+            return dict.fromkeys(names, (account_id, exc))
+        return {}
+
+    def _in_use(self) -> dict[str, str]:
+        return dict(self._claimed if self.in_use is None else self.in_use())
+
+    def _with_above(self, names: Mapping[str, str]) -> dict[str, str]:
         """With those above them that were claimed with them."""
-        claimed = dict(self._claimed if self.in_use is None else self.in_use())
-        for name, account_id in list(claimed.items()):
+        claimed = dict(names)
+        for name, account_id in names.items():
             for above in self._domain.above_here(name):
                 claimed.setdefault(above, account_id)
         return claimed
 
     def clear(self) -> None:
-        """Forget all answers: something was changed."""
+        """Forget all answers: something was changed. A name in use may be reserved no more, and needs a claim."""
         self._cache.clear()
         self._asked += 1
+        self._next_touch = 0.0
 
     def _forget(self, name: str) -> None:
         self._cache.pop(name, None)

@@ -207,7 +207,9 @@ def _parser() -> argparse.ArgumentParser:
 
     tunnel = _group(commands, "tunnel", "reserve names for accounts")
     _action(tunnel, "reserve", "a subdomain or a full host name", "name", "account")
-    _action(tunnel, "release", "anybody may claim it again", "name")
+    _action(
+        tunnel, "release", "it is its account's as long as that serves it, and the core's -name-hold longer", "name"
+    )
     _action(tunnel, "list", "reserved names, and those claimed by agents")
 
     usage = _action(commands, "usage", "requests and bytes of a month", "account?")

@@ -237,11 +237,14 @@ def reserve_name(conn: sa.Connection, name: str, account_id: str, now: float) ->
     return loser or ""
 
 
-def unreserve_name(conn: sa.Connection, name: str) -> None:
-    """Raises RecordError if it is not reserved."""
+def unreserve_name(conn: sa.Connection, name: str) -> AccountRecord:
+    """Returns whose it was: who may be serving it (claiming.keep_claim). Raises RecordError if it is not reserved."""
     bump_revision(conn)
-    if not conn.execute(sa.delete(tunnels).where(tunnels.c.name == name)).rowcount:
+    gone = sa.delete(tunnels).where(tunnels.c.name == name).returning(tunnels.c.account_id)
+    account_id = conn.execute(gone).scalar()
+    if account_id is None:
         raise RecordError(f"{name} is not reserved")
+    return _account(conn.execute(sa.select(accounts).where(accounts.c.id == account_id)).one())
 
 
 def list_names(conn: sa.Connection, account_id: str | None = None) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tunnel import openfiles
+from tunnel.agent import places
 from tunnel.config import CoreSettings
 from tunnel.core.capacity import make_room_for_files
 from tunnel.log import get_logger
@@ -95,6 +96,24 @@ def test_what_does_not_fit_is_said_with_what_would(
     fields = said(System(1024, 1024), monkeypatch, caplog)
     assert isinstance(fields, dict)
     assert fields["advice"].endswith("set lower limits of -max-connections and -max-attaching, then of -max-visitors")
+
+
+def test_an_agent_says_how_many_requests_it_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for limit, told in ((1300, None), (1299, 999), (100, 1)):
+        monkeypatch.setattr(openfiles, "resource", System(limit, limit))
+        assert openfiles.allowed_now() == limit
+        caplog.clear()
+        places.make_room_for_files(log)
+        found = [one.fields for one in caplog.records if one.levelname == "WARNING"]  # type: ignore[attr-defined]
+        assert len(found) == (told is not None)
+        if told is not None:
+            assert (found[0]["allowed"], found[0]["needed"]) == (limit, 1300)
+            assert found[0]["advice"].endswith(f"this one takes {told} requests at a time, and tells the core so")
+            assert places.Places([]).share(1) == told
+    monkeypatch.setattr(openfiles, "resource", System(NONE, NONE))
+    assert openfiles.allowed_now() == sys.maxsize and places.Places([]).share(256) == 1000
 
 
 def test_each_worker_needs_its_part(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

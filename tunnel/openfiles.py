@@ -38,6 +38,11 @@ def raise_limit() -> tuple[int, int]:
     return _number(soft), _number(soft)
 
 
+def allowed_now() -> int:
+    """sys.maxsize for any number."""
+    return sys.maxsize if sys.platform == "win32" else _number(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
 def _number(limit: int) -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 

@@ -1,6 +1,8 @@
 """A core that is out for harm, or broken: windows without measure, farewells that never end."""
 
+import itertools
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import trio
 from scripted import Rig as _Rig  # it knows where the links for tests are
 
+from tunnel.agent import places
 from tunnel.agent.client import Agent
 from tunnel.agent.farewell import MOST_LEFT, PARTING, SPARE
 from tunnel.config import AgentSettings
@@ -155,6 +158,90 @@ async def test_no_stream_begins_while_all_is_full() -> None:
                 await trio.lowlevel.checkpoint()
             assert stream.failure[0] == 15 and "-max-buffer" in stream.failure[1]
             agent._keeper.held.bytes -= agent._keeper.held.most
+
+
+# More requests than fit ----------------------------------------------------------------------------------------------
+
+
+def workers(count: int, script: Script = nothing) -> Core:
+    """Each link is at the next worker of so many."""
+    numbers = itertools.count()
+
+    class Crowd(Core):
+        async def serve(self, stream: trio.SocketStream) -> None:
+            self.fields["worker"] = next(numbers) % count
+            await super().serve(stream)
+
+    return Crowd(script, workers=count, core="c", capabilities=[control.WORKERS])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "count", "told"),
+    [
+        (sys.maxsize, 1, [1000]),
+        (1024, 1, [724]),
+        (340, 1, [40]),
+        (256, 1, [1]),
+        (4300, 4, [1000] * 4),
+        (1024, 4, [724, 181, 181, 181]),  # the first does not know yet how many there will be
+        (301, 4, [1] * 4),
+    ],
+)
+async def test_a_core_is_told_what_the_limit_of_open_files_allows(
+    allowed: int, count: int, told: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "allowed_now", lambda: allowed)
+    core = workers(count)
+    async with attacked(core):
+        with trio.fail_after(10):
+            await core.until(lambda: len(core.links) == count)
+    assert [hello.max_streams for hello in core.hellos] == told
+
+
+async def test_the_limit_of_now_counts_when_a_link_is_dialled_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(places, "allowed_now", lambda: 340)
+    core = Core(nothing)
+    async with attacked(core, heartbeat_timeout=1e6):
+        await core.until(lambda: core.links)
+        monkeypatch.setattr(places, "allowed_now", lambda: 640)
+        core.links[0].close("come again")
+        await core.until(lambda: len(core.links) == 2)
+    assert [hello.max_streams for hello in core.hellos] == [40, 340]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_what_is_beyond_that_is_refused_over_all_links(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "allowed_now", lambda: 310)
+    monkeypatch.setattr(places, "PROBES", 6)
+    streams: list[Any] = []
+    core = workers(count)
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+        async def service(stream: trio.SocketStream) -> None:
+            await trio.sleep_forever()
+
+        nursery.start_soon(trio.serve_listeners, service, [listener])
+        port = listener.socket.getsockname()[1]
+        async with attacked(core, local=f"http://127.0.0.1:{port}") as agent:
+            with trio.fail_after(10):
+                await core.until(lambda: len(core.links) == count)
+                while not all(one.connected for one in agent._keeper.attempts):
+                    await trio.lowlevel.checkpoint()
+                for number in range(20):
+                    link = core.links[number % count]
+                    streams.append(
+                        link.session.open(Open(frames.HTTP, 0, 0, NO_BODY, b"", b"GET / HTTP/1.1\r\n"), end=True)
+                    )
+                while sum(stream.failure is not None for stream in streams) < 4:
+                    await trio.lowlevel.checkpoint()
+                await trio.sleep(0.05)
+            refused = [stream.failure for stream in streams if stream.failure is not None]
+            assert len(refused) == 4  # of 20; 10 fit, and 6 might have been probes
+            assert {(code, "more open requests than it said" in text) for code, text in refused} == {(15, True)}
+        nursery.cancel_scope.cancel()
 
 
 # Farewells that never end --------------------------------------------------------------------------------------------

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from tunnel.agent.supervisor import Supervisor
     from tunnel.log import Logger
 
-OURS = 300  #: files that are no open request's: 256 connections to the pages, links, the log
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when stopped, 1 when it gives up, 2 when the configuration is wrong."""
@@ -48,10 +46,9 @@ def _main(argv: Sequence[str] | None) -> int:
     import trio  # after the flags: `--help` is not to wait for it
 
     from tunnel.agent.client import Agent, Stopped
+    from tunnel.agent.places import make_room_for_files
     from tunnel.log import get_logger, setup
-    from tunnel.openfiles import make_room
     from tunnel.tuning import tune
-    from tunnel.wire.control import MAX_STREAMS
 
     setup(settings.log_level, settings.log_json)
     log = get_logger("tunnel.agent")
@@ -60,7 +57,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if settings.token_file and is_open_to_others(settings.token_file):
         advice = f"chmod 600 {shlex.quote(settings.token_file)}"
         log.warning("token file can be read by others", file=settings.token_file, advice=advice)
-    make_room(MAX_STREAMS, OURS, lambda room: f"start another agent: this one serves {room} requests at a time", log)
+    make_room_for_files(log)
     agent: Agent | Supervisor
     try:
         if settings.workers > 1:

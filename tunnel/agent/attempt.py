@@ -26,6 +26,7 @@ class Attempt:
         "is_surplus",
         "is_told",
         "link",
+        "max_streams",
         "number",
         "over",
         "quick",
@@ -42,6 +43,7 @@ class Attempt:
         self.number = number
         self.is_told = number == 1
         self.link: Link
+        self.max_streams = 0  # that it may bring at a time
         self.traced: dict[str, str] = {}  # of its span, for the log
         self.core = ""  # the run of the core that welcomed it
         self.core_drain = 0.0  # seconds that the core's last requests get

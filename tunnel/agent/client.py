@@ -106,7 +106,9 @@ class Agent:
 
     async def _start(self, nursery: trio.Nursery, layers: Sequence[Layer]) -> None:
         self._forwarder = Forwarder(layers, self._sweeper, self.settings.request_timeout)
-        streams = Streams(self._forwarder, self.services, self.agent_id, self._keeper.held, self._ready)
+        streams = Streams(
+            self._forwarder, self.services, self.agent_id, self._keeper.held, self._keeper.places, self._ready
+        )
         self._keeper.plug(layers, streams)
         for service in self.services:
             self._sweeper.add(service)

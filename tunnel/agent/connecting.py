@@ -21,7 +21,7 @@ from tunnel.link.tasks import open_pair
 from tunnel.link.websocket import OnMessage
 from tunnel.log import get_logger
 from tunnel.wire import control, frames
-from tunnel.wire.control import MAX_STREAMS, Hello, RefusedMessage, TunnelRequest, Welcome
+from tunnel.wire.control import Hello, RefusedMessage, TunnelRequest, Welcome
 
 log = get_logger("tunnel.agent")
 
@@ -124,7 +124,7 @@ class Connector:
                 for one in self._locals
             ],
             self._instance,
-            MAX_STREAMS,
+            visit.attempt.max_streams,
             [control.WORKERS],
             f"{self._process}.{visit.slot.number}",
             self._most_window,

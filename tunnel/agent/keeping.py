@@ -22,6 +22,7 @@ from tunnel.agent.attempt import Attached, Attempt, Connecting
 from tunnel.agent.connecting import Connector
 from tunnel.agent.farewell import give_up, leave_oldest, see_off
 from tunnel.agent.figures import Figures
+from tunnel.agent.places import Places
 from tunnel.agent.slots import Slot, Slots
 from tunnel.agent.streams import Streams
 from tunnel.agent.telling import Telling
@@ -61,7 +62,8 @@ class Tunnel:
 
 
 class Keeper:
-    """tunnels: as the newest welcome grants them. held: what all links hold together. figures: what they have counted.
+    """tunnels: as the newest welcome grants them. held, places: what all links hold, and may bring, together. figures:
+    what they have counted.
 
     instance, process: as for `Connector`. is_reporting: reports go to the core from here. Raises ConfigError for TLS
     that can't work.
@@ -82,6 +84,7 @@ class Keeper:
         self.tunnels: list[Tunnel] = []
         self.attempts: list[Attempt] = []  # the newest last; those before it have been sent away
         self.figures = Figures(agent_id, self.attempts, settings.metrics.report_interval if is_reporting else 0.0)
+        self.places = Places(self.attempts)
         self.is_draining = False
         self.on_up: Callable[[], None] | None = None  # called when the first link is up
         most = -(-settings.max_buffer // settings.workers)  # each has its part
@@ -180,6 +183,7 @@ class Keeper:
             self._ready,
             self._most_window,
         )
+        attempt.max_streams = self.places.share(len(self._slots.all))
         self.attempts.append(attempt)
         came_up = 0.0
         try:

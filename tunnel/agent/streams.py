@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tunnel.agent.attempt import Attempt
 from tunnel.agent.forward import Forwarder
+from tunnel.agent.places import Places
 from tunnel.agent.quick import Quick, UnderWay
 from tunnel.agent.served import ServedStream
 from tunnel.errors import WireError
@@ -13,7 +14,6 @@ from tunnel.http.client import Service
 from tunnel.link.stream import Stream
 from tunnel.link.workers import Cancellable, Workers
 from tunnel.ready import Ready
-from tunnel.wire.control import MAX_STREAMS
 from tunnel.wire.held import Held
 
 
@@ -21,12 +21,19 @@ class Streams:
     """Of all links of an agent. services: in the order of its tunnels."""
 
     def __init__(
-        self, forwarder: Forwarder, services: Sequence[Service], agent_id: str, held: Held, ready: Ready | None
+        self,
+        forwarder: Forwarder,
+        services: Sequence[Service],
+        agent_id: str,
+        held: Held,
+        places: Places,
+        ready: Ready | None,
     ) -> None:
         self._forwarder = forwarder
         self._services = services
         self._agent_id = agent_id
         self._held = held
+        self._places = places
         self._ready = ready
         self._under_way: UnderWay = {}
 
@@ -34,7 +41,7 @@ class Streams:
         """A visitor's stream: a worker of the link's own nursery serves it."""
         if stream.link.nursery is None or not stream.link.is_welcomed:
             raise WireError("the core opened a stream before its welcome")
-        if len(stream.link.session.streams) > MAX_STREAMS + 100:  # probes come on top
+        if len(stream.link.session.streams) > self._places.each and self._places.is_beyond(attempt):
             stream.reset("overloaded", "the agent has more open requests than it said it would take")
             return
         if self._held.is_full:

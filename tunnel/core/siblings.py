@@ -3,10 +3,10 @@
 All of it goes through the supervisor (tunnel/core/supervisor.py):
 
 - *names*: each worker says which tunnels it has links for; an agent hears its welcome only when all know of it.
-- *visitors*: one whose tunnel has no link here, or none with room, but one at another worker is passed on with its
-  connection and what was read of it. The other worker goes on as if it had accepted it, so its next requests go there
-  at once. Under TLS the connection can't leave the process that has the keys: then its bytes are passed on, over a
-  socket pair. A connection is passed on at most MAX_HOPS times.
+- *visitors*: one whose tunnel has no link here, or none with room for it, but one at another worker is passed on with
+  its connection and what was read of it. The other worker goes on as if it had accepted it, so its next requests go
+  there at once. Under TLS the connection can't leave the process that has the keys: then its bytes are passed on, over
+  a socket pair. A connection is passed on at most MAX_HOPS times.
 - *agents*: a new connection that names another worker (tunnel/core/hints.py) is passed on before a byte of it is read.
 - *links*: limits on agents' connections count an agent once, whatever worker its links are at.
 """
@@ -124,9 +124,11 @@ class Siblings:
         if not self.names or request.refusal is not None or request.head is None:
             return False
         tunnel = self._registry.find(request.host)
-        if tunnel is not None and any(link.has_room for link in tunnel.links):
+        visitor = request.visitor
+        crowd = "" if visitor.is_proxy else visitor.crowd  # a proxy's is that of the request before
+        if tunnel is not None and any(link.has_room_for(crowd) for link in tunnel.links):
             return False
-        return self._find(self._registry.name_of(request.host), "http", request.visitor.hops) is not None
+        return self._find(self._registry.name_of(request.host), "http", visitor.hops) is not None
 
     def _find(self, name: str, protocol: str, hops: int) -> int | None:
         """A worker that serves the tunnel; any of several."""

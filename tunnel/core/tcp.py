@@ -201,7 +201,7 @@ class Ports:
         failure: Failure | None = None
         try:
             siblings = self._siblings
-            is_full = siblings is not None and not any(link.has_room for link in tunnel.links)
+            is_full = siblings is not None and not any(link.has_room_for(visitor.crowd) for link in tunnel.links)
             if siblings is not None and is_full and siblings.take_tcp(visitor, tunnel.name):
                 return
             agent = tunnel.choose(crowd=visitor.crowd)

@@ -1,7 +1,9 @@
 """Which names an account may claim, and how many: the base domain, names below others, limits; over cores that share a
 store."""
 
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -559,3 +561,67 @@ async def test_what_is_reserved_costs_no_claim(
     await pass_time(100, core, wall, ticks)
     assert "name.touch" in asked and "name.claim" not in asked
     assert await claimed(store, a) == ["x.alice.tunnel.example"] and core.take_lost() == {}
+
+
+# Rows that several change --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["claims", "touches", "deletes"])
+async def test_who_changes_the_same_claims_in_another_order_waits(postgresql: Any, tmp_path: Path, other: str) -> None:
+    """Two cores whose agents serve the same names, or a core and a command: PostgreSQL ends one of those that wait for
+    each other."""
+    store = Store(postgresql.database(), tmp_path)
+    await store.open()
+    account_id = (await do(store, records.create_account, "a", 0.0)).id
+    await do(store, claiming.claim_names, ["x", "y"], account_id, 0.0, -600.0, BASE, 9)
+    works: dict[str, Callable[[Any], object]] = {
+        "claims": lambda conn: claiming.claim_names(conn, ["x", "y"], account_id, 1.0, -600.0, BASE, 9),
+        "touches": lambda conn: claiming.touch_names(conn, {"x": account_id, "y": account_id}, 1.0),
+        "deletes": lambda conn: records.delete_account(conn, account_id),
+    }
+    begun, go_on = threading.Event(), threading.Event()
+
+    def touch(conn: Any) -> None:
+        claiming.touch_names(conn, {"y": account_id}, 2.0)
+        begun.set()
+        go_on.wait(10)
+        claiming.touch_names(conn, {"x": account_id}, 2.0)
+
+    def count_waiting(conn: Any) -> int:
+        return int(conn.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(do, store, touch)
+        await trio.to_thread.run_sync(begun.wait, 10)
+        nursery.start_soon(do, store, works[other])
+        with trio.fail_after(10):
+            while not await store.query("name.owner", count_waiting):
+                await trio.lowlevel.checkpoint()
+        go_on.set()
+    await store.close()
+
+
+async def test_a_name_that_is_reserved_while_it_is_claimed_is_not_both(postgresql: Any, tmp_path: Path) -> None:
+    store = Store(postgresql.database(), tmp_path)
+    await store.open()
+    a, b = [(await do(store, records.create_account, name, 0.0)).id for name in "ab"]
+    begun, go_on = threading.Event(), threading.Event()
+
+    def claim(conn: Any) -> None:
+        claiming.claim_names(conn, ["api"], a, 0.0, -600.0, BASE, 9)
+        begun.set()
+        go_on.wait(10)
+
+    def count_waiting(conn: Any) -> int:
+        return int(conn.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(do, store, claim)
+        await trio.to_thread.run_sync(begun.wait, 10)
+        nursery.start_soon(reserve, store, "api", b)
+        with trio.fail_after(10):
+            while not await store.query("name.owner", count_waiting):
+                await trio.lowlevel.checkpoint()
+        go_on.set()
+    assert await claimed(store, a) == []
+    await store.close()

@@ -10,7 +10,7 @@ In the order in which it is looked at:
    first stays: a name is not lost because somebody claims one above it.
 5. An account has so many claims at most, in use or held.
 
-Claims are looked at one after the other (SQLite: the transaction; PostgreSQL: a lock), for each depends on others.
+Claims are looked at one after the other (records.lock_claims), for each depends on others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from tunnel.core.domain import Domain
 from tunnel.core.quotas import over_limit
-from tunnel.core.records import chunks, upsert
+from tunnel.core.records import chunks, lock_claims, upsert
 from tunnel.core.tables import accounts, claims, tunnels
 from tunnel.errors import Refused
 
@@ -31,10 +31,6 @@ _CLOCKS_APART = 60.0
 #: seconds that a name in use is safe at least after it was written, however short it is held later: several times the
 #: interval at which that can happen, and below what clocks may be apart
 SAFE = 30.0
-#: any number; who claims on PostgreSQL holds the advisory lock of this name
-_CLAIM_LOCK = 0x636C61696D
-#: seconds after which PostgreSQL gives up a transaction with it whose core stands still
-_STUCK = 10
 
 
 def claim_names(
@@ -49,7 +45,7 @@ def claim_names(
     """All or none. The names that are the account's claims now, with those above that came with them, and how many
     claims it has then. most: how many it may have. Raises Refused: name_reserved, name_taken, name_quota.
     """
-    _one_at_a_time(conn)
+    lock_claims(conn)
     above = {name: domain.above(name) for name in names}
     related = {one for name, those in above.items() if those for one in (name, *those)}
     reserved = _find_reserved(conn, related | set(names))
@@ -109,12 +105,6 @@ class _There:
         return (list(above) if is_here else []), False
 
 
-def _one_at_a_time(conn: sa.Connection) -> None:
-    if conn.dialect.name == "postgresql":
-        conn.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_STUCK}s'")
-        conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
-
-
 def _find_accounts(conn: sa.Connection, ids: Collection[str]) -> set[str]:
     found: set[str] = set()
     for chunk in chunks(ids):
@@ -142,7 +132,7 @@ def _find_holders(conn: sa.Connection, names: Collection[str], held_since: float
 def _write(
     conn: sa.Connection, names: Collection[str], account_id: str, now: float, held_since: float, own: Collection[str]
 ) -> None:
-    """own: of these no claim of another account counts. In order, or two cores would lock each other out."""
+    """own: of these no claim of another account counts."""
     for chunk in chunks(names):
         rows = [{"name": name, "account_id": account_id, "seen_at": now} for name in chunk]
         insert = upsert(conn, claims).values(rows)
@@ -210,6 +200,7 @@ def name_owner(conn: sa.Connection, name: str, held_since: float) -> str | None:
 
 def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float) -> set[tuple[str, str]]:
     """These claims (name → account id) were in use until now. Returns those that there are."""
+    lock_claims(conn)
     there: set[tuple[str, str]] = set()
     for account_id, owned in sorted(by_account(names).items()):
         for chunk in chunks(owned):
@@ -251,6 +242,7 @@ def find_unclaimed(
 
 def keep_claim(conn: sa.Connection, name: str, account_id: str, now: float) -> None:
     """The account had the name reserved, and may be serving it: it is its claim now, as of one whose link has gone."""
+    lock_claims(conn)
     insert = upsert(conn, claims).values(name=name, account_id=account_id, seen_at=now)
     newest = {"account_id": account_id, "seen_at": now}
     conn.execute(insert.on_conflict_do_update(index_elements=["name"], set_=newest))
@@ -258,6 +250,7 @@ def keep_claim(conn: sa.Connection, name: str, account_id: str, now: float) -> N
 
 def give_up_claims(conn: sa.Connection, names: Collection[str], account_id: str) -> None:
     """The account is to have them no longer, whoever serves them."""
+    lock_claims(conn)
     for chunk in chunks(names):
         conn.execute(sa.delete(claims).where(claims.c.name.in_(chunk), claims.c.account_id == account_id))
 
@@ -267,5 +260,6 @@ def forget_claims(conn: sa.Connection, now: float, held_since: float) -> None:
 
     A claim from the future was made by a clock that was wrong: it counts from now, or it would last until then.
     """
+    lock_claims(conn)
     conn.execute(sa.delete(claims).where(claims.c.seen_at < held_since))
     conn.execute(sa.update(claims).where(claims.c.seen_at > now + _CLOCKS_APART).values(seen_at=now))

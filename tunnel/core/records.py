@@ -22,6 +22,10 @@ from tunnel.errors import TunnelError
 
 #: ids asked for in one statement (PostgreSQL takes 65,535 parameters, SQLite 32,766)
 _CHUNK = 1000
+#: any number; who changes claims on PostgreSQL holds the advisory lock of this name
+_CLAIM_LOCK = 0x636C61696D
+#: seconds after which PostgreSQL gives up a transaction with it whose core stands still
+_STUCK = 10
 #: letters and digits of ids, without those that are read wrongly
 _ID_DIGITS = "23456789abcdefghjkmnpqrstuvwxyz"
 #: seconds after which the last batch number of a core process that is gone is forgotten
@@ -96,6 +100,15 @@ def bump_revision(conn: sa.Connection) -> None:
     conn.execute(sa.update(revision).values(value=revision.c.value + 1))
 
 
+def lock_claims(conn: sa.Connection) -> None:
+    """Names are claimed and given up one after the other: as SQLite's transactions are, PostgreSQL's by a lock until
+    they end. Two that change the same rows in another order would lock each other out. After `bump_revision`, if both.
+    """
+    if conn.dialect.name == "postgresql":
+        conn.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{_STUCK}s'")
+        conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CLAIM_LOCK)))
+
+
 # Accounts ----------------------------------------------------------------------------------------------------------
 
 
@@ -147,8 +160,9 @@ def change_account(conn: sa.Connection, account_id: str, values: Mapping[str, ob
 
 
 def delete_account(conn: sa.Connection, account_id: str) -> None:
-    """With its tokens, tunnels and usage."""
+    """With its tokens, names and usage."""
     bump_revision(conn)
+    lock_claims(conn)
     conn.execute(sa.delete(accounts).where(accounts.c.id == account_id))
 
 
@@ -226,6 +240,7 @@ def reserve_name(conn: sa.Connection, name: str, account_id: str, now: float) ->
     """Also ends another account's claim to it, and returns that one's name, or "". Raises RecordError if it is reserved
     already."""
     bump_revision(conn)
+    lock_claims(conn)
     query = sa.select(accounts.c.name).join(tunnels).where(tunnels.c.name == name)
     owner = conn.execute(query).scalar()
     if owner is not None:

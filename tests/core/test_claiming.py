@@ -625,3 +625,20 @@ async def test_a_name_that_is_reserved_while_it_is_claimed_is_not_both(postgresq
         go_on.set()
     assert await claimed(store, a) == []
     await store.close()
+
+
+async def test_a_claim_of_the_base_domain_counts_for_nothing(
+    make_core: MakeCore, serving: Any, store: Store, ids: tuple[str, str], wall: Any, ticks: Any
+) -> None:
+    """A command that was not told of the base domain makes one."""
+    a, _ = ids
+    core = serving({"tunnel.example": a})
+    await reserve(store, "tunnel.example", a)
+    await core.claim(["tunnel.example"], a)
+    await release(store, "tunnel.example", wall)
+    assert await make_core().owner_of("tunnel.example") is None
+    for account_id in ids:
+        assert (await refused(make_core(), account_id, "tunnel.example")).reason == "name_reserved"
+    await pass_time(10, core, wall, ticks)
+    assert await claimed(store, a) == []
+    assert core.take_lost()["tunnel.example"][1].reason == "name_reserved"

@@ -193,9 +193,12 @@ def find_lost_names(conn: sa.Connection, names: Mapping[str, str], domain: Domai
     return lost
 
 
-def name_owner(conn: sa.Connection, name: str, held_since: float) -> str | None:
+def name_owner(conn: sa.Connection, name: str, held_since: float, domain: Domain) -> str | None:
     """The id of the account that has reserved the name, or holds it: in use at `held_since` or later."""
-    return _find_reserved(conn, [name]).get(name) or _find_holders(conn, [name], held_since).get(name)
+    owner = _find_reserved(conn, [name]).get(name)
+    if owner is None and name != domain.apex:
+        owner = _find_holders(conn, [name], held_since).get(name)
+    return owner
 
 
 def touch_names(conn: sa.Connection, names: Mapping[str, str], now: float) -> set[tuple[str, str]]:
@@ -255,11 +258,12 @@ def give_up_claims(conn: sa.Connection, names: Collection[str], account_id: str)
         conn.execute(sa.delete(claims).where(claims.c.name.in_(chunk), claims.c.account_id == account_id))
 
 
-def forget_claims(conn: sa.Connection, now: float, held_since: float) -> None:
-    """Those of all accounts that ran out. It looks at every claim: for now and then, not for each agent that leaves.
+def forget_claims(conn: sa.Connection, now: float, held_since: float, domain: Domain) -> None:
+    """Those of all accounts that ran out, and one of the base domain, which is reserved or nobody's: a command that was
+    not told of it makes one. It looks at every claim: for now and then, not for each agent that leaves.
 
     A claim from the future was made by a clock that was wrong: it counts from now, or it would last until then.
     """
     lock_claims(conn)
-    conn.execute(sa.delete(claims).where(claims.c.seen_at < held_since))
+    conn.execute(sa.delete(claims).where(sa.or_(claims.c.seen_at < held_since, claims.c.name == domain.apex)))
     conn.execute(sa.update(claims).where(claims.c.seen_at > now + _CLOCKS_APART).values(seen_at=now))

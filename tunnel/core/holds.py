@@ -68,7 +68,7 @@ class Holds:
         asked = self._asked
         since = self._wall() - self._hold
         owner = await self._store.query(
-            "name.owner", lambda conn: claiming.name_owner(conn, name, since), parent=parent
+            "name.owner", lambda conn: claiming.name_owner(conn, name, since, self._domain), parent=parent
         )
         if asked == self._asked:
             self._keep(name, owner)
@@ -119,7 +119,7 @@ class Holds:
 
         def touch(conn: sa.Connection) -> tuple[dict[str, int], dict[str, str]]:
             there = claiming.touch_names(conn, claimed, now + self._ahead)
-            claiming.forget_claims(conn, now, now - self._hold)
+            claiming.forget_claims(conn, now, now - self._hold, self._domain)
             counts = claiming.count_claims(conn, set(claimed.values()), now - self._hold)
             return counts, claiming.find_unclaimed(conn, in_use, there, self._domain)
 

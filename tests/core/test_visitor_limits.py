@@ -550,3 +550,45 @@ async def test_tcp_connections_that_a_layer_held_up_stay_within_the_limit() -> N
         ports.close(tunnel)
         for caller in callers:
             await caller.aclose()
+
+
+@pytest.mark.parametrize("sent", ["a request", "an upload", "an upgrade"])
+@pytest.mark.parametrize(
+    "end", ["the visitor leaves", "the link is lost", "the agent gives up", "its time is up", "the drain's time is up"]
+)
+async def test_however_a_stream_ends_its_address_has_its_place_again(sent: str, end: str) -> None:
+    async with core() as app, trio.open_nursery() as nursery:
+        streams: list[Stream] = []
+
+        async def take(stream: Stream) -> None:
+            streams.append(stream)
+            if sent == "an upgrade":
+                respond(
+                    stream, end=False, status=101, length=-1, fields=b"Connection: upgrade\r\nUpgrade: websocket\r\n"
+                )
+            await trio.sleep_forever()
+
+        agent = await app.agent(take)
+        callers = [app.visitor(nursery=nursery) for _ in range(3)]
+        fields = {"an upload": ("Content-Length: 9999",), "an upgrade": ("Connection: upgrade", "Upgrade: websocket")}
+        for caller in callers:
+            await caller.send(
+                head("POST" if sent == "an upload" else "GET", "/", "app.example.com", *fields.get(sent, ()))
+            )
+        await until(lambda: len(streams) == 3 and agent.crowds.held == {"192.0.2.1": 3})
+        await wait_all_tasks_blocked()
+        if end == "the visitor leaves":
+            for caller in callers:
+                caller.socket.abort()
+        elif end == "the link is lost":
+            agent.link.end("it was cut")
+        elif end == "the agent gives up":
+            for stream in streams:
+                stream.reset("local_broken", "as the test says")
+        elif end == "its time is up" and sent != "an upgrade":
+            app.tick(31)
+        else:
+            nursery.cancel_scope.cancel()
+        await until(lambda: not agent.link.session.streams or app.tick(1))
+        await until(lambda: agent.crowds.held == {})
+        nursery.cancel_scope.cancel()

@@ -122,7 +122,7 @@ def _address(node: str) -> str:
         node = node[1:].partition("]")[0]
     elif node.count(":") == 1:
         node = node.partition(":")[0]
-    return node.removeprefix("::ffff:") if "." in node else node
+    return node.lower().removeprefix("::ffff:") if "." in node else node
 
 
 def _fields(client: str, chain: list[str], proto: str, host: bytes, before: list[bytes]) -> bytes:

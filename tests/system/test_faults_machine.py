@@ -94,7 +94,8 @@ def test_as_many_files_as_the_system_allows(start_core: Start, start_agent: Star
     [
         ("tunnel.core", ["-public-addr=127.0.0.1:0", "-agent-addr=127.0.0.1:0", "-dashboard-addr=", "-max-attaching=50",
                          "-max-connections=50"], 10_700, "or set -max-visitors=100"),
-        ("tunnel.agent", ["-server=127.0.0.1:1", "-max-retries=0"], 1300, "takes 500 requests at a time, and tells the core so"),
+        ("tunnel.agent", ["-server=127.0.0.1:1", "-max-retries=0"], 1300,
+         "this one takes 500 requests at a time, and tells the core so"),
     ],
     ids=["core", "agent"],
 )  # fmt: skip

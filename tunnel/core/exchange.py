@@ -342,7 +342,7 @@ class Exchanger:
             visit.outcome = "ok"
         except Failure as exc:
             visit.outcome = exc.outcome
-            visit.error = (exc.text or OUTCOMES[exc.outcome].title) if OUTCOMES[exc.outcome].failed else ""
+            visit.error = str(exc) if OUTCOMES[exc.outcome].failed else ""
             raise
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             visit.outcome = "visitor_aborted"

@@ -11,11 +11,10 @@ import pytest
 import trio
 import trustme
 
-from tunnel import net
 from tunnel.errors import Failure
 from tunnel.http import client
 from tunnel.http.client import IDLE_TIMEOUT, MAX_IDLE, SWEEP, Service
-from tunnel.net import Socket, dial
+from tunnel.net import Socket, dial, dialing
 from tunnel.tls import TlsSocket
 
 
@@ -339,7 +338,7 @@ async def test_out_of_files_is_not_the_services_fault(monkeypatch: pytest.Monkey
     async def fail(host: str, port: int) -> Socket:
         raise OSError(errno.EMFILE, "too many")
 
-    monkeypatch.setattr(net, "_dial", fail)
+    monkeypatch.setattr(dialing, "_dial", fail)
     with pytest.raises(Failure) as caught:
         await Service("localhost", 80, False).connect()
     assert caught.value.outcome == "overloaded"

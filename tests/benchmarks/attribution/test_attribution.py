@@ -28,7 +28,7 @@ CASES = [
     (["trio._core._io_epoll:EpollIOManager.get_events", "trio._core._run:unrolled_run"], groups.SCHEDULER),
     (["trio._socket:_SocketType.recv", "trio_websocket._impl:WebSocketConnection._reader_task"], groups.SOCKETS),
     (["trio_websocket._impl:WebSocketConnection._reader_task", "trio._core._run:unrolled_run"], groups.LINK),
-    (["tunnel.net:Socket.send_nowait", "tunnel.link.tap:Tap._send"], groups.SOCKETS),
+    (["tunnel.net.sockets:Socket.send_nowait", "tunnel.link.tap:Tap._send"], groups.SOCKETS),
     (["prometheus_client.metrics:Counter.inc", "observability.core_metrics:CoreMetrics.end"], groups.OBSERVABILITY),
     (["observability.runtime:PauseMeter._callback", "tunnel.wire.session:Session.receive"], groups.COLLECTOR),
     (["random:Random.getrandbits", "mystery:f"], groups.OTHER),
@@ -42,7 +42,7 @@ def test_the_innermost_known_frame_decides(frames: list[str], group: str) -> Non
 
 
 def test_a_name_that_only_begins_like_a_module_is_another() -> None:
-    assert group_of(["tunnels:f", "tunnel.net:Socket.recv"]) == groups.SOCKETS
+    assert group_of(["tunnels:f", "tunnel.net.sockets:Socket.recv"]) == groups.SOCKETS
     assert group_of(["tunnel.network:f"]) == groups.OTHER
 
 
@@ -58,7 +58,7 @@ def test_what_the_table_names_exists(key: str) -> None:
 def test_shares_and_owners_add_up() -> None:
     stacks = [
         Stack(3, 1, ["re:match", "tunnel.http.heads:parse_request"]),
-        Stack(1, 2, ["tunnel.net:Socket.recv"]),
+        Stack(1, 2, ["tunnel.net.sockets:Socket.recv"]),
         Stack(4, 9, ["tunnel.http.heads:parse_request", "tunnel.core.exchange:Exchanger.serve"]),
     ]
     found = shares(stacks)
@@ -66,7 +66,7 @@ def test_shares_and_owners_add_up() -> None:
     assert found[groups.PARSE] == 7 / 8 and found[groups.SOCKETS] == 1 / 8 and sum(found.values()) == 1
     assert owners(stacks) == [
         ("tunnel.http.heads:parse_request", groups.PARSE, 7 / 8),
-        ("tunnel.net:Socket.recv", groups.SOCKETS, 1 / 8),
+        ("tunnel.net.sockets:Socket.recv", groups.SOCKETS, 1 / 8),
     ]
     assert owner_of(["re:match", "x:y"]) == "re:match"
     assert sum(shares([]).values()) == 0
@@ -76,7 +76,7 @@ def test_a_report_becomes_micros_a_request() -> None:
     report = {
         "main": 0.5,
         "threads": [["log-writer", 0.05], ["log-writer", 0.05], ["idle", 0.0]],
-        "stacks": [[1, 10, ["tunnel.wire.frames:split"]], [3, 11, ["tunnel.net:Socket.recv"]]],
+        "stacks": [[1, 10, ["tunnel.wire.frames:split"]], [3, 11, ["tunnel.net.sockets:Socket.recv"]]],
     }
     found = read_report(json.dumps(report), requests=10_000)
     assert found.groups[groups.LINK] == pytest.approx(12.5) and found.groups[groups.SOCKETS] == pytest.approx(37.5)

@@ -18,8 +18,8 @@ from functools import partial
 
 import trio
 
+from tunnel.agent.asking import is_whole
 from tunnel.agent.forward import Forwarder, leave, make_local
-from tunnel.agent.local import is_whole
 from tunnel.agent.served import ServedStream
 from tunnel.errors import Failure
 from tunnel.http.client import Service

@@ -5,32 +5,32 @@ one look at its revision a second. What is counted is written in batches every `
 killed (SIGKILL) loses the use of at most that long, plus the time a write takes, and nothing of it is ever added
 twice: a batch keeps its number until the store has confirmed it. While the store is away, attached agents go on, use
 is kept in memory, and the outage is logged once.
+
+Accounts are one thing in three rooms, each of which goes on from the one before: those in memory (live.py), agents who
+say whose they are (authenticating.py), and here names, what has changed in the store, and what goes there.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import sqlalchemy as sa
 import trio
 
 from tunnel.core import records
-from tunnel.core.board import Row
+from tunnel.core.authenticating import Authenticating
 from tunnel.core.claiming import find_lost_names
 from tunnel.core.domain import Domain
 from tunnel.core.first import FirstToken, ensure_default
 from tunnel.core.holds import Holds
-from tunnel.core.quotas import NO_LIMITS, TYPES, Account, Limits, QuotaFailure, Use
-from tunnel.core.records import AccountRecord, Snapshot, TokenRecord
-from tunnel.core.shared import SharedAccount
+from tunnel.core.live import AccountRows, apply
+from tunnel.core.quotas import NO_LIMITS, Account, Limits, QuotaFailure
+from tunnel.core.records import Snapshot
 from tunnel.core.store import Store, StoreError
-from tunnel.core.tokens import MAX_LENGTH, PREFIX, Grant, JwtVerifier, hash_token, is_hash_equal
-from tunnel.core.usage import UsageWriter
+from tunnel.core.tokens import Grant
 from tunnel.errors import Refused
 from tunnel.handler import QuotaStatistics, Visit
 from tunnel.log import get_logger
@@ -39,21 +39,9 @@ __all__ = ["Account", "Accounts", "FirstToken", "Grant", "QuotaFailure", "ensure
 
 log = get_logger("tunnel.core")
 
-#: seconds that an account without links stays in memory
-_LINGER = 60.0
 #: seconds that the store has for one look at it: a server may be there and say nothing for ever
 _ANSWER_TIME = 5.0
 _LOCAL = Domain("localhost")
-
-UNKNOWN_TOKEN = "the token is not known here; is it of this core? Its operator makes one with `token create`"
-
-
-class AccountRows(Protocol):
-    """Where accounts keep what all workers of a core share."""
-
-    async def take(self, account_id: str) -> Row | None: ...
-
-    def give_back(self, account_id: str) -> None: ...
 
 
 class _Trouble:
@@ -72,15 +60,7 @@ class _Trouble:
         self._is_on = bool(cause)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A granted token as of a revision: what was read earlier never replaces what was read later."""
-
-    revision: int
-    record: TokenRecord
-
-
-class Accounts:
+class Accounts(Authenticating):
     """store: opened. flush_interval, watch_interval, name_hold: seconds. wall, monotonic: clocks, seconds. defaults:
     limits at a time of accounts that have none of their own.
 
@@ -102,16 +82,9 @@ class Accounts:
         monotonic: Callable[[], float] = time.monotonic,
         rows: AccountRows | None = None,
     ) -> None:
-        #: refusals by type since start: tunnel_quota_exceeded_total
-        self.exceeded: dict[str, int] = dict.fromkeys(TYPES, 0)
-        self._store = store
-        self._jwt = JwtVerifier(jwt_secret, jwt_public_key, wall) if jwt_secret or jwt_public_key else None
-        self._defaults = defaults
-        self._rows = rows
+        super().__init__(store, defaults, wall, monotonic, rows, jwt_secret, jwt_public_key)
         self._flush_interval = flush_interval
         self._watch_interval = watch_interval
-        self._wall = wall
-        self._monotonic = monotonic
         self._domain = domain
         self._holds = Holds(store, name_hold, wall, monotonic, domain)
         #: TCP ports that are open for an account here, by account id
@@ -119,132 +92,10 @@ class Accounts:
         #: the names that are served or held here (name → account id), for `take_lost`
         self.names_known: Callable[[], Mapping[str, str]] = dict
         self._lost: dict[str, tuple[str, Refused]] = {}
-        self._revision = 0  # the newest seen; nothing older is taken over
         self._is_current = False  # everything in memory is as of `_revision`
-        self._accounts: dict[str, Account] = {}  # with links, or lately asked for
-        self._tokens: dict[str, _Seen] = {}  # of these accounts, as far as they were used
-        self._expiries: list[float] = []  # in order, each once: when granted tokens run out
-        self._usage = UsageWriter(store, self._accounts, wall)
         self._cause = "the store was not asked yet"  # "" while it answers
         self._watching = _Trouble("store unreachable", "store answers again")
         self._writing = _Trouble("usage not written", "usage is written again")
-
-    # Agents -------------------------------------------------------------------------------------------------------
-
-    async def authenticate(self, token: str, agent_id: str, parent: Visit | None = None) -> Grant:
-        """Who is this? agent_id: as the agent states it; a JWT's own wins where the agent says "".
-
-        Raises Refused (missing_token, bad_token, revoked, expired, account_disabled) or StoreError.
-        """
-        if not token:
-            raise Refused("missing_token", "no token was given")
-        if len(token) > MAX_LENGTH:
-            raise Refused("bad_token", "the token is too long")
-        if token.startswith(PREFIX):
-            return await self._by_token(token, agent_id, parent)
-        if self._jwt is None:
-            raise Refused("bad_token", UNKNOWN_TOKEN)
-        claims = self._jwt.verify(token, agent_id)
-        account = await self.load(claims.account_id, parent)
-        if account.is_disabled:
-            raise Refused("account_disabled", f"account {account.name} is disabled")
-        self._expect(claims.expires_at)
-        return Grant(account.id, account.name, claims.agent_id, "", claims.expires_at)
-
-    async def _by_token(self, token: str, agent_id: str, parent: Visit | None) -> Grant:
-        hash = hash_token(token)
-        while True:
-            revision, record, account = await self._store.query(
-                "token.find", lambda conn: records.find_token(conn, hash), parent=parent
-            )
-            if revision >= self._revision:  # else it was changed while we read
-                break
-        if record is None or account is None or not is_hash_equal(record.hash, hash):
-            raise Refused("bad_token", UNKNOWN_TOKEN)
-        refused = self._check_token(record)
-        if refused is not None:
-            raise refused
-        if account.is_disabled:
-            raise Refused("account_disabled", f"account {account.name} is disabled")
-        self._tokens[record.id] = _Seen(revision, record)
-        await self.load(account.id, parent)
-        self._usage.note_token(record.id)
-        self._expect(record.expires_at)
-        grant = Grant(account.id, account.name, agent_id, record.id, record.expires_at)
-        refused = self.check(grant)
-        if refused is not None:
-            raise refused
-        return grant
-
-    def _expect(self, expires_at: float | None) -> None:
-        if expires_at is None:
-            return
-        place = bisect_left(self._expiries, expires_at)
-        if self._expiries[place : place + 1] != [expires_at]:
-            self._expiries.insert(place, expires_at)
-
-    def _check_token(self, record: TokenRecord) -> Refused | None:
-        if record.revoked_at is not None:
-            return Refused("revoked", f"the token {_shown(record)} was revoked")
-        if record.expires_at is not None and record.expires_at <= self._wall():
-            return Refused("expired", f"the token {_shown(record)} has expired")
-        return None
-
-    def check(self, grant: Grant) -> Refused | None:
-        """Does the grant still hold, by what was last seen of the store and by its expiry? For attached agents."""
-        account = self._accounts.get(grant.account_id)
-        if account is None or account.is_deleted:
-            return Refused("account_disabled", f"account {grant.account} is no longer there")
-        if account.is_disabled:
-            return Refused("account_disabled", f"account {grant.account} is disabled")
-        if grant.token_id:
-            seen = self._tokens.get(grant.token_id)
-            return Refused("revoked", "the token was revoked") if seen is None else self._check_token(seen.record)
-        if grant.expires_at is not None and grant.expires_at <= self._wall():
-            return Refused("expired", "the JWT has expired")
-        return None
-
-    async def load(self, account_id: str, parent: Visit | None = None) -> Account:
-        """The account's one live object. Raises Refused("bad_token") for an unknown one, or StoreError."""
-        while True:
-            account = self._accounts.get(account_id)
-            if account is not None:
-                if account.is_deleted:
-                    break
-                account.seen = self._monotonic()
-                return account
-            row = await self._rows.take(account_id) if self._rows is not None else None
-            account = self._make(account_id, row)
-            period = account.period
-
-            def read(conn: sa.Connection, period: str = period) -> tuple[Snapshot, Use]:
-                snapshot = records.read_snapshot(conn, [account_id])
-                use = records.read_usage_of(conn, [account_id], [period])
-                return snapshot, use.get((account_id, period), Use())
-
-            snapshot, use = await self._store.query("account.load", read, parent=parent)
-            if snapshot.revision < self._revision or account_id in self._accounts:
-                continue  # changed or loaded by another while we read
-            record = snapshot.accounts.get(account_id)
-            if record is None:
-                break
-            _apply(account, record)
-            account.settle(period, use)
-            self._accounts[account_id] = account
-            self._take_tokens(snapshot, {account_id})
-            return account
-        raise Refused("bad_token", "the token's account does not exist")
-
-    def _make(self, account_id: str, row: Row | None = None) -> Account:
-        options: dict[str, Any] = {
-            "exceeded": self.exceeded,
-            "defaults": self._defaults,
-            "wall": self._wall,
-            "monotonic": self._monotonic,
-        }
-        if row is None:
-            return Account(account_id, account_id, **options)
-        return SharedAccount(row, account_id, account_id, **options)
 
     # Names --------------------------------------------------------------------------------------------------------
 
@@ -354,22 +205,11 @@ class Accounts:
             if record is None:
                 account.is_deleted = True
             else:
-                _apply(account, record)
+                apply(account, record)
         self._take_tokens(snapshot, set(ids))
         self._lost.update({name: (names[name], refusal) for name, refusal in lost.items()})
         # an account or a name that came while we read may be older than this revision: look once more, at once
         self._is_current = self._accounts.keys() <= set(ids) and self.names_known().keys() <= names.keys()
-
-    def _take_tokens(self, snapshot: Snapshot, ids: set[str]) -> None:
-        for seen in list(self._tokens.values()):
-            token = seen.record
-            if token.account_id not in ids or seen.revision > snapshot.revision:
-                continue
-            fresh = snapshot.tokens.get(token.id)
-            if fresh is None:
-                del self._tokens[token.id]
-            else:
-                self._tokens[token.id] = _Seen(snapshot.revision, fresh)
 
     async def _flush_quietly(self) -> None:
         try:
@@ -406,21 +246,6 @@ class Accounts:
                     error=str(exc),
                 )
 
-    def _evict(self) -> None:
-        """Forget accounts that nobody uses: no links for a while, draining ones neither, and everything written."""
-        now = self._monotonic()
-        idle = {
-            account.id
-            for account in self._accounts.values()
-            if not (account.links or account.attached) and account.is_settled() and now - account.seen > _LINGER
-        }
-        for account_id in idle:
-            del self._accounts[account_id]
-            if self._rows is not None:
-                self._rows.give_back(account_id)
-        if idle:  # a token whose account is being loaded just now stays
-            self._tokens = {id: seen for id, seen in self._tokens.items() if seen.record.account_id not in idle}
-
     # What others want to know -----------------------------------------------------------------------------------------
 
     def is_ready(self) -> tuple[bool, str]:
@@ -445,15 +270,3 @@ async def _every(interval: float, work: Callable[[], Awaitable[None]]) -> None:
         await trio.sleep_until(at)
         at = trio.current_time() + interval
         await work()
-
-
-def _apply(account: Account, record: AccountRecord) -> None:
-    account.name = record.name
-    account.is_disabled = record.is_disabled
-    if account.limits != record.limits:
-        account.set_limits(record.limits)
-
-
-def _shown(token: TokenRecord) -> str:
-    """As `token list` knows it: its first characters would be masked in the log."""
-    return f"{token.id} ({token.name})" if token.name else token.id

@@ -19,11 +19,12 @@ from observability.logqueue import JOIN
 from tunnel.agent.farewell import PARTING
 from tunnel.core.draining import CUT_OFF_TIME, PARTING_TIME
 from tunnel.core.storing import CLOSE_TIME, LEAST_WRITES
-from tunnel.workers import VARIABLE
+from tunnel.workers import VARIABLE, process
 from tunnel.workers import crew as crews
 from tunnel.workers.channel import Channel
-from tunnel.workers.crew import END_SECONDS, Crew, Worker
+from tunnel.workers.crew import END_SECONDS, Crew
 from tunnel.workers.member import LAST_WORDS_SECONDS
+from tunnel.workers.process import Worker
 
 WORKER = f'''
 import json, os, socket, struct, sys
@@ -99,7 +100,7 @@ async def test_one_that_ends_soon_is_waited_for_longer_however_long_its_start_to
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Starts are slow where the machine is busy, and workers that end again and again make it busier."""
-    monkeypatch.setattr(crews, "GOOD_SECONDS", 0.4)
+    monkeypatch.setattr(process, "GOOD_SECONDS", 0.4)
     crew = make_crew(1)
     crew._command[-1] = "import time; time.sleep(0.5)" + WORKER
     async with running(crew):
@@ -163,7 +164,7 @@ async def test_a_process_whose_orders_can_not_be_made_is_ended() -> None:
 
 async def test_one_that_stands_still_is_waited_for_once_and_then_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crews, "PING_SECONDS", 0.05)
-    monkeypatch.setattr(crews, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(process, "LOOK_SECONDS", 0.5)
     crew = make_crew(2)
     async with running(crew):
         assert {worker.number for worker in await crew.look(["part"])} == {0, 1}

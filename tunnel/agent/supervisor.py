@@ -29,7 +29,8 @@ from tunnel.net import address_text
 from tunnel.plugins import Program
 from tunnel.wire import frames
 from tunnel.workers.channel import ChannelLost, Handler
-from tunnel.workers.crew import Crew, Worker
+from tunnel.workers.crew import Crew
+from tunnel.workers.process import Worker
 from tunnel.workers.whole import Whole, WorkerPages
 
 log = get_logger("tunnel.agent")

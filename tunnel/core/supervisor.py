@@ -48,7 +48,8 @@ from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
 from tunnel.plugins import Program
 from tunnel.workers.channel import Handler, WithFiles, close_files, copies
-from tunnel.workers.crew import Crew, Worker
+from tunnel.workers.crew import Crew
+from tunnel.workers.process import Worker
 from tunnel.workers.whole import Whole, WorkerPages
 
 log = get_logger("tunnel.core")

@@ -16,13 +16,9 @@ A worker that ends before it is ready, in the first round, ends the program: its
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -31,10 +27,10 @@ from tunnel.errors import ConfigError
 from tunnel.handler import Offered
 from tunnel.link.tasks import open_pair
 from tunnel.log import get_logger
-from tunnel.workers import VARIABLE
 from tunnel.workers.channel import Channel, ChannelLost, Handler
 from tunnel.workers.lines import open_pipe, pass_on
 from tunnel.workers.member import Place
+from tunnel.workers.process import Worker, command, how_ended, open_process
 
 log = get_logger("tunnel.workers")
 
@@ -42,60 +38,10 @@ START_SECONDS = 60.0  #: for a worker to get ready
 PING_SECONDS = 2.0
 HANG_SECONDS = 30.0  #: without an answer to a ping: twice the time after which its links are dead
 ASK_SECONDS = 5.0  #: for a worker to do what it is asked for
-LOOK_SECONDS = 1.0  #: for a worker to say how it is: whoever asks for a page waits so long
-GOOD_SECONDS = 10.0  #: a worker that was ready for so long is replaced at once
 MAX_WAIT = 10.0  #: seconds before one that ends again and again is started again
 MAX_PAUSE = 0.2  #: between two looks whether its process has ended
 MAX_WORDS = 100  #: last words that are kept for whoever asks
 END_SECONDS = 10.0  #: that a worker has beyond the drain's deadline before it is killed; all its last steps fit
-
-#: meant for one process only
-_OURS = (
-    VARIABLE, "TUNNEL_HANDOVER", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
-    "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
-)  # fmt: skip
-
-Said = Mapping[str, bytes]
-
-
-class Worker:
-    """One process. key: tells it from those before it in the same place. is_serving: it has been ready."""
-
-    def __init__(self, number: int, turn: int, process: subprocess.Popen[bytes], channel: Channel) -> None:
-        self.number = number
-        self.key = f"{number}.{turn}"
-        self.process = process
-        self.channel = channel
-        self.ready_since: float | None = None  # by trio's clock
-        self.said: dict[str, bytes] = {}  # what it offers, by name, as of its newest answer
-        self.last_words: Said | None = None
-        self.pinged: float | None = None  # since when it owes us an answer to a ping
-        self._heard: dict[str, int] = {}  # by name: in which look
-        self.code: int | None = None  # its exit code
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def is_ready(self) -> bool:
-        return self.ready_since is not None
-
-    @property
-    def has_served(self) -> bool:
-        """Whether it was good for something. How long its start took says more of the machine."""
-        return self.ready_since is not None and trio.current_time() - self.ready_since > GOOD_SECONDS
-
-    @property
-    def is_silent(self) -> bool:
-        return self.pinged is not None and trio.current_time() - self.pinged > LOOK_SECONDS
-
-    def hear(self, look: int, offers: Said) -> None:
-        """What was asked for earlier never replaces what was asked for later."""
-        for name, data in offers.items():
-            if look > self._heard.get(name, 0):
-                self._heard[name] = look
-                self.said[name] = data
 
 
 class Crew:
@@ -165,8 +111,7 @@ class Crew:
         answered: list[Worker] = []
 
         async def look_at(worker: Worker, look: int) -> None:
-            with trio.move_on_after(LOOK_SECONDS), suppress(ChannelLost):
-                worker.hear(look, await worker.channel.call("offers", names))
+            if await worker.look(look, names):
                 answered.append(worker)
 
         async with trio.open_nursery() as nursery:
@@ -260,7 +205,7 @@ class Crew:
             failures = 0 if worker.has_served else failures + 1
             wait = _wait(failures) if failures > 1 else 0.0
             self.restarts += 1
-            log.error("worker ended", worker=number, pid=worker.pid, wait=f"{wait:g}s", error=_how(worker.code))
+            log.error("worker ended", worker=number, pid=worker.pid, wait=f"{wait:g}s", error=how_ended(worker.code))
             await self._pause(wait)
 
     async def _pause(self, seconds: float) -> None:
@@ -302,7 +247,9 @@ class Crew:
                 near, far = open_pipe()
                 undo.callback(os.close, near)
                 try:
-                    process = self._open_process(number, theirs.fileno(), far)
+                    process = open_process(
+                        self._command, Place(number, theirs.fileno(), self._log_level, self._log_json), far
+                    )
                 finally:
                     os.close(far)
             undo.callback(process.wait)
@@ -316,19 +263,6 @@ class Crew:
             worker.channel.tell("begin", orders, files)
             undo.pop_all()
         return worker, near
-
-    def _open_process(self, number: int, channel: int, far: int) -> subprocess.Popen[bytes]:
-        environ = {name: value for name, value in os.environ.items() if name not in _OURS}
-        environ[VARIABLE] = Place(number, channel, self._log_level, self._log_json).write()
-        return subprocess.Popen(
-            [*self._command, "worker", str(number)],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=far if self._log_json else None,
-            stderr=None if self._log_json else far,
-            pass_fds=[channel],
-            process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
-        )
 
     def _make_ready(self, worker: Worker) -> Handler:
         async def ready(message: Any, files: list[int]) -> None:
@@ -380,32 +314,5 @@ class Crew:
                 return
 
 
-def command(module: str) -> list[str]:
-    """`python -m tunnel.core`, with this interpreter and its options, however this program itself was started.
-
-    A worker imports what we do: it looks into the current directory only if we look there too.
-    """
-    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
-    if not is_here_imported() and "-P" not in options:
-        options.append("-P")
-    return [sys.executable, *options, "-m", module]
-
-
-def is_here_imported() -> bool:
-    try:
-        return "" in sys.path or str(Path.cwd()) in sys.path
-    except OSError:  # it is there no longer
-        return False
-
-
 def _wait(failures: int) -> float:
     return min(MAX_WAIT, 0.2 * 2.0**failures)
-
-
-def _how(code: int | None) -> str:
-    if code is not None and code < 0:
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:
-            return f"killed by signal {-code}"
-    return f"exit code {code}"

@@ -83,7 +83,7 @@ class OwnPorts:
                 return listen(self._host, port, "-tcp-ports")
             except ConfigError:
                 continue
-        raise Refused("no_port", "all ports for TCP tunnels are taken")
+        raise Refused("no_port", "all ports for TCP tunnels are taken; the core's operator can open more (-tcp-ports)")
 
 
 class SharedPorts:

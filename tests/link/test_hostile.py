@@ -90,6 +90,17 @@ def test_the_stream_that_would_hold_too_much_is_given_up_and_others_are_not() ->
     assert held.bytes == 0
 
 
+def test_exactly_as_much_as_there_may_be_is_too_much() -> None:
+    """Nothing new begins then, so it must not stay like that: two readers that stop may fill their windows to it."""
+    held = Held(2 * MAX_DATA)
+    pairs = [pair(held) for _ in range(2)]
+    for core, *_ in pairs:
+        core.take()
+    for core, _, stream, _ in pairs:
+        pour(core, stream, MAX_DATA - held.bytes % MAX_DATA)
+    assert held.refused == 1 and not held.is_full
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,7 +1,7 @@
 """What the sessions of one program hold of others' bytes: unread bodies and what waits to be sent.
 
 Windows bound each stream and each link; this bounds all of them together. A sender cannot know how much that is, so
-when it is exceeded streams are given up (`overloaded`), whichever link they are on, and no new one begins while it is
+when it is reached streams are given up (`overloaded`), whichever link they are on, and no new one begins while it is
 full. Those whose reader has stopped go first, the greediest of them before the others: who takes an honest answer as
 fast as it comes may hold more at a moment than each of a crowd that reads nothing. Whether a reader has stopped can't
 be seen from one look, so while much is held all streams are looked at once a second.
@@ -57,8 +57,8 @@ class Held:
         return 0 < self.most <= self.bytes
 
     def check(self) -> None:
-        """Make room if there is too much."""
-        if self.bytes > self.most:
+        """Make room where nothing new could begin."""
+        if self.is_full:
             self._make_room()
         now = self._clock()
         if now - self._looked >= LOOK:
@@ -70,7 +70,7 @@ class Held:
 
     def _make_room(self) -> None:
         """A little more than is needed: a look at all streams is not due with the next part again."""
-        enough = self.most - self.most // 32
+        enough = self.most - max(1, self.most // 32)
         while self.bytes > enough:
             batch = heapq.nlargest(BATCH, self._streams(), key=lambda one: (_idleness(one[1]), _size(one[1])))
             for holder, stream in batch:

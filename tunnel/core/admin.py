@@ -16,7 +16,7 @@ from pathlib import Path
 from tunnel.core.private import write_secret
 from tunnel.errors import ConfigError
 from tunnel.handler import Page, PageAnswer, PageRequest
-from tunnel.http.hosts import is_loopback
+from tunnel.net import is_loopback
 
 MIN_TOKEN = 16  #: characters: what is shorter can be guessed
 FILE = "dashboard.token"

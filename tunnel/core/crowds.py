@@ -11,6 +11,7 @@ stay free for a newcomer.
 from __future__ import annotations
 
 from tunnel.core.limits import network_of
+from tunnel.net import is_loopback
 
 SHARE = 50  #: percent
 FEW = 8  #: places that an address may have in any case as long as there are any: a browser opens six connections
@@ -18,7 +19,7 @@ FEW = 8  #: places that an address may have in any case as long as there are any
 
 def crowd_of(address: str) -> str:
     """What the address counts as; "" for this machine's own, from which anything may come."""
-    return "" if address.startswith("127.") or address == "::1" else network_of(address)
+    return "" if is_loopback(address) else network_of(address)
 
 
 class Crowds:

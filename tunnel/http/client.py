@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections import deque
 from time import monotonic
@@ -11,7 +10,7 @@ import trio
 
 from tunnel.errors import Failure
 from tunnel.http.redirects import LOOPBACK, Redirects
-from tunnel.net import OUR_OWN_TROUBLE, Socket, dial, is_localhost, reason_of, with_tls
+from tunnel.net import OUR_OWN_TROUBLE, Socket, dial, is_loopback, reason_of, with_tls
 from tunnel.trust import explain_refusal
 
 CONNECT_TIMEOUT = 10.0  #: seconds to a connection, TLS included
@@ -46,7 +45,7 @@ class Service:
         self._looked = -LOOK_AGAIN
 
     def _make_redirects(self) -> Redirects:
-        names = LOOPBACK if _is_loopback(self.host) else ()
+        names = LOOPBACK if is_loopback(self.host) else ()
         return Redirects(self.scheme, [self.host_header, self.address, *(f"{name}:{self.port}" for name in names)])
 
     def take_idle(self) -> Socket | None:
@@ -160,15 +159,8 @@ class Service:
 
 def _tls_context(host: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    if _is_loopback(host):
+    if is_loopback(host):
         # A development server's own certificate proves nothing there, and nobody is in between.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return is_localhost(host)

@@ -6,20 +6,7 @@ A page on a loopback address answers to loopback names and addresses only: a nam
 
 from __future__ import annotations
 
-import ipaddress
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address (IPv6 without brackets) means this machine whatever a resolver says."""
-    name = host.lower().removesuffix(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+from tunnel.net import is_loopback
 
 
 def name_of(field: str) -> str:

@@ -4,7 +4,7 @@ All of it is imported from here; the rooms are connection (what may be asked of 
 and sending, TLS), dialing, options and addresses.
 """
 
-from tunnel.net.addresses import address_text, is_localhost
+from tunnel.net.addresses import address_text, is_localhost, is_loopback
 from tunnel.net.connection import GONE, HALF_CLOSED, HERE
 from tunnel.net.dialing import OUR_OWN_TROUBLE, OUT_OF_FILES, dial, reason_of
 from tunnel.net.options import limit_unsent, tune
@@ -23,6 +23,7 @@ __all__ = [
     "address_text",
     "dial",
     "is_localhost",
+    "is_loopback",
     "limit_unsent",
     "reason_of",
     "socket_of",

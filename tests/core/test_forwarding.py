@@ -20,7 +20,10 @@ def made(
     request = Request(address, proto, visitor=Visitor(cast(Any, None), address, proto))
     raw = "\r\n".join(["GET / HTTP/1.1", f"Host: {host}", *fields, "", ""]).encode("latin-1")
     request.head, request.request_id = parse_request(raw, 16384), "r-1"
-    own = Forwarding(trusted).fields(request)
+    forwarding = Forwarding(trusted)
+    if forwarding.is_trusted(address):
+        forwarding.identify(request)
+    own = forwarding.fields(request)
     read_forwarded(forwarded_head(request.head, own, upgrade=False))
     pairs = [line.split(": ", 1) for line in own.decode("latin-1").split("\r\n")[:-1]]
     assert [name for name, _ in pairs] == [

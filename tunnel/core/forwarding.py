@@ -39,23 +39,22 @@ class Forwarding:
         if known is not None and known.forwarded:
             return b"%b %b%b%b\r\n" % (head.method, head.target, known.forwarded, request_id)
         forwarded = forwarded_head(head, self.fields(request), upgrade=upgrade)
-        if known is not None and not self.is_trusted(request.visitor.address):  # what a proxy says is the request's own
+        if known is not None and not request.told:  # what a proxy says is the request's own
             known.forwarded = forwarded[len(head.method) + 1 + len(head.target) : -len(request_id) - 2]
         return forwarded
 
     def identify(self, request: Request) -> None:
-        """Read what a trusted proxy says about who asks, before a link is chosen for that. Raises Failure."""
+        """Read what a trusted proxy says about who asks, before a link is chosen for that: `request.client`, and its
+        fields. Raises Failure."""
         assert request.head is not None
         request.told = self._after_proxy(request, request.visitor, request.head)
 
     def fields(self, request: Request) -> bytes:
-        """The fields for this request, each line ended by CRLF. Sets `request.client` from a trusted proxy's word."""
+        """The fields for this request, each line ended by CRLF; what a trusted proxy says is known by `identify`."""
         visitor, head = request.visitor, request.head
         assert head is not None
         if request.told:
             own = request.told
-        elif self._trusted and self.is_trusted(visitor.address):
-            own = self._after_proxy(request, visitor, head)
         elif visitor.forwarded[0] == head.host and visitor.forwarded[1]:
             own = visitor.forwarded[1]
         else:

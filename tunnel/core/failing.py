@@ -8,7 +8,7 @@ import trio
 from tunnel.core.answering import Answerer
 from tunnel.core.limits import Counts
 from tunnel.core.request import Request
-from tunnel.core.shares import note_shares
+from tunnel.core.timing import note_times
 from tunnel.errors import OUTCOMES, Failure, row_of
 from tunnel.http.answers import answer as make_answer
 
@@ -29,7 +29,7 @@ class Refuser:
         if row.name == "ok":
             row = OUTCOMES["link_lost"]  # the agent said "done" before it answered
         request.outcome, request.limit = row.name, failure.limit
-        note_shares(request, row.name)
+        note_times(request, row.name)
         if failure.limit:
             self._refusals[failure.limit] += 1
         elif row.name == "timeout" and not (request.expired or request.head_written):  # by the agent's clock
@@ -89,7 +89,7 @@ class Refuser:
         request.keep_alive = False
         request.outcome = "draining"
         request.error = OUTCOMES["draining"].title
-        note_shares(request, "draining")
+        note_times(request, "draining")
         if request.stream is not None:
             request.stream.reset("draining", "the core is shutting down")
         if request.method and not request.head_written:

@@ -23,7 +23,6 @@ from tunnel.config import CoreSettings, data_dir, parse_address, parse_ports, se
 from tunnel.core.accounts import Accounts
 from tunnel.core.board import AGENT_HANDSHAKES, GUESTS, VISITOR_HANDSHAKES, VISITORS
 from tunnel.core.certificates import Certificates, for_agents, for_visitors
-from tunnel.core.common import Common
 from tunnel.core.door import Door
 from tunnel.core.draining import finish
 from tunnel.core.exchange import Exchanger
@@ -47,6 +46,7 @@ from tunnel.core.quotas import default_limits
 from tunnel.core.recent import Recent
 from tunnel.core.registry import Registry
 from tunnel.core.reports import Reports
+from tunnel.core.shared import Common
 from tunnel.core.siblings import SiblingPorts, SiblingRows, Siblings
 from tunnel.core.starting import FORGET_INTERVAL, Address, announce, check_settings, handed_to
 from tunnel.core.status import Said, said_by, status_page

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from tunnel.config import CoreSettings
 from tunnel.core.board import Board, Row
 from tunnel.core.limits import Clock, Rate, Shares, network_of
 from tunnel.core.quotas import Account, Limits, Use
 from tunnel.handler import QuotaStatistics
+
+if TYPE_CHECKING:
+    from tunnel.core.siblings import Siblings
 
 SLACK = 2  #: connections that a worker may have more than another before it leaves the next one to that
 PAUSE = 0.001  #: seconds that it waits then, once
@@ -173,3 +177,26 @@ class SharedRate(Rate):
             return True
         cell = self._board.cell_of(network_of(address))
         return self._board.pay(self._kind, cell, self._cost, self._clock(), self._burst)
+
+
+class Common:
+    """Of each limit the kind that one process needs, or one of several. siblings: None where this process is the whole
+    core. kind: of tunnel.core.board, what is counted."""
+
+    def __init__(self, settings: CoreSettings, siblings: Siblings | None) -> None:
+        self._settings = settings
+        self._siblings = siblings
+
+    def part(self, limit: int) -> int:
+        """Of a limit on this process' memory, its part."""
+        return limit if self._siblings is None else -(-limit // self._siblings.count)
+
+    def shares(self, kind: int, most: int) -> Shares:
+        most_each = self._settings.max_visitors_per_address
+        if self._siblings is None:
+            return Shares(most, most_each)
+        return SharedShares(most, most_each, self._siblings.board, kind)
+
+    def rate(self, kind: int) -> Rate:
+        most = self._settings.max_handshakes
+        return Rate(most) if self._siblings is None else SharedRate(most, self._siblings.board, kind)

@@ -16,7 +16,7 @@ from tunnel.core.request import Request
 _FAILED_IN_A_WAIT = frozenset({"timeout", "local_broken"})  #: what an agent says right behind the wait that it gives up
 
 
-def note_shares(request: Request, outcome: str) -> None:
+def note_times(request: Request, outcome: str) -> None:
     """Fill in what is known, now that the request has ended so."""
     stream = request.stream
     if stream is None or stream.told is None or outcome == "request_timeout":  # then the visitor was waited for

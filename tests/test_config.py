@@ -364,7 +364,7 @@ def test_secrets_from_files(tmp_path: pathlib.Path) -> None:
     "secret",
     [
         "tt_S3cr3tS3cr3tS3cr3t", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.S3cr3t/x", "S3cr3t", "S3cr3t" * 100,
-        "aB3/S3cr3t+S3cr3tS3cr3tS3cr3tS3cr3t/x==", "/tmp/tt_S3cr3t", "S3cr3t\x01", "S3cr3t with spaces",
+        "aB3/S3cr3t+S3cr3tS3cr3tS3cr3tS3cr3t/x==", "/run/tt_S3cr3t", "S3cr3t\x01", "S3cr3t with spaces",
     ],
 )  # fmt: skip
 def test_a_secret_in_the_place_of_its_file_is_not_shown(secret: str) -> None:

@@ -56,6 +56,20 @@ async def store(database_url: str, tmp_path: Path) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
+def asked(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the store is asked for: operations, in their order."""
+    operations: list[str] = []
+    query = store.query
+
+    async def noted(operation: str, work: Any, **more: Any) -> Any:
+        operations.append(operation)
+        return await query(operation, work, **more)
+
+    monkeypatch.setattr(store, "query", noted)
+    return operations
+
+
+@pytest.fixture
 async def sqlite_store(tmp_path: Path) -> AsyncIterator[Store]:
     store = Store("", tmp_path)
     await store.open()

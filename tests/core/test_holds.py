@@ -207,35 +207,21 @@ async def test_an_agents_names_are_claimed_together_or_not_at_all(
 
 
 async def test_what_an_agent_costs_the_store_does_not_grow_with_its_names(
-    accounts: Accounts, store: Store, ids: tuple[str, str]
+    accounts: Accounts, ids: tuple[str, str], asked: list[str]
 ) -> None:
     a, _ = ids
-    asked: list[str] = []
-    real = store.query
-
-    async def query(operation: str, work: Any, **more: Any) -> Any:
-        asked.append(operation)
-        return await real(operation, work, **more)
-
-    store.query = query  # type: ignore[method-assign]
     names = [f"name{number}" for number in range(100)]
+    asked.clear()
     await accounts.claim(names, a)
     await accounts.release(names, a)
     assert asked == ["name.claim", "name.release"]
 
 
 async def test_answers_are_cached_for_a_moment(
-    accounts: Accounts, store: Store, ids: tuple[str, str], ticks: Any
+    accounts: Accounts, ids: tuple[str, str], ticks: Any, asked: list[str]
 ) -> None:
     a, _ = ids
-    asked: list[str] = []
-    real = store.query
-
-    async def query(operation: str, work: Any, **more: Any) -> Any:
-        asked.append(operation)
-        return await real(operation, work, **more)
-
-    store.query = query  # type: ignore[method-assign]
+    asked.clear()
     for _ in range(10):
         assert await accounts.owner_of("api") is None
     assert asked == ["name.owner"]
